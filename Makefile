@@ -1,0 +1,63 @@
+# Everything runs inside .venv, which the first command that needs it creates.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Folder with data/ and checkpoints/ for the experiments on real CIFAR images; see README.
+SHARED ?= ../shared
+CIFAR := $(SHARED)/data/cifar10.tar.xz
+RESNET20 := $(SHARED)/checkpoints/resnet20-12fca82f.th
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart reproduce reproduce-cifar10-jpeg test lint format bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
+
+install: .venv/installed  ## create .venv with sstune in it
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+quickstart: .venv/installed  ## the main job on embedded digits: train, fine-tune, attack, table (minutes)
+	$(BIN)/sstune train experiment=quickstart
+	$(BIN)/sstune finetune -m experiment=quickstart rule=bp,usf,frsf,brsf
+	$(BIN)/sstune attack -m experiment=quickstart rule=bp,usf,frsf,brsf attack=fgsm,pgd
+	$(BIN)/sstune report runs/quickstart --out results/quickstart
+
+reproduce: quickstart  ## every experiment whose data is there; resumes, and skips what is done
+ifneq ($(wildcard $(CIFAR)),)
+	$(MAKE) reproduce-cifar10-jpeg
+else
+	@echo "left out: cifar10-jpeg, as $(CIFAR) is not there (make reproduce SHARED=FOLDER)"
+endif
+
+reproduce-cifar10-jpeg: .venv/installed  ## ResNet-20 checkpoint, one epoch of fine-tuning on cifar10-jpeg
+	$(BIN)/sstune finetune -m experiment=cifar10_jpeg dataset.root=$(CIFAR) init_from=$(RESNET20) \
+	    rule=bp,usf,frsf,brsf rule.scale=xavier,weight_rms
+	$(BIN)/sstune attack -m experiment=cifar10_jpeg dataset.root=$(CIFAR) attack=fgsm,pgd \
+	    'init_from=runs/cifar10-jpeg/finetune/*'
+	$(BIN)/sstune report runs/cifar10-jpeg --out results/cifar10-jpeg
+
+test: .venv/installed-dev  ## run the tests (2 processes, no GPU, no network)
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/installed-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev  ## let ruff rewrite
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed  ## step time and memory of each rule against bp
+	$(BIN)/python scripts/bench.py step
+
+clean:  ## remove .venv and caches; runs/ and results/ stay
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

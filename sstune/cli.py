@@ -1,0 +1,179 @@
+"""The one command line: ``sstune train | finetune | attack`` over Hydra, and ``sstune report``.
+
+A thin dispatcher; torch is imported only once a request has been found right. Exit status: 0 done, 1 failed
+while working, 2 the request was wrong, 130/143 stopped by a signal with the state saved.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from sstune import __version__
+from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
+
+_SUMMARY = {
+    "train": "train a network from scratch (backpropagation unless rule= says otherwise)",
+    "finetune": "fine-tune a network with a learning rule, from init_from=RUN_DIR|FILE",
+    "attack": "attack a network through the rule's gradient and through the exact one",
+    "report": "turn result rows into CSV and LaTeX tables and a figure",
+}
+
+_EXAMPLES = """\
+  sstune train                                        BP pre-training on the embedded digits
+  sstune finetune -m rule=bp,usf,frsf,brsf            fine-tune by four rules, from that run
+  sstune attack -m rule=bp,usf attack=fgsm,pgd        attack what they gave
+  sstune attack init_from=runs/finetune/RUN attack.eps=[2/255,8/255]
+  sstune report runs --out results/digits             tables and figure
+  sstune finetune --cfg job                           show the configuration, run nothing"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "-v" in arguments or os.environ.get("SSTUNE_DEBUG") == "1"
+    arguments = [argument for argument in arguments if argument != "-v"]
+    try:
+        return _dispatch(arguments)
+    except RequestError as error:
+        if verbose:
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            print(f"sstune: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sstune: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command == "--version":
+        print(f"sstune {__version__}")
+        return 0
+    if command in ("-m", "--multirun"):
+        raise RequestError(f"the command comes first: sstune COMMAND {' '.join(arguments)}")
+    if command == "report":
+        from sstune.commands import report
+
+        return report.run(rest)
+    if command not in COMMANDS:
+        raise RequestError(f"unknown command {command!r}, {nearest(command, _SUMMARY)}")
+    if {"-h", "--help"} & set(rest):
+        print(help_text())
+        return 0
+    return _run(command, rest)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    from sstune import composition
+    from sstune.runs import Locked
+    from sstune.schema import validate
+
+    arguments = _expand_runs(arguments)
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    for override in overrides:
+        if override.startswith("+"):
+            raise RequestError(f"{override}: keys cannot be added; to set one, write {override.lstrip('+')}")
+    try:
+        if {"-m", "--multirun"} & set(arguments):
+            composition.cells(command, overrides)
+            _hydra_main(command, arguments)
+        elif len(overrides) < len(arguments):
+            _hydra_main(command, arguments)
+        else:
+            config = composition.compose(command, overrides)
+            validate(config)
+            _execute(config, overrides)
+    except Locked as error:
+        print(f"sstune: {error}", file=sys.stderr)
+        return 1
+    except (RequestError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        print(f"sstune: failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _execute(config: RunConfig, overrides: Sequence[str]) -> None:
+    from sstune.commands import execute
+    from sstune.composition import asked
+
+    execute(config, asked(config.command, config, overrides))
+
+
+def _hydra_main(command: str, arguments: list[str]) -> None:
+    """Sweeps (``-m``) and Hydra's own questions (``--cfg job``) are Hydra's to answer."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from sstune import composition, schema
+
+    def task(config: DictConfig) -> None:
+        _execute(composition.typed(config, command), HydraConfig.get().overrides.task)
+
+    schema.register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are, instead of Hydra's exit status 1
+    program, sys.argv = sys.argv, [f"sstune {command}", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name=command)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(composition.explain(error, command)) from error
+    finally:
+        sys.argv = program
+
+
+def _expand_runs(arguments: list[str]) -> list[str]:
+    """``init_from=runs/finetune/*`` stands for the finished runs it matches, as a sweep."""
+    expanded = []
+    for argument in arguments:
+        key, _, pattern = argument.partition("=")
+        if key == "init_from" and glob.has_magic(pattern):
+            found = sorted(path for path in glob.glob(pattern) if (Path(path) / "result.json").exists())
+            if not found:
+                raise RequestError(f"init_from: {pattern} matches no finished run")
+            argument = f"init_from={','.join(found)}"
+        expanded.append(argument)
+    return expanded
+
+
+def help_text() -> str:
+    """Commands, config groups with their options, and examples."""
+    from sstune import composition
+
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in _SUMMARY.items())
+    groups = "\n".join(
+        f"  {group + '=':<12}{' | '.join(composition.options(group))}" for group in [*GROUPS, "experiment"]
+    )
+    return f"""\
+sstune {__version__}: fine-tune backprop-trained vision networks with sign-symmetry rules, and attack them
+
+usage: sstune COMMAND [-m] [KEY=VALUE ...]
+
+commands:
+{commands}
+
+groups:
+{groups}
+
+keys: epochs, batch_size, seed, device, precision, out, force, init_from, and GROUP.KEY; --cfg job shows all
+
+options:
+  -m          sweep: KEY=A,B,C runs one cell for each combination
+  --cfg job   show the composed configuration and stop
+  --version   print the version
+  -v          show the traceback of an error (also SSTUNE_DEBUG=1)
+
+examples:
+{_EXAMPLES}"""

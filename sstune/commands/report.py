@@ -1,0 +1,70 @@
+"""``sstune report``: rows in, tables and figures out."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sstune.schema import RequestError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the table of the rows asked for and, with ``--out``, write it; returns the exit status.
+
+    Raises:
+        RequestError: rows cannot be read, do not go together, or ``--out`` is not a directory.
+        SystemExit: 2 for a wrong command line, 0 after ``--help``.
+    """
+    asked = _parser().parse_args(argv)
+    if asked.out is not None and asked.out.exists() and not asked.out.is_dir():
+        raise RequestError(f"--out {asked.out}: is a file, expected a directory")
+    # pandas and matplotlib take a second to import: --help and a mistyped option need not wait
+    from sstune.report.rows import read_rows
+    from sstune.report.tables import to_text
+
+    rows = read_rows(asked.rows)
+    width = shutil.get_terminal_size((110, 24)).columns
+    print(to_text(rows, max(80, width)), end="")
+    if asked.out is not None:
+        written = _write(rows, asked.out)
+        print("\nwrote", *(f"  {path}" for path in written), sep="\n")
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="sstune report",
+        description="Print a table of finished runs; with --out also write CSV, LaTeX, figures and the rows.",
+    )
+    parser.add_argument(
+        "rows",
+        metavar="ROWS",
+        nargs="*",
+        default=["runs"],
+        help="run directories, directories of runs, or rows.jsonl files (default: runs)",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write, e.g. results/NAME")
+    return parser
+
+
+def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
+    from sstune.report.figures import accuracy_against_eps
+    from sstune.report.rows import write_rows
+    from sstune.report.tables import table, to_csv, to_latex, wide
+    from sstune.runs import write_text
+
+    out.mkdir(parents=True, exist_ok=True)
+    texts = {"table.csv": to_csv(table(rows)), "wide.csv": to_csv(wide(rows)), "table.tex": to_latex(rows)}
+    for name, text in texts.items():
+        write_text(out / name, text)
+    write_rows(rows, out / "rows.jsonl")
+    figures = accuracy_against_eps(rows, out / "accuracy")
+    return [*(out / name for name in texts), *figures, out / "rows.jsonl"]

@@ -1,0 +1,83 @@
+"""What a run starts from: another run, a third-party file, or what another command makes by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from sstune import rules
+from sstune.backbones import Network, load_third_party
+from sstune.composition import compose, restore
+from sstune.runs import file_digest, read_result
+from sstune.schema import FinetuneConfig, RequestError, RunConfig
+
+MODEL = "model.pt"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights to start from, and where they came from.
+
+    ``config`` is that of the run that made them, None for a third-party file. ``lineage`` lists all
+    ancestors, oldest first.
+    """
+
+    path: Path
+    lineage: list[dict[str, Any]]
+    config: RunConfig | None
+
+    def load_weights(self, network: Network) -> list[str]:
+        """Load forward weights only, into a network not yet converted; notes on what was replaced."""
+        return load_third_party(network, self.path)
+
+    def load_feedback(self, network: Network) -> None:
+        """Load the feedback that the run was trained with, into a network converted by the same rule."""
+        feedback = torch.load(self.path, map_location="cpu", weights_only=True).get("feedback", {})
+        network.backbone.load_state_dict({**rules.plain_state_dict(network.backbone), **feedback})
+
+
+def open_source(path: Path) -> Source:
+    """A finished run's directory, or a checkpoint file.
+
+    Raises:
+        RequestError: the directory is not a finished run.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        return Source(path, [{"file": path.name, "sha256": file_digest(path)}], None)
+    row = read_result(path)
+    if row is None or not (path / MODEL).exists():
+        raise RequestError(f"init_from: {path} is not a finished train or finetune run")
+    config = restore(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    ancestor = {key: row[key] for key in ("command", "identity", "config")}
+    return Source(path / MODEL, [*row["lineage"], ancestor], config)
+
+
+def inherit(config: RunConfig, source: Source, asked: set[str], sections: tuple[str, ...]) -> RunConfig:
+    """``config`` with the ``sections`` of the source's run that the command line does not ask for itself."""
+    if source.config is None:
+        return config
+    taken = {name: getattr(source.config, name) for name in sections if name not in asked}
+    if source.config.backbone != taken.get("backbone", config.backbone):
+        raise RequestError(
+            f"backbone: the weights of {source.path.parent} are a {source.config.backbone.name}'s, "
+            f"leave backbone= away"
+        )
+    return replace(config, **taken)
+
+
+def default_parent(config: RunConfig) -> RunConfig:
+    """The run that a command without ``init_from`` starts from.
+
+    ``finetune``: what ``sstune train`` makes of the same backbone, dataset, task and seed. ``attack``: what
+    ``sstune finetune`` makes of the same configuration.
+    """
+    shared = ("backbone", "dataset", "task", "seed", "device", "threads", "out")
+    if config.command == "finetune":
+        return replace(compose("train"), **{name: getattr(config, name) for name in shared})
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    return FinetuneConfig(**{**values, "command": "finetune", "force": False})

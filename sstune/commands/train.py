@@ -1,0 +1,115 @@
+"""``sstune train``: a network from scratch, by backpropagation unless the rule says otherwise."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sstune import backbones, datasets, rules, tasks, training
+from sstune.commands.execution import once
+from sstune.commands.source import MODEL, Source
+from sstune.interrupt import StopFlag
+from sstune.runs import Run, atomic_write, write_text
+from sstune.schema import RunConfig
+
+
+def train(config: RunConfig, asked: set[str]) -> Run:
+    """Train from random or hub weights."""
+    run = Run(config, lineage=[], data=datasets.fingerprint(config.dataset))
+    once(run, lambda run, device, stop: learn(run, None, device, stop))
+    return run
+
+
+def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+    """Train ``run``'s network from ``source``'s weights; the epoch is chosen on validation.
+
+    Returns what the row holds: accuracy on validation and, measured once, on test.
+    """
+    config = run.config
+    torch.manual_seed(config.seed)
+    data = datasets.load(config.dataset, config.seed)
+    task = tasks.build(config.task, data.n_classes)
+    network = backbones.build(
+        config.backbone, data.channels, task.outputs, config.dataset.mean, config.dataset.std
+    )
+    notes = network.notes + (source.load_weights(network) if source else [])
+    conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases)
+    for note in [*notes, f"{config.rule.name}: {conversion}"]:
+        print(f"  {note}", flush=True)
+
+    network.to(device).to(memory_format=torch.channels_last)
+    optimizer = training.build_optimizer(config.optimizer, network.parameters())
+    loader = datasets.Loader(
+        data.train,
+        config.batch_size,
+        device,
+        config.seed,
+        crop_padding=config.dataset.crop_padding,
+        flip=config.dataset.flip,
+    )
+    checkpoint = run.directory / "checkpoint.pt"
+
+    def save(progress: training.Progress) -> None:
+        training.save(checkpoint, run.identity, progress, network, optimizer)
+        write_history(run.directory, progress)
+
+    progress = training.load(checkpoint, run.identity, network, optimizer) or training.Progress()
+    if progress.epoch or progress.step:
+        print(f"  resuming in epoch {progress.epoch + 1} at step {progress.step}", flush=True)
+    training.Trainer(config, network, task, loader, data.val, optimizer, device, save, stop).fit(progress)
+
+    network.load_state_dict(progress.best["network"])
+    write_model(run.directory / MODEL, network)
+    test = tasks.evaluate(network, task, data.test, device)
+    print(f"  epoch {progress.best['epoch']}, test {test.n_correct}/{len(data.test)} right", flush=True)
+    return {
+        "n_classes": data.n_classes,
+        "measurements": [
+            measurement("val", len(data.val), progress.best["val_correct"]),
+            measurement("test", len(data.test), test.n_correct),
+        ],
+        "epoch": progress.best["epoch"],
+        "seconds": progress.seconds,
+        "precision": str(config.precision),
+        "notes": notes,
+        "layers": asdict(conversion),
+        "datasets": {
+            name: {"n": len(split), "digest": split.digest}
+            for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+        },
+    }
+
+
+def measurement(split: str, n: int, correct: int, **attack: Any) -> dict[str, Any]:
+    """One counted figure of a row; without an attack, clean accuracy."""
+    none = {"attack": None, "gradient": None, "eps": None}
+    return {"split": split, "n": n, "correct": correct, **none, **attack}
+
+
+def write_model(path: Path, network: backbones.Network) -> None:
+    """The chosen weights under the backbone's plain names, for anyone to load, and the feedback apart."""
+    state = {name: _contiguous(value) for name, value in network.backbone.state_dict().items()}
+    plain = rules.plain_state_dict(network.backbone)
+    feedback = {name: value for name, value in state.items() if name not in plain}
+    with atomic_write(path) as temporary:
+        torch.save({"state_dict": {name: state[name] for name in plain}, "feedback": feedback}, temporary)
+
+
+def _contiguous(value: Any) -> Any:
+    return value.detach().cpu().contiguous() if isinstance(value, torch.Tensor) else value
+
+
+def write_history(directory: Path, progress: training.Progress) -> None:
+    """``history.csv``, a line per epoch, and ``alignment.csv``, a line per epoch and layer."""
+    for name, entries in (("history", progress.history), ("alignment", progress.alignment)):
+        if entries:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, fieldnames=list(entries[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(entries)
+            write_text(directory / f"{name}.csv", text.getvalue())

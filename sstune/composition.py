@@ -1,0 +1,164 @@
+"""From command-line overrides to a typed configuration, and from Hydra's errors to one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sstune import schema
+from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest, validate
+
+_PACKAGE = Path(__file__).resolve().parent
+# Installed, conf/ lies inside the package; in a checkout, beside it.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
+
+def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that ``sstune <command> <overrides>`` stands for, not yet validated.
+
+    Raises:
+        RequestError: it does not compose; one line with file or key and the nearest right spelling.
+    """
+    schema.register()
+    initialised = GlobalHydra.instance().is_initialized()
+    context = nullcontext() if initialised else hydra.initialize_config_dir(str(CONF), version_base="1.3")
+    try:
+        with context:
+            return typed(hydra.compose(command, list(overrides)), command)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(explain(error, command)) from error
+
+
+def typed(config: DictConfig, command: str) -> RunConfig:
+    """A composed configuration as plain dataclasses; absent values stay the string ``???``."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise RequestError("\n".join(f"{key}: must be given, e.g. {key}=…" for key in missing))
+    result = OmegaConf.to_object(config)
+    if not isinstance(result, COMMANDS[command]):
+        raise RequestError(f"conf/{command}.yaml: the defaults must begin with schema/{command}")
+    return result
+
+
+def cells(command: str, overrides: Sequence[str]) -> list[RunConfig]:
+    """Every configuration of a sweep, composed and validated before the first is run.
+
+    Raises:
+        RequestError: naming the cell and what is wrong with it.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise RequestError(explain(error, command)) from error
+    schema.register()
+    composed = []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for cell in batch:
+            config = compose(command, cell)
+            try:
+                validate(config)
+            except RequestError as error:
+                raise RequestError(f"{error} (in the cell {' '.join(cell)})") from error
+            composed.append(config)
+    return composed
+
+
+def asked(command: str, config: RunConfig, overrides: Sequence[str]) -> set[str]:
+    """Top-level keys that a command line asks for: named on it, or changed by an experiment's preset."""
+    named = {re.split(r"[.=@]", override.lstrip("+~"))[0] for override in overrides}
+    default = compose(command)
+    changed = {
+        item.name for item in fields(config) if getattr(config, item.name) != getattr(default, item.name)
+    }
+    return named | changed
+
+
+def known_keys() -> set[str]:
+    """Every key that some configuration has, dotted."""
+    keys = {item.name for item in fields(RunConfig)} | {"experiment"}
+    for group, options in GROUPS.items():
+        for option in options.values():
+            keys |= {f"{group}.{item.name}" for item in fields(option)}
+    return keys
+
+
+def options(group: str) -> list[str]:
+    """Names of a config group's options."""
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def restore(values: dict[str, Any]) -> RunConfig:
+    """A configuration from the plain values of a run's ``config.yaml``.
+
+    The dataclass of each group is the one with just those fields.
+
+    Raises:
+        RequestError: the values fit no schema of this version.
+    """
+    command = COMMANDS.get(str(values.get("command")))
+    if command is None:
+        raise RequestError(f"command: {values.get('command')!r} is none of {', '.join(COMMANDS)}")
+    root = OmegaConf.structured(command)
+    for group, choices in GROUPS.items():
+        section = values.get(group)
+        names = set(section) if isinstance(section, dict) else set()
+        for option in choices.values():
+            if {item.name for item in fields(option)} == names:
+                root[group] = OmegaConf.merge(OmegaConf.structured(option), section)
+                break
+        else:
+            raise RequestError(f"{group}: {sorted(names)} are the keys of no {group} of this version")
+    try:
+        rest = {key: value for key, value in values.items() if key not in GROUPS}
+        merged = OmegaConf.merge(root, rest)
+        assert isinstance(merged, DictConfig)
+        return typed(merged, values["command"])
+    except OmegaConfBaseException as error:
+        raise RequestError(str(error).splitlines()[0]) from error
+
+
+def explain(error: BaseException, command: str) -> str:
+    """Hydra's or OmegaConf's error in one line: file or key, what was expected, the nearest spelling."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as KEY=VALUE ({str(error).splitlines()[0]})"
+    messages = [str(link) for link in _chain(error)]
+    text = "\n".join(messages)
+    where = re.search(r"In '((?:experiment|local)/[^']+)'", text)
+    prefix = f"conf/{where[1]}.yaml: " if where else ""
+
+    option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if option and option[1] in [*GROUPS, "experiment"]:
+        return f"{prefix}{option[1]}: there is no {option[2]!r}, {nearest(option[2], options(option[1]))}"
+    sweep = re.search(r"Ambiguous value for argument '([^']+)'", text)
+    if sweep:
+        return f"{sweep[1]}: several values need -m: sstune {command} -m {sweep[1]}"
+    key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
+    if key and re.search(r"Key '[^']*' (?:is )?not in|is not in struct|Could not override", text):
+        if key[1] in known_keys():
+            return f"{prefix}{key[1]}: the chosen {key[1].partition('.')[0]} has no such key"
+        return f"{prefix}{key[1]}: no such key, {nearest(key[1], known_keys())}"
+    if key:
+        stated = next(message for message in messages if "full_key" in message)
+        return f"{prefix}{key[1]}: {stated.splitlines()[0]}"
+    return prefix + next(line for line in text.splitlines() if line.strip())
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,131 @@
+"""The datasets one can name: digits (embedded), cifar10 (downloaded) and folder (one's own)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sstune.datasets.folder import load_folder
+from sstune.datasets.splits import Split, Splits, nearest_first, split_off
+from sstune.schema import Cifar10Config, DatasetConfig, DigitsConfig, FolderConfig, RequestError
+
+Source = Callable[[Any], Splits]
+
+_SOURCES: dict[str, Source] = {}
+
+
+def source(name: str) -> Callable[[Source], Source]:
+    """Register a function from a dataset's configuration to its :class:`Splits` under ``dataset.name``.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(function: Source) -> Source:
+        if name in _SOURCES:
+            raise ValueError(f"dataset {name!r} is registered twice")
+        _SOURCES[name] = function
+        return function
+
+    return register
+
+
+def load(config: DatasetConfig, seed: int) -> Splits:
+    """The splits of the configured dataset; the same for every ``seed``.
+
+    ``seed`` is the run's and, deliberately, decides nothing here: see ``SPLIT_SEED`` in
+    :mod:`sstune.datasets.splits`.
+
+    Raises:
+        RequestError: an unknown dataset, or one that cannot be read.
+    """
+    if config.name not in _SOURCES:
+        known = ", ".join(nearest_first(config.name, _SOURCES))
+        raise RequestError(f"dataset.name: {config.name!r} is unknown; there are: {known}")
+    return _SOURCES[config.name](config)
+
+
+@source("digits")
+def digits(config: DigitsConfig) -> Splits:
+    """scikit-learn's handwritten digits: 1,797 grey 8x8 images, whose values 0..16 are spread over 0..255."""
+    from sklearn.datasets import load_digits  # slow to import, and needed here only
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * 255 / 16).astype(np.uint8)[:, None]
+    whole = Split(torch.from_numpy(images), torch.from_numpy(bunch.target.astype(np.int64)))
+    rest, test = split_off(whole, config.test_fraction, "dataset.test_fraction")
+    train, val = split_off(rest, config.val_fraction, "dataset.val_fraction")
+    return Splits(train, val, test, [str(name) for name in bunch.target_names])
+
+
+@source("cifar10")
+def cifar10(config: Cifar10Config) -> Splits:
+    """CIFAR-10 by torchvision, which checks every file's md5; validation images are split off train."""
+    root = Path(config.root).expanduser()
+    found = _open_cifar10(root)
+    if found is None:
+        _install_cifar10(root, config.download)
+        found = _open_cifar10(root)
+    if found is None:
+        raise RequestError(f"dataset.root: the CIFAR-10 files in {root} changed while they were read")
+    train, test = (
+        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in found
+    )
+    train, val = split_off(train, config.val_fraction, "dataset.val_fraction")
+    return Splits(train, val, test, list(found[0].classes))
+
+
+def _open_cifar10(root: Path) -> tuple[Any, Any] | None:
+    """torchvision's train and test data sets; None where files are absent or differ from their md5."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        return CIFAR10(root, train=True), CIFAR10(root, train=False)
+    except RuntimeError:
+        return None
+
+
+def _install_cifar10(root: Path, download: bool) -> None:
+    """Unpack the archive that lies in ``root``, or else download it; ``root`` gets all of it or nothing.
+
+    Raises:
+        RequestError: neither is possible; says which file to put where.
+    """
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    archive, target = root / CIFAR10.filename, root / CIFAR10.base_folder
+    at_hand = check_integrity(archive, CIFAR10.tgz_md5)
+    reason = "dataset.download=false"
+    if at_hand or download:
+        existing = next(folder for folder in (root, *root.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryDirectory(dir=existing, prefix=".cifar10-") as stage:
+                if at_hand:
+                    extract_archive(archive, stage)
+                else:
+                    CIFAR10(stage, download=True)
+                root.mkdir(parents=True, exist_ok=True)
+                if target.exists():  # damaged, and in the way
+                    target.rename(Path(stage) / "damaged")
+                (Path(stage) / CIFAR10.base_folder).rename(target)
+                return
+        except (OSError, RuntimeError, HTTPException) as error:
+            reason = " ".join(str(error).split())
+    raise RequestError(
+        f"dataset.root: CIFAR-10 is not in {root} and was not downloaded ({reason}); put {CIFAR10.filename}"
+        f" (from {CIFAR10.url}, md5 {CIFAR10.tgz_md5}) into {root}"
+    )
+
+
+@source("folder")
+def folder(config: FolderConfig) -> Splits:
+    """One's own images; see :func:`sstune.datasets.folder.load_folder`."""
+    return load_folder(config)

@@ -1,0 +1,44 @@
+"""SIGTERM and SIGINT as a flag, so that work stops where its state can be saved."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(SystemExit):
+    """Work was stopped by a signal with its state saved; exit status 128 + signal (143, 130)."""
+
+
+class StopFlag:
+    """Remembers the first signal; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def stop(self) -> Stopped:
+        """The exception to raise once the state is saved."""
+        assert self.signal is not None
+        return Stopped(128 + self.signal)
+
+
+@contextmanager
+def stop_flag() -> Iterator[StopFlag]:
+    """Inside, SIGTERM and SIGINT set the flag that is yielded."""
+    flag = StopFlag()
+    before = {number: signal.signal(number, flag.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Rows -> CSV, LaTeX, text and figures. Reads result rows only: no configuration files, no torch."""

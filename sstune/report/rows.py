@@ -1,0 +1,143 @@
+"""Rows: one JSON object per finished run, read from run directories, kept beside the tables made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sstune.runs import SCHEMA_VERSION, write_text
+from sstune.schema import RequestError, parse_eps
+
+Row = dict[str, Any]
+
+# dotted key -> type: what every table needs from a row
+_NEEDED: dict[str, type] = {
+    "identity": str,
+    "command": str,
+    "config.backbone.name": str,
+    "config.dataset.label": str,
+    "config.rule.name": str,
+    "config.seed": int,
+    "lineage": list,
+    "n_classes": int,
+    "measurements": list,
+}
+_ANCESTORS = ({"command", "config"}, {"file", "sha256"})
+_COUNTED = ("split", "attack", "gradient", "eps", "n", "correct")
+
+
+def read_rows(paths: Iterable[str | Path]) -> list[Row]:
+    """Every row found under ``paths``, each run once, in an order that does not depend on ``paths``.
+
+    A path is a run directory, a directory searched through for ``result.json``, a ``result.json`` itself, or
+    a ``rows.jsonl`` with one row a line.
+
+    Raises:
+        RequestError: a file is no row of this schema version, one run has two results, or nothing was found.
+    """
+    places = [Path(path).expanduser() for path in paths]
+    rows = [row for place in places for source in _sources(place) for row in _read(source)]
+    if not rows:
+        shown = ", ".join(map(str, places)) or "no path"
+        raise RequestError(f"{shown}: no result.json found (tables already made: name their rows.jsonl)")
+    return unique(rows)
+
+
+def write_rows(rows: Iterable[Row], path: str | Path) -> None:
+    """Write ``rows.jsonl``: one row a line, keys sorted, stable order."""
+    write_text(Path(path), "".join(f"{_canonical(row)}\n" for row in unique(rows)))
+
+
+def unique(rows: Iterable[Row]) -> list[Row]:
+    """Each identity once, sorted by what a reader looks for, whatever the order they came in.
+
+    Raises:
+        RequestError: two rows of one identity counted differently.
+    """
+    kept: dict[str, Row] = {}
+    for row in sorted(rows, key=_canonical):
+        other = kept.setdefault(row["identity"], row)
+        if _counts(other) != _counts(row):
+            raise RequestError(
+                f"run {row['identity'][:12]} appears twice with different counts; keep one of them"
+            )
+    return sorted(kept.values(), key=_order)
+
+
+def _sources(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise RequestError(f"{path}: does not exist (a run directory, a directory of runs, or a rows.jsonl)")
+    own = path / "result.json"
+    return [own] if own.is_file() else sorted(path.rglob("result.json"))
+
+
+def _read(source: Path) -> Iterator[Row]:
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{source}: cannot be read ({error})") from None
+    many = source.suffix == ".jsonl"
+    for number, line in enumerate(text.split("\n") if many else [text], start=1):
+        if many and not line.strip():
+            continue
+        where = f"{source}:{number}" if many else str(source)
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RequestError(f"{where}: expected one JSON row ({error})") from None
+        problem = _problem(row)
+        if problem:
+            raise RequestError(f"{where}: {problem}")
+        yield row
+
+
+def _problem(row: Any) -> str | None:
+    """Why ``row`` cannot be used, or None."""
+    if not isinstance(row, dict) or "schema_version" not in row:
+        return "not a result row of sstune (no schema_version)"
+    if row["schema_version"] != SCHEMA_VERSION:
+        return f"schema_version is {row['schema_version']!r}, expected {SCHEMA_VERSION}"
+    for key, kind in _NEEDED.items():
+        value: Any = row
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            return f"{key}: expected {kind.__name__}, found {value!r}"
+    for ancestor in row["lineage"]:
+        if not any(needed <= ancestor.keys() for needed in _ANCESTORS):
+            return "lineage: expected a run's command and config or a file's name and sha256"
+    return next(filter(None, map(_measurement_problem, row["measurements"])), None)
+
+
+def _measurement_problem(measurement: Any) -> str | None:
+    try:
+        _, attack, _, eps, n, correct = (measurement[key] for key in _COUNTED)
+        if not (isinstance(n, int) and isinstance(correct, int) and 0 <= correct <= n and n > 0):
+            return f"measurements: {correct!r} correct of {n!r} are no counts"
+        if (attack is None) != (eps is None):
+            return "measurements: an attack needs an eps, and a clean measurement has none"
+        if eps is not None:
+            parse_eps(eps)
+    except (KeyError, TypeError):
+        return f"measurements: expected each to hold {', '.join(_COUNTED)}"
+    except ValueError as error:
+        return f"measurements: eps {error}"
+    return None
+
+
+def _canonical(row: Row) -> str:
+    return json.dumps(row, sort_keys=True, ensure_ascii=False)
+
+
+def _counts(row: Row) -> list[str]:
+    return sorted(json.dumps([measurement[key] for key in _COUNTED]) for measurement in row["measurements"])
+
+
+def _order(row: Row) -> tuple[str, str, str, str, int, str]:
+    config = row["config"]
+    labels = config["backbone"]["name"], config["dataset"]["label"], config["rule"]["name"]
+    return *labels, row["command"], config["seed"], row["identity"]

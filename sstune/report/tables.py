@@ -1,0 +1,238 @@
+"""Tables from rows: long and wide frames, as CSV, LaTeX and text. The order rows come in never shows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sstune.report.measurements import (
+    ATTACKS,
+    CELL,
+    LABELS,
+    LINE,
+    cell_order,
+    frame,
+    joined,
+    measurements,
+    rank,
+)
+from sstune.report.rows import Row
+
+__all__ = ["lines", "measurements", "table", "to_csv", "to_latex", "to_text", "wide"]
+
+LONG = [*LINE, "attack", "gradient", "eps", "seeds", "n", "mean", "std"]
+MISSING = "--"
+GAP = "  "
+GRADIENT_NOTES = {
+    "rule": "rule: attacked through the rule's own backward pass",
+    "exact": "exact: through the true gradient of the same weights",
+}
+
+
+def table(rows: Iterable[Row]) -> pd.DataFrame:
+    """The long table, columns :data:`LONG`: mean and sample std over seeds in [0, 1]; one seed has no std."""
+    return _over_seeds(frame(rows), [*LINE, *CELL, "n"])[LONG]
+
+
+def lines(rows: Iterable[Row]) -> pd.DataFrame:
+    """The long table with every line complete, plus ``eps_value``.
+
+    Where an attack was run in two ways, say with 10 and with 20 steps, its net has a line for each; what does
+    not depend on that choice, such as the clean accuracy, is repeated in both.
+    """
+    net = [*LABELS, "model_variant"]
+    cells = _over_seeds(frame(rows), [*net, "attack_variant", *CELL, "eps_value", "n"])
+    parts = []
+    for _, own in cells.groupby(net, sort=False):
+        for choice in own["attack_variant"].unique():
+            if choice or not own["attack_variant"].any():
+                part = own[own["attack_variant"].isin(["", choice])]
+                parts.append(part.assign(variant=joined(part["model_variant"].iloc[0], choice)))
+    return pd.concat(parts, ignore_index=True)[[*LONG, "eps_value"]]
+
+
+def wide(rows: Iterable[Row]) -> pd.DataFrame:
+    """Mean accuracy in [0, 1]: index :data:`LINE`, columns (attack, eps, gradient), NaN where not measured.
+
+    Of several sample sizes for one cell (clean: the whole test set, and the attacked part of it) the largest.
+    """
+    return _pivot(_largest(lines(rows)), "mean")
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """A long or wide table as CSV: fractions with six decimals, empty where missing."""
+    if isinstance(frame.columns, pd.MultiIndex):
+        frame = frame.set_axis([joined(*column) for column in frame.columns], axis=1).reset_index()
+    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+
+
+def to_latex(rows: Iterable[Row]) -> str:
+    """The wide table in percent as a ``tabular``; needs booktabs and nothing else."""
+    layout = _layout(rows, r" $\pm$ ")
+    first = len(layout.labels)
+    out = [f"% {note}" for note in [layout.heading, *layout.notes] if note]
+    out += [rf"\begin{{tabular}}{{{'l' * first}{'r' * len(layout.columns)}}}", r"\toprule"]
+    for level in layout.levels():
+        texts, rules = [""] * first, []
+        for start, stop, name in layout.spans(level):
+            texts.append(rf"\multicolumn{{{stop - start}}}{{c}}{{{_escape(name)}}}" if name else "")
+            if name:
+                rules.append(rf"\cmidrule(lr){{{first + start + 1}-{first + stop}}}")
+        out += [_latex_line(texts), " ".join(rules)]
+    out += [_latex_line(map(_escape, [*layout.labels, *layout.names()])), r"\midrule"]
+    out += [_latex_line([*map(_escape, labels), *cells]) for labels, cells in layout.body]
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def to_text(rows: Iterable[Row], width: int = 110) -> str:
+    """The wide table in percent for a terminal; columns beyond ``width`` continue in a further block."""
+    layout = _layout(rows, "±")
+    blocks = ["\n".join(_text_block(layout, columns)) for columns in _fitting(layout, width)]
+    notes = "\n".join(textwrap.fill(note, width) for note in layout.notes)
+    return "\n\n".join([*filter(None, [layout.heading]), *blocks, notes]) + "\n"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A wide table as texts. ``labels`` are the line columns in which lines differ, and rule; the other ones
+    are said once, in ``heading``."""
+
+    heading: str
+    labels: list[str]
+    columns: list[tuple[str, str, str]]
+    body: list[tuple[list[str], list[str]]]
+    notes: list[str]
+
+    def levels(self) -> list[int]:
+        """Header levels above the last one: 0 attack, 1 eps; none if all is clean."""
+        return [0, 1] if any(eps for _, eps, _ in self.columns) else []
+
+    def spans(self, level: int, columns: Sequence[int] | None = None) -> Iterator[tuple[int, int, str]]:
+        """Neighbouring columns of one attack (level 1: and eps): start, stop, name; clean stays unnamed."""
+        chosen = [self.columns[index] for index in (range(len(self.columns)) if columns is None else columns)]
+        start = 0
+        for key, group in itertools.groupby(chosen, lambda column: column[: level + 1]):
+            stop = start + len(list(group))
+            yield start, stop, "" if key[0] == "clean" else key[level]
+            start = stop
+
+    def names(self) -> list[str]:
+        """The last header level."""
+        return ["clean" if attack == "clean" else gradient for attack, _, gradient in self.columns]
+
+
+def _layout(rows: Iterable[Row], plus_minus: str) -> _Layout:
+    cells = _largest(lines(rows))
+    texts = [
+        f"{100 * mean:.1f}" + (f"{plus_minus}{100 * std:.1f}" if seeds > 1 else "")
+        for mean, std, seeds in zip(cells["mean"], cells["std"], cells["seeds"], strict=True)
+    ]
+    grid = _pivot(cells.assign(text=texts), "text").fillna(MISSING)
+    varying = [key for key in LINE if key == "rule" or cells[key].nunique() > 1]
+    shared = [f"{key} {cells[key].iloc[0]}" for key in LINE if key not in varying and cells[key].iloc[0]]
+    labels = grid.index.to_frame()[varying].to_numpy().tolist()
+    values = grid.to_numpy().tolist()
+    return _Layout(
+        heading=", ".join(shared),
+        labels=varying,
+        columns=list(grid.columns.to_frame().itertuples(index=False, name=None)),
+        body=list(zip(labels, values, strict=True)),
+        notes=_notes(cells, any(MISSING in line for line in values)),
+    )
+
+
+def _notes(cells: pd.DataFrame, missing: bool) -> list[str]:
+    spread = " (mean and sample std over seeds)" if (cells["seeds"] > 1).any() else ""
+    counts = f"accuracy in %{spread}; n = {_per_attack(cells, 'n')}; seeds = {_per_attack(cells, 'seeds')}"
+    words = [note for gradient, note in GRADIENT_NOTES.items() if (cells["gradient"] == gradient).any()]
+    return [counts, *filter(None, ["; ".join([*words, *([f"{MISSING}: not measured"] if missing else [])])])]
+
+
+def _per_attack(cells: pd.DataFrame, column: str) -> str:
+    """``"10000 (clean), 1000 (fgsm, pgd)"``, or one number where all agree."""
+    attacks: dict[str, list[str]] = {}
+    for attack in sorted(cells["attack"].unique(), key=lambda name: rank(name, ATTACKS)):
+        low, high = cells.loc[cells["attack"] == attack, column].agg(["min", "max"])
+        attacks.setdefault(f"{low}" if low == high else f"{low} to {high}", []).append(attack)
+    if len(attacks) == 1:
+        return next(iter(attacks))
+    return ", ".join(f"{value} ({', '.join(names)})" for value, names in attacks.items())
+
+
+def _over_seeds(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    found = frame.groupby(keys, sort=False, dropna=False)["accuracy"].agg(["size", "mean", "std"])
+    return found.rename(columns={"size": "seeds"}).reset_index()
+
+
+def _largest(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells.sort_values("n", kind="stable").drop_duplicates([*LINE, *CELL], keep="last").sort_index()
+
+
+def _pivot(cells: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Lines in their order; columns in theirs, which no single line need show in full."""
+    records = sorted(cells.to_dict("records"), key=cell_order)
+    columns = pd.MultiIndex.from_frame(pd.DataFrame(records)[CELL].drop_duplicates())
+    index = pd.MultiIndex.from_frame(cells[LINE].drop_duplicates())
+    return cells.set_index([*LINE, *CELL])[value].unstack(CELL).reindex(index=index, columns=columns)
+
+
+def _latex_line(texts: Iterable[str]) -> str:
+    return " & ".join(texts) + r" \\"
+
+
+def _escape(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return re.sub(r"[\\~^_%&#${}]", lambda match: special.get(match[0], "\\" + match[0]), text)
+
+
+def _fitting(layout: _Layout, width: int) -> list[list[int]]:
+    """Column numbers in blocks no wider than ``width``. An attack moves to the next block as a whole if it
+    can, and one eps is never split."""
+
+    def fits(columns: list[int]) -> bool:
+        return max(map(len, _text_block(layout, columns))) <= width
+
+    blocks: list[list[int]] = [[]]
+    for start, stop, _ in layout.spans(0):
+        whole = list(range(start, stop))
+        if blocks[-1] and not fits(blocks[-1] + whole) and fits(whole):
+            blocks.append([])
+        for first, last, _ in layout.spans(1, whole):
+            part = whole[first:last]
+            if blocks[-1] and not fits(blocks[-1] + part):
+                blocks.append([])
+            blocks[-1] += part
+    return blocks
+
+
+def _text_block(layout: _Layout, columns: Sequence[int]) -> list[str]:
+    """The line labels and the given columns, aligned, under grouped headers."""
+    names = layout.names()
+    left = [
+        max(map(len, texts))
+        for texts in zip(layout.labels, *(labels for labels, _ in layout.body), strict=True)
+    ]
+    right = [max(len(names[index]), *(len(cells[index]) for _, cells in layout.body)) for index in columns]
+    for level in reversed(layout.levels()):
+        for start, stop, name in layout.spans(level, columns):
+            right[stop - 1] += max(0, len(name) + 2 - _span(right[start:stop]))
+    out = []
+    for level in layout.levels():
+        groups = [" " * _span(left)]
+        for start, stop, name in layout.spans(level, columns):
+            groups.append(f" {name} ".center(_span(right[start:stop]), "─" if name else " "))
+        out.append(GAP.join(groups))
+    for labels, cells in [(layout.labels, names), *layout.body]:
+        texts = [text.ljust(size) for text, size in zip(labels, left, strict=True)]
+        texts += [cells[index].rjust(size) for index, size in zip(columns, right, strict=True)]
+        out.append(GAP.join(texts))
+    return [line.rstrip() for line in out if line.strip()]
+
+
+def _span(sizes: Sequence[int]) -> int:
+    return sum(sizes) + len(GAP) * (len(sizes) - 1)

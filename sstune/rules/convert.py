@@ -1,0 +1,145 @@
+"""Turn a network's layers into feedback layers, in place, and back to exact derivatives for a while."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from sstune.rules.feedback import FEEDBACKS
+from sstune.rules.layers import CONVERTED, FeedbackLayer
+from sstune.schema import RequestError, RuleConfig, nearest
+
+# Reads its projections' weights without calling the layers that own them: converting those would do nothing.
+_OPAQUE = (nn.MultiheadAttention,)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    ``feedback`` names the layers that now use feedback, ``exact`` the other modules with parameters, which
+    keep their exact derivative; each with its class.
+    """
+
+    feedback: dict[str, str]
+    exact: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"feedback in {_counted(self.feedback)}; exact derivatives in {_counted(self.exact)}"
+
+
+def convert(
+    model: nn.Module, rule: RuleConfig, seed: int, aliases: dict[str, str] | None = None
+) -> Conversion:
+    """Give the layers that ``rule`` selects its feedback; parameters stay the same objects.
+
+    Args:
+        model: any network; converted layers change their class in place, so hooks, shared modules and
+            optimisers that hold the parameters stay valid.
+        rule: which rule, scale and layers (glob patterns on module names).
+        seed: of the run; draws are keyed by (seed, layer name).
+        aliases: names that patterns may use for modules, e.g. ``{"head": "fc", "stem": "conv1"}``.
+
+    Raises:
+        RequestError: a pattern matches nothing, or names a layer that cannot be converted.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    if rule.name == "bp":
+        return Conversion({}, _with_parameters(modules))
+    feedback = FEEDBACKS[rule.name]
+    selected = _select(modules, rule, aliases or {})
+    converted = {}
+    for name in selected:
+        layer = modules[name]
+        converted[name] = type(layer).__name__
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        layer.__class__ = CONVERTED[type(layer)]
+        layer.feedback = feedback(weight, rule, seed, name)
+    rest = {name: module for name, module in modules.items() if name not in selected}
+    return Conversion(converted, _with_parameters(rest))
+
+
+def _with_parameters(modules: dict[str, nn.Module]) -> dict[str, str]:
+    return {
+        name: type(module).__name__
+        for name, module in modules.items()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+
+
+def _counted(modules: dict[str, str]) -> str:
+    counts = Counter(modules.values())
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "no layer"
+
+
+def _select(modules: dict[str, nn.Module], rule: RuleConfig, aliases: dict[str, str]) -> list[str]:
+    include = [_resolve(pattern, "rule.include", modules, aliases) for pattern in rule.include]
+    exclude = [_resolve(pattern, "rule.exclude", modules, aliases) for pattern in rule.exclude]
+    selected = []
+    for name, module in modules.items():
+        if not _matches(name, include) or _matches(name, exclude):
+            continue
+        if type(module) in CONVERTED:
+            selected.append(name)
+        elif isinstance(module, (*CONVERTED, *_OPAQUE)) or name in include:
+            raise RequestError(
+                f"rule.include: {name} ({type(module).__name__}) cannot be converted: its derivative "
+                f"would not pass through the feedback; add it to rule.exclude"
+            )
+    if not selected:
+        raise RequestError(f"rule.include: no layer is left to convert by {rule.include} less {rule.exclude}")
+    return selected
+
+
+def _resolve(pattern: str, key: str, modules: dict[str, nn.Module], aliases: dict[str, str]) -> str:
+    if pattern not in modules:
+        pattern = aliases.get(pattern, pattern)
+    if not any(fnmatchcase(name, pattern) for name in modules):
+        known = [
+            *aliases,
+            *(name for name, module in modules.items() if isinstance(module, tuple(CONVERTED))),
+        ]
+        raise RequestError(f"{key}: {pattern!r} matches no module, {nearest(pattern, known)}")
+    return pattern
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    """A pattern that names a module stands for everything below it, too."""
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
+
+
+def feedback_layers(model: nn.Module) -> dict[str, FeedbackLayer]:
+    """Converted layers by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FeedbackLayer)}
+
+
+@contextmanager
+def exact_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside, the same weights have their true derivative; nothing else about ``model`` changes."""
+    layers = list(feedback_layers(model).values())
+    before = [layer.exact for layer in layers]
+    try:
+        for layer in layers:
+            layer.exact = True
+        yield
+    finally:
+        for layer, exact in zip(layers, before, strict=True):
+            layer.exact = exact
+
+
+def begin_step(model: nn.Module) -> None:
+    """Tell every feedback that an optimiser step begins (brsf then draws new magnitudes)."""
+    for layer in feedback_layers(model).values():
+        layer.feedback.begin_step()
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without feedback: what an unconverted network has, tensor for tensor."""
+    prefixes = tuple(f"{name}.feedback." for name in feedback_layers(model))
+    return {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}

@@ -1,0 +1,39 @@
+"""Judge a network on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sstune.datasets import Split, batches
+from sstune.tasks.registry import Task
+
+BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Per sample: whether it is right, (N,) bool on the CPU; and the mean loss over the split."""
+
+    correct: Tensor
+    loss: float
+
+    @property
+    def n_correct(self) -> int:
+        return int(self.correct.sum())
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, task: Task, split: Split, device: torch.device) -> Judgement:
+    """Evaluate in float32 and eval mode; the network's mode is restored."""
+    training = network.training
+    network.eval()
+    correct, losses = [], []
+    for images, labels in batches(split, BATCH_SIZE, device):
+        outputs = network(images)
+        correct.append(task.correct(outputs, labels))
+        losses.append(task.loss(outputs, labels) * len(labels))
+    network.train(training)
+    return Judgement(torch.cat(correct).cpu(), float(torch.stack(losses).sum()) / len(split))
