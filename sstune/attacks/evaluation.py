@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from sstune.attacks.registry import Attack
 from sstune.datasets import Split, batches
 from sstune.rules import exact_gradients
 from sstune.schema import Gradient
+from sstune.tasks import eval_mode
 
 TOLERANCE = 1e-6
 CHECKED_AT_ZERO = 256
@@ -26,17 +27,13 @@ class InvalidAttack(RuntimeError):
 @contextmanager
 def attacked_through(network: nn.Module, gradient: Gradient) -> Iterator[None]:
     """Inside, a backward pass yields ``gradient`` with respect to the images only, in eval mode."""
-    training = network.training
     requires_grad = [parameter.requires_grad for parameter in network.parameters()]
-    network.eval().requires_grad_(False)
+    exact = exact_gradients(network) if gradient is Gradient.exact else nullcontext()
     try:
-        if gradient is Gradient.exact:
-            with exact_gradients(network):
-                yield
-        else:
+        network.requires_grad_(False)
+        with eval_mode(network), exact:
             yield
     finally:
-        network.train(training)
         for parameter, before in zip(network.parameters(), requires_grad, strict=True):
             parameter.requires_grad_(before)
 
@@ -83,9 +80,8 @@ def robust(
 def _batches(
     split: Split, index: Tensor, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for (images, labels), part in zip(
-        batches(split, batch_size, device), index.split(batch_size), strict=True
-    ):
+    parts = index.split(batch_size) if len(index) else ()  # splitting nothing gives one empty part
+    for (images, labels), part in zip(batches(split, batch_size, device), parts, strict=True):
         yield images, labels, part
 
 

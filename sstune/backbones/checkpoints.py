@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # the unpickler raises nearly anything on a damaged or foreign file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(
             f"init_from: {path} is not a checkpoint that can be read safely ({reason})"
@@ -55,7 +54,7 @@ def load_third_party(network: Network, path: Path) -> list[str]:
     notes = []
     head = network.aliases["head"]
     for name in [name for name in own if name.startswith(f"{head}.") and name in state]:
-        if state[name].shape != own[name].shape:
+        if state[name].shape[1:] == own[name].shape[1:] and state[name].shape != own[name].shape:
             notes.append(f"{name}: new, {_shape(own[name])} (the file has {_shape(state[name])})")
             state[name] = own[name]
     for name in own:

@@ -51,7 +51,7 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
     """Robust accuracy at each eps through each gradient; per-sample outcomes go to ``outcomes.npz``."""
     config = run.config
-    data = datasets.load(config.dataset, config.seed)
+    data = datasets.load(config.dataset)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
         config.backbone, data.channels, task.outputs, config.dataset.mean, config.dataset.std

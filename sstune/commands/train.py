@@ -32,7 +32,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     """
     config = run.config
     torch.manual_seed(config.seed)
-    data = datasets.load(config.dataset, config.seed)
+    data = datasets.load(config.dataset)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
         config.backbone, data.channels, task.outputs, config.dataset.mean, config.dataset.std

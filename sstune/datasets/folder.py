@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 from sstune.datasets import cache
 from sstune.datasets.archive import digests, may_be_placed, place, read
 from sstune.datasets.cache import Decoded
-from sstune.datasets.splits import Split, Splits, nearest_first, split_off
+from sstune.datasets.splits import Split, Splits, split_off
 from sstune.schema import FolderConfig, RequestError
 
 Pixels = npt.NDArray[np.uint8]
@@ -146,8 +147,9 @@ def _arrange(decoded: Decoded, config: FolderConfig) -> Splits:
     def take(key: str) -> Split:
         rows = np.flatnonzero(split_of == asked[key])
         if not len(rows):
-            known = ", ".join(nearest_first(asked[key], set(split_of)))
-            where = f"not found in {config.root}; there are: {known}"
+            known = sorted(set(split_of))
+            nearest_first = difflib.get_close_matches(asked[key], known, n=len(known), cutoff=0.0)
+            where = f"not found in {config.root}; there are: {', '.join(nearest_first)}"
             raise RequestError(f"dataset.{key}: {asked[key]!r} {where}")
         strangers = sorted({placed[row][1] for row in rows} - label_of.keys())
         if strangers:

@@ -6,7 +6,6 @@ that training resumed in the middle of an epoch sees what an uninterrupted one w
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import torch
@@ -14,11 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sstune.datasets.splits import Split, permutation
-
-
-def seed_from(*parts: int | str) -> int:
-    """A seed in 0..2**63-1 that follows from ``parts`` alone, on every machine: sha256 of their repr."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+from sstune.seeding import seed_from
 
 
 class Loader:

@@ -12,46 +12,27 @@ import numpy as np
 import torch
 
 from sstune.datasets.folder import load_folder
-from sstune.datasets.splits import Split, Splits, nearest_first, split_off
-from sstune.schema import Cifar10Config, DatasetConfig, DigitsConfig, FolderConfig, RequestError
+from sstune.datasets.splits import Split, Splits, split_off
+from sstune.registry import Registry
+from sstune.schema import Cifar10Config, DatasetConfig, DigitsConfig, RequestError
 
 Source = Callable[[Any], Splits]
 
-_SOURCES: dict[str, Source] = {}
+# Functions from a dataset's configuration to its splits.
+SOURCES: Registry[Source] = Registry("dataset.name")
+SOURCES.register("folder")(load_folder)
 
 
-def source(name: str) -> Callable[[Source], Source]:
-    """Register a function from a dataset's configuration to its :class:`Splits` under ``dataset.name``.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-
-    def register(function: Source) -> Source:
-        if name in _SOURCES:
-            raise ValueError(f"dataset {name!r} is registered twice")
-        _SOURCES[name] = function
-        return function
-
-    return register
-
-
-def load(config: DatasetConfig, seed: int) -> Splits:
-    """The splits of the configured dataset; the same for every ``seed``.
-
-    ``seed`` is the run's and, deliberately, decides nothing here: see ``SPLIT_SEED`` in
-    :mod:`sstune.datasets.splits`.
+def load(config: DatasetConfig) -> Splits:
+    """The splits of the configured dataset, the same for every run (see ``SPLIT_SEED``).
 
     Raises:
         RequestError: an unknown dataset, or one that cannot be read.
     """
-    if config.name not in _SOURCES:
-        known = ", ".join(nearest_first(config.name, _SOURCES))
-        raise RequestError(f"dataset.name: {config.name!r} is unknown; there are: {known}")
-    return _SOURCES[config.name](config)
+    return SOURCES[config.name](config)
 
 
-@source("digits")
+@SOURCES.register("digits")
 def digits(config: DigitsConfig) -> Splits:
     """scikit-learn's handwritten digits: 1,797 grey 8x8 images, whose values 0..16 are spread over 0..255."""
     from sklearn.datasets import load_digits  # slow to import, and needed here only
@@ -64,7 +45,7 @@ def digits(config: DigitsConfig) -> Splits:
     return Splits(train, val, test, [str(name) for name in bunch.target_names])
 
 
-@source("cifar10")
+@SOURCES.register("cifar10")
 def cifar10(config: Cifar10Config) -> Splits:
     """CIFAR-10 by torchvision, which checks every file's md5; validation images are split off train."""
     root = Path(config.root).expanduser()
@@ -123,9 +104,3 @@ def _install_cifar10(root: Path, download: bool) -> None:
         f"dataset.root: CIFAR-10 is not in {root} and was not downloaded ({reason}); put {CIFAR10.filename}"
         f" (from {CIFAR10.url}, md5 {CIFAR10.tgz_md5}) into {root}"
     )
-
-
-@source("folder")
-def folder(config: FolderConfig) -> Splits:
-    """One's own images; see :func:`sstune.datasets.folder.load_folder`."""
-    return load_folder(config)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,9 +137,3 @@ def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
     if not chosen.any() or chosen.all():
         raise RequestError(f"{key}: {fraction:g} of {len(split)} images leaves no image on one side")
     return split.take((~chosen).nonzero()[:, 0]), split.take(chosen.nonzero()[:, 0])
-
-
-def nearest_first(name: str, known: Iterable[str]) -> list[str]:
-    """The ``known`` names, those spelled most like ``name`` first."""
-    known = sorted(known)
-    return difflib.get_close_matches(name, known, n=len(known), cutoff=0.0)

@@ -87,7 +87,7 @@ def _select(modules: dict[str, nn.Module], rule: RuleConfig, aliases: dict[str, 
             continue
         if type(module) in CONVERTED:
             selected.append(name)
-        elif isinstance(module, (*CONVERTED, *_OPAQUE)) or name in include:
+        elif isinstance(module, (*CONVERTED, *_OPAQUE)) or (name in include and not _contains_layers(module)):
             raise RequestError(
                 f"rule.include: {name} ({type(module).__name__}) cannot be converted: its derivative "
                 f"would not pass through the feedback; add it to rule.exclude"
@@ -95,6 +95,10 @@ def _select(modules: dict[str, nn.Module], rule: RuleConfig, aliases: dict[str, 
     if not selected:
         raise RequestError(f"rule.include: no layer is left to convert by {rule.include} less {rule.exclude}")
     return selected
+
+
+def _contains_layers(module: nn.Module) -> bool:
+    return any(type(inner) in CONVERTED for inner in module.modules())
 
 
 def _resolve(pattern: str, key: str, modules: dict[str, nn.Module], aliases: dict[str, str]) -> str:
@@ -141,5 +145,6 @@ def begin_step(model: nn.Module) -> None:
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict without feedback: what an unconverted network has, tensor for tensor."""
-    prefixes = tuple(f"{name}.feedback." for name in feedback_layers(model))
+    named = model.named_modules(remove_duplicate=False)  # a shared layer has its keys under each of its names
+    prefixes = tuple(f"{name}.feedback." for name, module in named if isinstance(module, FeedbackLayer))
     return {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}

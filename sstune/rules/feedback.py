@@ -143,12 +143,11 @@ class DrawnFeedback(Feedback):
         super().__init__(weight, rule, seed, layer)
         self.draws = 0
         self.register_buffer("magnitude", torch.empty_like(weight, requires_grad=False))
-        self.draw()
+        self.draw(self.magnitude)
 
     @torch.no_grad()
-    def draw(self) -> None:
-        """Replace M by the next draw; a new tensor, since a pending backward may still hold the old one."""
-        magnitude = torch.empty_like(self.magnitude)
+    def draw(self, magnitude: Tensor) -> None:
+        """Fill ``magnitude`` with the next draw and let it be M."""
         generator = torch.Generator(magnitude.device)
         generator.manual_seed(seed_from(self.seed, "feedback", self.layer, self.draws))
         if self.scale is Scale.he_fan_out and magnitude.dim() > 2:
@@ -192,11 +191,11 @@ class BatchwiseRandomSign(DrawnFeedback):
 
     def begin_step(self) -> None:
         if self.redraw is Redraw.step:
-            self.draw()
+            self.draw(self.magnitude)
 
     def magnitude_now(self, weight: Tensor) -> Tensor:
         if self.redraw is Redraw.forward:
-            self.draw()
+            self.draw(torch.empty_like(self.magnitude))  # a pending backward still holds the old one
         return self.magnitude
 
     def magnitude_last(self, weight: Tensor) -> Tensor:

@@ -90,9 +90,15 @@ class _Convolution(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
         if needs_x:
-            feedback = feedback_matrix(weight, Factors(scale, magnitude, ctx.signed))
-            mask = [True, False, False]
-            grad_x, _, _ = convolution_backward(delta, x, feedback, None, *ctx.geometry, mask)
+            # V has no name here, so it is gone before dW takes the same room: no memory beyond bp's.
+            grad_x, _, _ = convolution_backward(
+                delta,
+                x,
+                feedback_matrix(weight, Factors(scale, magnitude, ctx.signed)),
+                None,
+                *ctx.geometry,
+                [True, False, False],
+            )
         if needs_weight or needs_bias:
             mask = [False, needs_weight, needs_bias]
             _, grad_weight, grad_bias = convolution_backward(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +27,25 @@ class Judgement:
         return int(self.correct.sum())
 
 
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, the whole network is in eval mode; afterwards each module is in its own mode again."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 @torch.no_grad()
 def evaluate(network: nn.Module, task: Task, split: Split, device: torch.device) -> Judgement:
     """Evaluate in float32 and eval mode; the network's mode is restored."""
-    training = network.training
-    network.eval()
     correct, losses = [], []
-    for images, labels in batches(split, BATCH_SIZE, device):
-        outputs = network(images)
-        correct.append(task.correct(outputs, labels))
-        losses.append(task.loss(outputs, labels) * len(labels))
-    network.train(training)
+    with eval_mode(network):
+        for images, labels in batches(split, BATCH_SIZE, device):
+            outputs = network(images)
+            correct.append(task.correct(outputs, labels))
+            losses.append(task.loss(outputs, labels) * len(labels))
     return Judgement(torch.cat(correct).cpu(), float(torch.stack(losses).sum()) / len(split))

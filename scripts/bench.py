@@ -1,0 +1,169 @@
+"""Measured cost of each learning rule, as ratios to backpropagation in the same process.
+
+    python scripts/bench.py step                              # ResNet-18, CIFAR stem, batch 64, float32
+    python scripts/bench.py step --backbone resnet20 --rounds 30 --out results/bench/step.csv
+
+Time: one training step (redraw, forward, backward, SGD update). All networks take turns within a round and
+the order rotates, so a machine that slows down slows all of them; the figure is the median over rounds of
+the ratio to bp of the same round. Memory: the most that tensors occupy at once during a step, beyond what
+the network, its gradients and its optimiser hold between steps, plus what the rule holds there; read from
+the profiler's allocation events, so it is exact and repeatable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from sstune import backbones, rules
+from sstune.commands.execution import resolve_device
+from sstune.composition import compose
+from sstune.runs import write_text
+from sstune.training import build_optimizer
+
+MIB = 2**20
+
+
+class Contender:
+    """A network under one rule, and its training step."""
+
+    def __init__(self, rule: str, arguments: argparse.Namespace, device: torch.device) -> None:
+        name, _, scale = rule.partition("/")
+        overrides = [f"backbone={arguments.backbone}", f"rule={name}"]
+        overrides += [f"rule.scale={scale}"] if scale else []
+        config = compose("train", overrides)
+        torch.manual_seed(0)
+        network = backbones.build(config.backbone, 3, 10, [0.5], [0.25])
+        rules.convert(network.backbone, config.rule, config.seed, network.aliases)
+        self.name = rule
+        self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(config.optimizer, self.network.parameters())
+        self.device = device
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        rules.begin_step(self.network)
+        loss = nn.functional.cross_entropy(self.network(images), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def seconds(self, images: Tensor, labels: Tensor) -> float:
+        self._wait()
+        began = time.perf_counter()
+        self.step(images, labels)
+        self._wait()
+        return time.perf_counter() - began
+
+    def peak(self, images: Tensor, labels: Tensor) -> int:
+        """Bytes: what the rule holds between steps, and the most that a step allocates on top."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self.step(images, labels)
+            return self.held() + torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self.step(images, labels)
+        changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        now = most = 0
+        for event in sorted(changes, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        return self.held() + most
+
+    def held(self) -> int:
+        """Bytes of feedback that stay between steps."""
+        layers = rules.feedback_layers(self.network).values()
+        return sum(buffer.nbytes for layer in layers for buffer in layer.feedback.buffers())
+
+    def weights(self) -> list[int]:
+        """Bytes of each layer's weight."""
+        layers = rules.feedback_layers(self.network).values()
+        return [layer.weight.nbytes for layer in layers]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
+    """One line per rule: median seconds, median ratio to bp with its quartiles, memory."""
+    device = resolve_device(arguments.device)
+    images = torch.rand(arguments.batch_size, 3, arguments.image_size, arguments.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (arguments.batch_size,), device=device)
+    names = ["bp", *(rule for rule in arguments.rules if rule != "bp")]
+    contenders = [Contender(name, arguments, device) for name in names]
+    for contender in contenders:
+        for _ in range(arguments.warmup):
+            contender.step(images, labels)
+    peaks = {contender.name: contender.peak(images, labels) for contender in contenders}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(arguments.rounds):
+        start = turn % len(contenders)
+        for contender in contenders[start:] + contenders[:start]:
+            seconds[contender.name].append(contender.seconds(images, labels))
+    sizes = contenders[-1].weights()
+    lines = []
+    for name in names:
+        ratios = [own / bp for own, bp in zip(seconds[name], seconds["bp"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        lines.append(
+            {
+                "rule": name,
+                "seconds": round(statistics.median(seconds[name]), 4),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratio_q1": round(low, 3),
+                "ratio_q3": round(high, 3),
+                "peak_over_bp_mib": round((peaks[name] - peaks["bp"]) / MIB, 2),
+                "weights_mib": round(sum(sizes) / MIB, 2),
+                "largest_layer_mib": round(max(sizes, default=0) / MIB, 2),
+                "backbone": arguments.backbone,
+                "batch_size": arguments.batch_size,
+                "rounds": arguments.rounds,
+                "threads": torch.get_num_threads(),
+                "device": device.type,
+                "torch": torch.__version__,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def main() -> None:
+    """Parse the command line, measure, print, and write where ``--out`` says."""
+    parser = argparse.ArgumentParser(description="Cost of the learning rules against bp, in one run.")
+    commands = parser.add_subparsers(required=True)
+    step = commands.add_parser("step", help="time and memory of a training step")
+    step.add_argument("--backbone", default="resnet18")
+    step.add_argument("--batch-size", type=int, default=64)
+    step.add_argument("--image-size", type=int, default=32)
+    step.add_argument("--rounds", type=int, default=15)
+    step.add_argument("--warmup", type=int, default=2)
+    step.add_argument("--device", default="auto")
+    step.add_argument("--out", type=Path, help="CSV file")
+    step.add_argument(
+        "--rules",
+        nargs="+",
+        default=["bp", "sham", "usf/xavier", "usf", "frsf", "brsf/xavier", "brsf", "fa"],
+        help="RULE or RULE/SCALE",
+    )
+    step.set_defaults(measure=bench_step)
+    arguments = parser.parse_args()
+    frame = arguments.measure(arguments)
+    fixed = ["backbone", "batch_size", "rounds", "threads", "device", "torch"]
+    print(", ".join(f"{name} {frame[name].iloc[0]}" for name in fixed))
+    print(frame.drop(columns=fixed).to_string(index=False))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.out, frame.to_csv(index=False, lineterminator="\n"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""``sstune report`` prints the table, writes what it lists, and answers a wrong request in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sstune
+from sstune.commands.report import run
+from sstune.schema import RequestError
+
+WRITTEN = ["accuracy.png", "accuracy.svg", "rows.jsonl", "table.csv", "table.tex", "wide.csv"]
+
+
+def row(seed: int) -> dict[str, Any]:
+    config = {
+        "backbone": {"name": "resnet20"},
+        "dataset": {"name": "digits", "label": "digits"},
+        "rule": {"name": "usf", "scale": "unit"},
+        "seed": seed,
+        "attack": {"name": "pgd", "n": 10, "eps": ["8/255"]},
+    }
+    counts = {(None, None, None): 9, ("pgd", "rule", "8/255"): 5 + seed, ("pgd", "exact", "8/255"): 0}
+    measured = [
+        {"split": "test", "attack": attack, "gradient": gradient, "eps": eps, "n": 10, "correct": correct}
+        for (attack, gradient, eps), correct in counts.items()
+    ]
+    return {
+        "schema_version": 1,
+        "identity": str(seed) * 64,
+        "command": "attack",
+        "config": config,
+        "lineage": [{"file": "net.th", "sha256": "0" * 64}],
+        "n_classes": 10,
+        "measurements": measured,
+    }
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory holds ``runs`` with two finished runs."""
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        directory = tmp_path / "runs" / "attack" / f"s{seed}"
+        directory.mkdir(parents=True)
+        (directory / "result.json").write_text(json.dumps(row(seed)))
+    return tmp_path / "runs"
+
+
+def test_without_out_it_only_prints(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run([]) == 0
+    printed = capsys.readouterr().out
+    assert "55.0±7.1" in printed
+    assert "n = 10; seeds = 1 (clean), 2 (pgd)" in printed
+    assert "wrote" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_writes_what_it_lists(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(["runs/attack/s0", "runs/attack/s1", "--out", "results/first"]) == 0
+    listed = capsys.readouterr().out.split("wrote\n")[1].split()
+    assert sorted(listed) == [f"results/first/{name}" for name in WRITTEN]
+    assert sorted(path.name for path in Path("results/first").iterdir()) == WRITTEN
+    for name in WRITTEN:
+        content = Path("results/first", name).read_bytes()
+        assert content
+        assert str(tmp_path).encode() not in content
+    assert (
+        "digits,usf,unit,,pgd,rule,8/255,2,10,0.550000,0.070711\n"
+        in Path("results/first/table.csv").read_text()
+    )
+
+
+def test_a_report_of_its_own_rows_is_the_same_report() -> None:
+    run(["--out", "results/first"])
+    run(["results/first/rows.jsonl", "--out", "results/second"])
+    run(["results/first/rows.jsonl", "runs", "--out", "results/second"])
+    for name in WRITTEN:
+        assert Path("results/first", name).read_bytes() == Path("results/second", name).read_bytes()
+
+
+@pytest.mark.parametrize("argv", [["--uot", "x"], ["--out"]])
+def test_a_wrong_command_line_is_one_line_and_status_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(argv)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sstune report: ")
+    assert error.count("\n") == 1
+    assert argv[0] in error
+
+
+def test_a_wrong_request_touches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "table").write_text("mine")
+    with pytest.raises(RequestError, match="table: is a file"):
+        run(["--out", "table"])
+    with pytest.raises(RequestError, match="runz: does not exist"):
+        run(["runz", "--out", "results/first"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "table"]
+    assert (tmp_path / "table").read_text() == "mine"
+
+
+def test_help_waits_for_no_heavy_import() -> None:
+    program = (
+        "import sys; from sstune.commands.report import run\n"
+        "try: run(['--help'])\n"
+        "except SystemExit: print({'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    root = Path(sstune.__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root
+    )
+    assert result.stdout.startswith("usage: sstune report")
+    assert result.stdout.endswith("set()\n")

@@ -1,0 +1,76 @@
+"""Small ImageFolder trees of real handwritten digits, as directories and as archives."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from sstune.schema import FolderConfig
+
+COUNTS = {"train": 10, "test": 4}  # images per class
+CLASSES = ["eight", "one", "zero"]
+_VALUES = {"zero": 0, "one": 1, "eight": 8}
+
+
+@pytest.fixture(scope="session")
+def digit_images() -> dict[str, npt.NDArray[np.uint8]]:
+    """``<split>/<class>/<file>`` -> grey 8x8 pixels, each image different from all others."""
+    bunch = load_digits()
+    images = {}
+    for name in CLASSES:
+        members = iter(bunch.images[bunch.target == _VALUES[name]].astype(np.uint8) * 15)
+        for split, n in COUNTS.items():
+            images.update({f"{split}/{name}/{i:04d}.png": next(members) for i in range(n)})
+    return images
+
+
+@pytest.fixture
+def tree(tmp_path: Path, digit_images: dict[str, npt.NDArray[np.uint8]]) -> Path:
+    """The digit images as a directory of PNG files."""
+    root = tmp_path / "digits"
+    for path, pixels in digit_images.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / path)
+    return root
+
+
+Pack = Callable[..., Path]
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    """Make an archive of a directory: ``pack(directory, "name.tar.xz", prefix="", order=sorted)``."""
+
+    def pack(
+        directory: Path,
+        name: str,
+        prefix: str = "",
+        order: Callable[[list[Path]], list[Path]] = sorted,
+    ) -> Path:
+        archive = tmp_path / name
+        suffix = archive.suffix[1:]
+        with tarfile.open(archive, "w" if suffix == "tar" else f"w:{suffix}") as tar:  # type: ignore[call-overload]
+            for file in order([path for path in directory.rglob("*") if path.is_file()]):
+                tar.add(file, prefix + file.relative_to(directory).as_posix())
+        return archive
+
+    return pack
+
+
+@pytest.fixture
+def folder_config(tmp_path: Path) -> Callable[..., FolderConfig]:
+    """``folder_config(root, **fields)``: a FolderConfig whose cache lies below ``tmp_path``."""
+
+    def config(root: Path, **fields: Any) -> FolderConfig:
+        chosen: dict[str, Any] = {"cache": str(tmp_path / "cache"), **fields}
+        return FolderConfig(name="folder", label="d", mean=[0.0], std=[1.0], root=str(root), **chosen)
+
+    return config

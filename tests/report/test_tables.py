@@ -1,0 +1,415 @@
+"""Tables hold the figures one computes by hand, average only what may be averaged, and hide nothing."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import statistics
+from collections import defaultdict
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sstune.report.rows import write_rows
+from sstune.report.tables import lines, measurements, table, to_csv, to_latex, to_text, wide
+from sstune.schema import RequestError
+
+
+def cell(frame: pd.DataFrame, **keys: Any) -> Any:
+    for key, value in keys.items():
+        frame = frame[frame[key] == value]
+    assert len(frame) == 1, frame
+    return frame.iloc[0]
+
+
+def test_long_table_by_hand(make: Any) -> None:
+    rows = []
+    for seed, (clean, rule, exact) in enumerate([(900, 700, 20), (910, 730, 10), (880, 760, 0)]):
+        parent = make.finetune("usf", seed, correct=9000 + 100 * seed)
+        rows += [parent, make.attack(parent, clean=clean, counts={"8/255": (rule, exact)})]
+    assert to_csv(table(rows)) == (
+        "backbone,dataset,rule,scale,variant,attack,gradient,eps,seeds,n,mean,std\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,clean,,,3,1000,0.896667,0.015275\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,clean,,,3,10000,0.910000,0.010000\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,pgd,rule,8/255,3,1000,0.730000,0.030000\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,pgd,exact,8/255,3,1000,0.010000,0.010000\n"
+    )
+
+
+def test_one_seed_has_no_std(make: Any) -> None:
+    found = table([make.finetune()])
+    assert found["std"].isna().all()
+    assert list(found["seeds"]) == [1]
+    assert to_csv(found).split("\n")[1].endswith(",1,10000,0.900000,")
+
+
+def test_measurements_are_tidy_and_of_the_test_split(make: Any) -> None:
+    parent = make.finetune("usf", 3, correct=8740)
+    found = measurements([parent, make.attack(parent, "fgsm", counts={"2/255": (3, 1)}, n=8, clean=7)])
+    assert list(found["n"]) == [8, 10000, 8, 8]
+    assert list(found["correct"]) == [7, 8740, 3, 1]
+    assert list(found["accuracy"]) == [0.875, 0.874, 0.375, 0.125]
+    assert list(found["seed"]) == [3] * 4
+    attacked = cell(found, attack="fgsm", gradient="exact")
+    assert (attacked["eps"], attacked["eps_value"], attacked["seconds"]) == ("2/255", 2 / 255, 1.5)
+    clean = cell(found, attack="clean", n=10000)
+    assert math.isnan(clean["eps_value"])
+    assert clean["identity"] == parent["identity"]
+
+
+def test_clean_of_several_attacks_on_one_net_counts_once(make: Any) -> None:
+    rows = []
+    for seed in (0, 1):
+        parent = make.finetune("usf", seed)
+        rows += [make.attack(parent, name, clean=900 + seed) for name in ("fgsm", "pgd")]
+    found = cell(table(rows), attack="clean")
+    assert (found["seeds"], found["mean"]) == (2, pytest.approx(0.9005))
+
+
+def test_rows_that_disagree_about_one_measurement_are_refused(make: Any) -> None:
+    parent = make.finetune()
+    rows = [make.attack(parent, "fgsm", clean=900), make.attack(parent, "pgd", clean=901)]
+    with pytest.raises(RequestError, match=r"disagree: clean .*90[01] and 90[01] correct of 1000"):
+        table(rows)
+
+
+def test_an_attack_continued_at_further_eps_is_the_same_attack(make: Any) -> None:
+    parent = make.finetune()
+    first = make.attack(parent, counts={"1/255": (5, 4), "2/255": (3, 2)})
+    second = make.attack(parent, counts={"2/255": (3, 2), "4/255": (1, 0)})
+    grid = wide([first, second])
+    assert len(grid) == 1
+    assert list(grid["pgd"].columns.get_level_values("eps").unique()) == [
+        "1/255",
+        "2/255",
+        "4/255",
+    ]
+    assert cell(table([first, second]), eps="2/255", gradient="rule")["seeds"] == 1
+
+
+def test_differing_settings_are_lines_told_apart_by_what_differs(make: Any) -> None:
+    rows = [
+        *[make.finetune("usf", seed) for seed in (0, 1)],
+        make.finetune("usf", 0, epochs=9, optimizer__lr=0.1),
+        make.finetune("frsf", 0, epochs=9),
+    ]
+    found = table(rows)
+    assert list(zip(found["rule"], found["variant"], found["seeds"], strict=True)) == [
+        ("usf", "epochs=3 optimizer.lr=0.01", 2),
+        ("usf", "epochs=9 optimizer.lr=0.1", 1),
+        ("frsf", "", 1),
+    ]
+
+
+def test_a_seed_in_the_lineage_is_a_seed_and_anything_else_there_is_not(make: Any) -> None:
+    def descendant(seed: int, epochs: int) -> Any:
+        ancestor = make.finetune("bp", seed, command="train", lineage=[], epochs=epochs)
+        lineage = [{key: ancestor[key] for key in ("command", "identity", "config")}]
+        return make.finetune("usf", 0, lineage=lineage)
+
+    assert list(table([descendant(0, 5), descendant(1, 5)])["seeds"]) == [2]
+    assert list(table([descendant(0, 5), descendant(1, 6)])["variant"]) == [
+        "init_from.epochs=5",
+        "init_from.epochs=6",
+    ]
+
+
+def test_an_attack_repeated_with_other_seeds_leaves_one_clean_accuracy(make: Any) -> None:
+    parent = make.finetune("usf", 5)
+    rows = [make.attack(parent, seed=seed, counts={"8/255": (seed, seed)}) for seed in (5, 6, 7)]
+    found = table(rows)
+    assert cell(found, attack="clean")["seeds"] == 1
+    assert cell(found, attack="pgd", gradient="exact")["seeds"] == 3
+    assert list(measurements(rows)["seed"]) == [5, 5, 6, 7, 5, 6, 7]
+
+
+def test_other_data_under_the_same_label_is_not_averaged(make: Any) -> None:
+    rows = [make.finetune(seed=seed) for seed in (0, 1, 2)]
+    for row, digit in zip(rows, "aab", strict=True):
+        row["datasets"] = {"test": {"n": 10000, "digest": digit * 64}}
+    found = table(rows)
+    assert list(found["variant"]) == ["datasets.test=aaaaaaaa", "datasets.test=bbbbbbbb"]
+    assert list(found["seeds"]) == [2, 1]
+
+
+def test_checkpoints_compare_by_content(make: Any) -> None:
+    def descendant(seed: int, digit: str) -> Any:
+        return make.finetune("usf", seed, lineage=[{"file": "net.pt", "sha256": digit * 64}])
+
+    assert list(table([descendant(0, "a"), descendant(1, "a")])["seeds"]) == [2]
+    assert list(table([descendant(0, "a"), descendant(1, "b")])["variant"]) == [
+        "init_from.file=net.pt@aaaaaaaa",
+        "init_from.file=net.pt@bbbbbbbb",
+    ]
+
+
+def test_nets_of_another_command_are_told_apart_by_that_alone(make: Any) -> None:
+    trained = make.finetune("bp", command="train", lineage=[], epochs=100, optimizer__lr=0.1)
+    rows = [trained, make.attack(trained), make.finetune("bp"), make.attack(make.finetune("bp"))]
+    assert list(wide(rows).index.get_level_values("variant")) == ["command=finetune", "command=train"]
+
+
+def test_an_attack_in_two_ways_makes_two_lines_that_share_the_rest(make: Any) -> None:
+    parent = make.finetune()
+    rows = [
+        parent,
+        make.attack(parent, "fgsm", counts={"8/255": (300, 300)}),
+        make.attack(parent, "pgd", counts={"8/255": (200, 200)}),
+        make.attack(parent, "pgd", counts={"8/255": (100, 100)}, steps=20),
+    ]
+    grid = wide(rows)
+    assert list(grid.index.get_level_values("variant")) == ["attack.steps=10", "attack.steps=20"]
+    assert grid[("clean", "", "")].tolist() == [0.9, 0.9]
+    assert grid[("fgsm", "8/255", "exact")].tolist() == [0.3, 0.3]
+    assert grid[("pgd", "8/255", "exact")].tolist() == [0.2, 0.1]
+    assert (
+        list(table(rows)["variant"]) == ["", "", "", ""] + ["attack.steps=10"] * 2 + ["attack.steps=20"] * 2
+    )
+
+
+def test_rules_attacked_in_different_ways_say_so(make: Any) -> None:
+    rows = [make.attack(make.finetune("usf")), make.attack(make.finetune("frsf"), steps=50)]
+    assert list(wide(rows).index.get_level_values("variant")) == ["attack.steps=10", "attack.steps=50"]
+
+
+def test_an_attack_on_a_checkpoint_file_needs_no_run(make: Any) -> None:
+    rows = [make.attack(None, seed=seed, counts={"8/255": (seed, seed)}) for seed in (0, 2)]
+    found = cell(table(rows), attack="pgd", gradient="rule")
+    assert (found["rule"], found["seeds"], found["mean"]) == ("bp", 2, 0.001)
+
+
+def test_attacking_through_another_rule_than_trained_with_keeps_both_in_view(make: Any) -> None:
+    rows = [make.attack(make.finetune(rule), rule="brsf") for rule in ("usf", "frsf")]
+    assert list(wide(rows).index.get_level_values("variant")) == [
+        "as_trained.rule.name=frsf",
+        "as_trained.rule.name=usf",
+    ]
+
+
+def test_lines_and_columns_stand_in_the_order_people_expect(make: Any) -> None:
+    rows = []
+    for rule in ("fa", "dfa", "brsf", "usf", "sham", "frsf", "bp"):
+        parent = make.finetune(rule, scale="xavier")
+        rows.append(make.attack(parent, "square", counts={"8/255": (1, 1)}))
+        rows.append(make.attack(parent, "pgd", counts={"16/255": (1, 1), "8/255": (1, 1)}))
+        rows.append(make.attack(parent, "fgsm", counts={"0.5": (1, 1), "8/255": (1, 1)}))
+    rows.append(make.attack(make.finetune("usf", scale="unit"), "fgsm"))
+    grid = wide(rows)
+    rules = ["bp", "sham", "usf", "usf", "frsf", "brsf", "fa", "dfa"]
+    assert list(grid.index.get_level_values("rule")) == rules
+    assert list(grid.index.get_level_values("scale"))[:4] == ["", "", "unit", "xavier"]
+    assert [" ".join(column) for column in grid.columns] == [
+        "clean  ",
+        *["fgsm 8/255 rule", "fgsm 8/255 exact", "fgsm 0.5 rule", "fgsm 0.5 exact"],
+        *["pgd 8/255 rule", "pgd 8/255 exact", "pgd 16/255 rule", "pgd 16/255 exact"],
+        *["square 8/255 rule", "square 8/255 exact"],
+    ]
+
+
+@pytest.fixture
+def grid_rows(make: Any) -> list[Any]:
+    """bp with two seeds and both attacks, usf with one seed and fgsm only."""
+    rows = []
+    for seed in (0, 1):
+        bp = make.finetune("bp", seed, correct=9100 + 20 * seed)
+        rows += [bp, make.attack(bp, "fgsm", counts={"8/255": (300, 300)})]
+        rows += [make.attack(bp, "pgd", counts={"8/255": (10 * seed, 10 * seed)})]
+    usf = make.finetune("usf", correct=8000)
+    return [*rows, usf, make.attack(usf, "fgsm", counts={"8/255": (654, 299)})]
+
+
+def test_a_missing_cell_is_shown_as_missing(grid_rows: list[Any]) -> None:
+    assert to_csv(wide(grid_rows)) == (
+        "backbone,dataset,rule,scale,variant,clean,"
+        "fgsm 8/255 rule,fgsm 8/255 exact,pgd 8/255 rule,pgd 8/255 exact\n"
+        "resnet20,cifar10-jpeg,bp,,,0.911000,0.300000,0.300000,0.005000,0.005000\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,0.800000,0.654000,0.299000,,\n"
+    )
+    assert r"usf & weight\_rms & 80.0 & 65.4 & 29.9 & -- & -- \\" in to_latex(grid_rows)
+
+
+def test_text_by_hand(grid_rows: list[Any]) -> None:
+    assert (
+        to_text(grid_rows)
+        == """\
+backbone resnet20, dataset cifar10-jpeg
+
+                            ────── fgsm ──────  ───── pgd ──────
+                            ───── 8/255 ──────  ──── 8/255 ─────
+rule  scale          clean      rule     exact     rule    exact
+bp                91.1±0.1  30.0±0.0  30.0±0.0  0.5±0.7  0.5±0.7
+usf   weight_rms      80.0      65.4      29.9       --       --
+
+accuracy in % (mean and sample std over seeds); n = 10000 (clean), 1000 (fgsm, pgd); seeds = 1 to 2 (clean,
+fgsm), 2 (pgd)
+rule: attacked through the rule's own backward pass; exact: through the true gradient of the same weights; --:
+not measured
+"""
+    )
+
+
+def test_text_continues_in_further_blocks_where_it_would_not_fit(grid_rows: list[Any]) -> None:
+    narrow, full = to_text(grid_rows, width=50), to_text(grid_rows, width=200)
+    blocks = narrow.split("\n\n")[1:-1]
+    assert len(blocks) == 2
+    assert "fgsm" in blocks[0]
+    assert "pgd" in blocks[1]
+    assert all(len(line) <= 50 for block in blocks for line in block.split("\n"))
+    for block in blocks:
+        assert re.search(r"^usf +weight_rms", block, re.MULTILINE)
+    figures = re.compile(r"\d+\.\d±?|--$")
+    assert sorted(figures.findall(narrow)) == sorted(figures.findall(full))
+
+
+def test_without_attacks_text_and_latex_have_one_header_line(make: Any) -> None:
+    rows = [make.finetune("bp"), make.finetune("usf")]
+    assert to_text(rows).split("\n")[2:5] == [
+        "rule  scale       clean",
+        "bp                 90.0",
+        "usf   weight_rms   90.0",
+    ]
+    assert "multicolumn" not in to_latex(rows)
+    assert r"rule & scale & clean \\" in to_latex(rows)
+
+
+def latex_widths(text: str) -> list[int]:
+    """Columns that each line of a tabular fills."""
+    found = []
+    for line in re.findall(r"^(.*)\\\\$", text, re.MULTILINE):
+        cells = re.split(r"(?<!\\)&", line)
+        spans = [re.match(r"\s*\\multicolumn\{(\d+)\}\{c\}\{[^{}]*\}\s*$", cell) for cell in cells]
+        found.append(sum(int(span[1]) if span else 1 for span in spans))
+    return found
+
+
+def check_latex(text: str) -> None:
+    spec = re.search(r"\\begin\{tabular\}\{(l+r+)\}", text)
+    assert spec
+    assert set(latex_widths(text)) == {len(spec[1])}
+    body = "\n".join(line for line in text.split("\n") if not line.startswith("%"))
+    assert body.count("{") - body.count(r"\{") == body.count("}") - body.count(r"\}")
+    assert [body.count(name) for name in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}")] == [
+        1
+    ] * 4
+    assert not re.search(r"(?<!\\)[_#%]", body), "unescaped"
+    assert set(re.findall(r"\\([a-z]+)", body)) <= {
+        *("begin", "end", "toprule", "midrule", "bottomrule", "cmidrule", "multicolumn", "pm"),
+        *("textbackslash", "textasciitilde", "textasciicircum"),
+    }
+
+
+def test_latex_by_hand(grid_rows: list[Any]) -> None:
+    text = to_latex(grid_rows)
+    check_latex(text)
+    notes, body = text.split(r"\begin{tabular}")
+    assert all(line.startswith("% ") for line in notes.strip().split("\n"))
+    assert "n = 10000 (clean), 1000 (fgsm, pgd); seeds = 1 to 2 (clean, fgsm), 2 (pgd)" in notes
+    assert (
+        body
+        == r"""{llrrrrr}
+\toprule
+ &  &  & \multicolumn{2}{c}{fgsm} & \multicolumn{2}{c}{pgd} \\
+\cmidrule(lr){4-5} \cmidrule(lr){6-7}
+ &  &  & \multicolumn{2}{c}{8/255} & \multicolumn{2}{c}{8/255} \\
+\cmidrule(lr){4-5} \cmidrule(lr){6-7}
+rule & scale & clean & rule & exact & rule & exact \\
+\midrule
+bp &  & 91.1 $\pm$ 0.1 & 30.0 $\pm$ 0.0 & 30.0 $\pm$ 0.0 & 0.5 $\pm$ 0.7 & 0.5 $\pm$ 0.7 \\
+usf & weight\_rms & 80.0 & 65.4 & 29.9 & -- & -- \\
+\bottomrule
+\end{tabular}
+"""
+    )
+
+
+def test_latex_escapes_what_users_name(make: Any) -> None:
+    rows = [
+        make.finetune("bp", dataset__label=r"my_set #1 {50%} $a&b$ \ ~x^2"),
+        make.finetune("bp", dataset__label="other_set"),
+    ]
+    text = to_latex(rows)
+    check_latex(text)
+    assert r"my\_set \#1 \{50\%\} \$a\&b\$ \textbackslash{} \textasciitilde{}x\textasciicircum{}2" in text
+
+
+def test_several_datasets_are_columns_of_the_lines_not_of_the_heading(make: Any) -> None:
+    rows = [make.finetune(dataset__label=label) for label in ("digits", "mnist")]
+    assert to_text(rows).startswith("backbone resnet20, scale weight_rms\n\ndataset  rule  clean\n")
+
+
+def test_rows_without_a_test_measurement_are_said(make: Any) -> None:
+    row = make.finetune()
+    with pytest.raises(RequestError, match="test split"):
+        table([{**row, "measurements": row["measurements"][:1]}])
+
+
+@st.composite
+def campaigns(draw: st.DrawFn) -> list[tuple[str, str, float, int, str, tuple[int, int, int]]]:
+    """Runs: rule, scale, learning rate, seed, attack and counts, no two alike but for the counts."""
+    run = st.tuples(
+        st.sampled_from(["bp", "usf", "fa"]),
+        st.sampled_from(["xavier", "unit"]),
+        st.sampled_from([0.1, 0.01]),
+        st.integers(0, 3),
+        st.sampled_from(["fgsm", "pgd"]),
+    )
+    runs = draw(
+        st.lists(run, min_size=1, max_size=8, unique_by=lambda r: (r[0], r[0] != "bp" and r[1], *r[2:]))
+    )
+    counts = st.tuples(*[st.integers(0, 1000)] * 2)
+    return [(*run, *draw(counts)) for run in runs]
+
+
+def build(make: Any, campaign: list[Any]) -> list[Any]:
+    rows = []
+    for rule, scale, lr, seed, name, through_rule, exact in campaign:
+        parent = make.finetune(rule, seed, scale=scale, optimizer__lr=lr, correct=9000 + seed)
+        rows += [parent, make.attack(parent, name, clean=900 + seed, counts={"8/255": (through_rule, exact)})]
+    return rows
+
+
+@settings(max_examples=15, deadline=None)
+@given(campaign=campaigns(), seed=st.integers(0, 1000))
+def test_order_of_rows_never_shows(make: Any, campaign: Any, seed: int, tmp_path_factory: Any) -> None:
+    rows = build(make, campaign)
+    shuffled = random.Random(seed).sample(rows, len(rows)) + rows[:1]
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+
+    def outputs(rows: list[Any]) -> list[Any]:
+        write_rows(rows, path)
+        tables = [table(rows), wide(rows), lines(rows), measurements(rows)]
+        return [*map(to_csv, tables), to_latex(rows), to_text(rows), path.read_bytes()]
+
+    assert outputs(rows) == outputs(shuffled)
+    check_latex(to_latex(rows))
+
+
+@settings(max_examples=15, deadline=None)
+@given(campaign=campaigns())
+def test_mean_and_std_are_those_of_the_seeds(make: Any, campaign: Any) -> None:
+    expected = defaultdict(list)
+    for rule, scale, lr, _, name, through_rule, exact in campaign:
+        for gradient, count in (("rule", through_rule), ("exact", exact)):
+            expected[rule, "" if rule == "bp" else scale, lr, name, gradient].append(count / 1000)
+    found = table(build(make, campaign))
+    attacked = found[found["attack"] != "clean"]
+    assert len(attacked) == len(expected)
+    for (rule, scale, lr, name, gradient), values in expected.items():
+        same = attacked[attacked["variant"].isin(["", f"optimizer.lr={lr}"])]
+        line = cell(same, rule=rule, scale=scale, attack=name, gradient=gradient)
+        assert line["seeds"] == len(values)
+        assert line["n"] == 1000
+        assert line["mean"] == pytest.approx(statistics.fmean(values))
+        if len(values) > 1:
+            assert line["std"] == pytest.approx(statistics.stdev(values))
+        else:
+            assert math.isnan(line["std"])
+    nets = {(rule, rule != "bp" and scale, lr, seed) for rule, scale, lr, seed, *_ in campaign}
+    clean = sum(9000 + seed + 900 + seed for *_, seed in nets)
+    assert measurements(build(make, campaign))["correct"].sum() == clean + sum(
+        sum(run[-2:]) for run in campaign
+    )
