@@ -28,7 +28,7 @@ quickstart: .venv/installed  ## the main job on embedded digits: train, fine-tun
 	$(BIN)/sstune train experiment=quickstart
 	$(BIN)/sstune finetune -m experiment=quickstart rule=bp,usf,frsf,brsf
 	$(BIN)/sstune attack -m experiment=quickstart rule=bp,usf,frsf,brsf attack=fgsm,pgd
-	$(BIN)/sstune report runs/quickstart --out results/quickstart
+	$(BIN)/sstune report runs/quickstart/finetune runs/quickstart/attack --out results/quickstart
 
 reproduce: quickstart  ## every experiment whose data is there; resumes, and skips what is done
 ifneq ($(wildcard $(CIFAR)),)

@@ -114,7 +114,7 @@ def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
     lines = []
     for name in names:
         ratios = [own / bp for own, bp in zip(seconds[name], seconds["bp"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         lines.append(
             {
                 "rule": name,

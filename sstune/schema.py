@@ -273,7 +273,7 @@ def parse_eps(text: str) -> float:
     """
     try:
         value = float(Fraction(str(text).replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
         raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
     if not 0 <= value <= 1:
         raise ValueError(f"{text!r} lies outside [0, 1]")
@@ -307,6 +307,14 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"dataset.root: {config.dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
     if len(config.dataset.mean) != len(config.dataset.std):
         yield "dataset.std: needs as many values as dataset.mean"
+    if not all(std > 0 for std in config.dataset.std):
+        yield f"dataset.std: {config.dataset.std} must be > 0"
+    if isinstance(config.optimizer, SgdConfig) and config.optimizer.nesterov and config.optimizer.momentum == 0:
+        yield "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false"
+    if isinstance(config.optimizer, AdamWConfig):
+        betas = config.optimizer.betas
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            yield f"optimizer.betas: {betas} must be two values >= 0 and < 1"
     if not config.attack.eps:
         yield "attack.eps: needs at least one value"
     for eps in config.attack.eps:

@@ -25,9 +25,9 @@ def resnet18(config: ResNet18Config, channels: int, outputs: int) -> Backbone:
     except Exception as error:
         if not config.pretrained:
             raise
-        hub = timm.get_pretrained_cfg("resnet18")
+        hub = getattr(timm.get_pretrained_cfg("resnet18"), "hf_hub_id", "resnet18")
         raise RequestError(
-            f"backbone.pretrained: the weights of {hub and hub.hf_hub_id} are neither in the hub's cache (HF_HOME) nor to be "
+            f"backbone.pretrained: the weights of {hub} are neither in the hub's cache (HF_HOME) nor to be "
             f"had ({type(error).__name__}); run once with network, or use init_from=FILE"
         ) from error
     if config.stem is Stem.cifar:
