@@ -23,6 +23,9 @@ _SUMMARY = {
     "report": "turn result rows into CSV and LaTeX tables and a figure",
 }
 
+# Of Hydra's own options, those that make sense here.
+_OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info")
+
 _EXAMPLES = """\
   sstune train                                        BP pre-training on the embedded digits
   sstune finetune -m rule=bp,usf,frsf,brsf            fine-tune by four rules, from that run
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbose = "-v" in arguments or os.environ.get("SSTUNE_DEBUG") == "1"
     arguments = [argument for argument in arguments if argument != "-v"]
     try:
-        return _dispatch(arguments)
+        return _dispatch(arguments, verbose)
     except RequestError as error:
         if verbose:
             traceback.print_exc()
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], verbose: bool) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0 if arguments else 2
@@ -69,21 +72,26 @@ def _dispatch(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(help_text())
         return 0
-    return _run(command, rest)
+    return _run(command, rest, verbose)
 
 
-def _run(command: str, arguments: list[str]) -> int:
+def _run(command: str, arguments: list[str], verbose: bool) -> int:
     from sstune import composition
     from sstune.runs import Locked
     from sstune.schema import validate
 
     arguments = _expand_runs(arguments)
     overrides = [argument for argument in arguments if not argument.startswith("-")]
+    for option in set(arguments) - set(overrides):
+        if option.partition("=")[0] not in _OPTIONS:
+            raise RequestError(f"{option}: no such option, {nearest(option, _OPTIONS)}")
     for override in overrides:
         if override.startswith("+"):
             raise RequestError(f"{override}: keys cannot be added; to set one, write {override.lstrip('+')}")
     try:
         if {"-m", "--multirun"} & set(arguments):
+            if len(overrides) < len(arguments) - 1:
+                raise RequestError("-m: cannot be combined with another option")
             composition.cells(command, overrides)
             _hydra_main(command, arguments)
         elif len(overrides) < len(arguments):
@@ -98,6 +106,8 @@ def _run(command: str, arguments: list[str]) -> int:
     except (RequestError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if verbose:
+            traceback.print_exc()
         print(f"sstune: failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -22,6 +22,8 @@ from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest, va
 _PACKAGE = Path(__file__).resolve().parent
 # Installed, conf/ lies inside the package; in a checkout, beside it.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+# What a run takes from the run it starts from, unless asked for otherwise.
+INHERITED = ("backbone", "dataset", "task", "rule", "seed")
 
 
 def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -36,7 +38,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         with context:
             return typed(hydra.compose(command, list(overrides)), command)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: rule=null
         raise RequestError(explain(error, command)) from error
 
 
@@ -78,12 +80,13 @@ def cells(command: str, overrides: Sequence[str]) -> list[RunConfig]:
 
 
 def asked(command: str, config: RunConfig, overrides: Sequence[str]) -> set[str]:
-    """Top-level keys that a command line asks for: named on it, or changed by an experiment's preset."""
+    """Top-level keys that a command line asks for: named on it, or changed by an experiment's preset.
+
+    A preset's training settings are not asked for: an experiment names them once for all its commands.
+    """
     named = {re.split(r"[.=@]", override.lstrip("+~"))[0] for override in overrides}
     default = compose(command)
-    changed = {
-        item.name for item in fields(config) if getattr(config, item.name) != getattr(default, item.name)
-    }
+    changed = {name for name in INHERITED if getattr(config, name) != getattr(default, name)}
     return named | changed
 
 
@@ -141,7 +144,7 @@ def explain(error: BaseException, command: str) -> str:
     where = re.search(r"In '((?:experiment|local)/[^']+)'", text)
     prefix = f"conf/{where[1]}.yaml: " if where else ""
 
-    option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    option = re.search(r"Could not find '([^']+)/([^'/]*)'", text)
     if option and option[1] in [*GROUPS, "experiment"]:
         return f"{prefix}{option[1]}: there is no {option[2]!r}, {nearest(option[2], options(option[1]))}"
     sweep = re.search(r"Ambiguous value for argument '([^']+)'", text)

@@ -309,7 +309,11 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield "dataset.std: needs as many values as dataset.mean"
     if not all(std > 0 for std in config.dataset.std):
         yield f"dataset.std: {config.dataset.std} must be > 0"
-    if isinstance(config.optimizer, SgdConfig) and config.optimizer.nesterov and config.optimizer.momentum == 0:
+    if (
+        isinstance(config.optimizer, SgdConfig)
+        and config.optimizer.nesterov
+        and config.optimizer.momentum == 0
+    ):
         yield "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false"
     if isinstance(config.optimizer, AdamWConfig):
         betas = config.optimizer.betas
@@ -364,8 +368,10 @@ def _out_of_range(config: RunConfig) -> Iterator[str]:
         if not isinstance(value, int | float):
             continue
         if value < low or value > high or (open_below and value == low) or value != value:
-            bounds = f"{'>' if open_below else '>='} {low:g}" + (f" and <= {high:g}" if high < 1e6 else "")
-            yield f"{key}: {value:g} is out of range, expected {bounds}"
+            bounds = f"{'>' if open_below else '>='} {low:g}"
+            if high < 1e6 or value > high:
+                bounds += f" and <= {high:.10g}"
+            yield f"{key}: {value:.10g} is out of range, expected {bounds}"
 
 
 def validate(config: RunConfig) -> None:

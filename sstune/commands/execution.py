@@ -47,7 +47,12 @@ def once(run: Run, work: Work) -> dict[str, Any]:
             write_json(run.directory / "failure.json", failure)
             raise
         measured.setdefault("seconds", time.perf_counter() - began)
-        return run.finish(**measured, device=_device_name(device), threads=torch.get_num_threads())
+        return run.finish(
+            **measured,
+            device=_device_name(device),
+            threads=torch.get_num_threads(),
+            deterministic=device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+        )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -60,6 +65,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RequestError(f"device: {name} is not available here, use device=cpu or device=auto")
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]  # no TF32 in what is measured
     return torch.device(name)
 
 

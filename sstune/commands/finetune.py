@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sstune import datasets
 from sstune.commands.execution import once
-from sstune.commands.source import MODEL, default_parent, inherit, open_source
+from sstune.commands.source import default_parent, inherit, open_source
 from sstune.commands.train import learn, train
 from sstune.runs import Run
 from sstune.schema import RunConfig
@@ -26,6 +26,3 @@ def finetune(config: RunConfig, asked: set[str]) -> Run:
     run = Run(config, source.lineage, datasets.fingerprint(config.dataset))
     once(run, lambda run, device, stop: learn(run, source, device, stop))
     return run
-
-
-__all__ = ["MODEL", "finetune"]

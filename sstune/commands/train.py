@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     def save(progress: training.Progress) -> None:
         training.save(checkpoint, run.identity, progress, network, optimizer)
         write_history(run.directory, progress)
+        if progress.step == 0:
+            print(f"  {_epoch_line(progress.history[-1], config.epochs)}", flush=True)
 
     progress = training.load(checkpoint, run.identity, network, optimizer) or training.Progress()
     if progress.epoch or progress.step:
@@ -66,7 +69,9 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     network.load_state_dict(progress.best["network"])
     write_model(run.directory / MODEL, network)
     test = tasks.evaluate(network, task, data.test, device)
-    print(f"  epoch {progress.best['epoch']}, test {test.n_correct}/{len(data.test)} right", flush=True)
+    print(
+        f"  epoch {progress.best['epoch']} chosen: test {test.n_correct}/{len(data.test)} right", flush=True
+    )
     return {
         "n_classes": data.n_classes,
         "measurements": [
@@ -83,6 +88,15 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
             for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
         },
     }
+
+
+def _epoch_line(entry: dict[str, float], epochs: int) -> str:
+    angle = "" if math.isnan(entry["angle"]) else f"  angle {entry['angle']:.1f}°"
+    return (
+        f"epoch {entry['epoch']}/{epochs}  loss {entry['train_loss']:.3f}"
+        f"  train {entry['train_accuracy']:.1%}  val {entry['val_accuracy']:.1%}"
+        f"{angle}  {entry['seconds']:.1f} s"
+    )
 
 
 def measurement(split: str, n: int, correct: int, **attack: Any) -> dict[str, Any]:

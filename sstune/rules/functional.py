@@ -113,7 +113,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     if not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
-    return [None if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
