@@ -20,8 +20,8 @@ from sstune.seeding import seed_from
 class Recorded(nn.Module):
     """Passes images on and keeps the outputs, so that a step's forward also says what was still right.
 
-    It also hides ``mean`` and ``std`` of the network: torchattacks takes a model with such attributes to
-    expect normalised images, and would normalise again.
+    It also hides the network's class, ``mean`` and ``std``: from these torchattacks may conclude that the
+    network expects normalised images (3.5 does for a class called RobModel), and normalise again.
     """
 
     outputs: Tensor

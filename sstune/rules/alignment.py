@@ -25,14 +25,14 @@ class LayerAlignment:
 def alignment(model: nn.Module) -> list[LayerAlignment]:
     """Measure every converted layer, with the V of its latest forward pass; empty for a plain network."""
     measured = []
-    for name, layer in feedback_layers(model).items():
+    for layer in feedback_layers(model).values():
         weight = layer.weight.detach().double().flatten()
         feedback = layer.feedback.matrix(layer.weight).double().flatten()
         norms = weight.norm() * feedback.norm()
         cosine = (weight @ feedback / norms).clamp(-1, 1) if norms > 0 else torch.tensor(math.nan)
         measured.append(
             LayerAlignment(
-                layer=name,
+                layer=layer.feedback.layer,
                 angle=math.degrees(math.acos(float(cosine))) if norms > 0 else math.nan,
                 sign_agreement=float((weight.sign() == feedback.sign()).double().mean()),
                 rms_ratio=float(feedback.norm() / weight.norm()) if weight.norm() > 0 else math.nan,
