@@ -129,9 +129,14 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from sstune import composition, schema
+    from sstune.runs import Locked
 
     def task(config: DictConfig) -> None:
-        _execute(composition.typed(config, command), HydraConfig.get().overrides.task)
+        try:
+            _execute(composition.typed(config, command), HydraConfig.get().overrides.task)
+        except (Locked, RequestError) as error:
+            print(f"sstune: {error}", file=sys.stderr)  # Hydra would show it only after the last cell
+            raise
 
     schema.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are, instead of Hydra's exit status 1

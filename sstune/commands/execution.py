@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -44,7 +45,10 @@ def once(run: Run, work: Work) -> dict[str, Any]:
             if not isinstance(error, RequestError):
                 traceback.print_exc()  # a sweep would show it only after its last cell
             failure = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-            write_json(run.directory / "failure.json", failure)
+            with suppress(OSError):  # the disk may be what failed
+                write_json(run.directory / "failure.json", failure)
+            if stop:  # even if saving failed, a sweep must not go on to its next cell
+                raise stop.stop() from error
             raise
         measured.setdefault("seconds", time.perf_counter() - began)
         return run.finish(

@@ -65,6 +65,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     if progress.epoch or progress.step:
         print(f"  resuming in epoch {progress.epoch + 1} at step {progress.step}", flush=True)
     training.Trainer(config, network, task, loader, data.val, optimizer, device, save, stop).fit(progress)
+    write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
 
     network.load_state_dict(progress.best["network"])
     write_model(run.directory / MODEL, network)
