@@ -181,6 +181,7 @@ class Run:
             config["init_from"] = str(Path(config["init_from"]).expanduser().resolve())
         write_text(self.directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         (self.directory / "failure.json").unlink(missing_ok=True)
+        _git()  # now: by the end the checkout may have moved on
 
     def finish(self, **measured: Any) -> dict[str, Any]:
         """Write the row, which marks the run as done, and return it."""
