@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import functools
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from sstune import attacks, backbones, datasets, rules, tasks
+from sstune.cli import main
+from sstune.commands.attack import measure
+from sstune.commands.source import open_source
+from sstune.composition import compose
+from sstune.interrupt import StopFlag, Stopped
+from sstune.runs import Run
+from sstune.schema import Gradient
+
+Ask = Callable[..., Any]
+CPU = torch.device("cpu")
+EPS = "attack.eps=[8/255,24/255]"  # the digits have 17 grey levels, 16/255 apart
+FEW = ["attack.n=100", EPS, "attack.steps=3", "threads=1", "device=cpu"]
+PGD = ["attack=pgd", *FEW]
+
+
+def row_of(run: Path) -> Any:
+    return json.loads((run / "result.json").read_text())
+
+
+def outcomes(run: Path) -> dict[str, npt.NDArray[Any]]:
+    with np.load(run / "outcomes.npz") as file:
+        return {name: file[name] for name in file if not name.startswith("seconds")}
+
+
+def same(one: dict[str, npt.NDArray[Any]], other: dict[str, npt.NDArray[Any]]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def attack(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``attack(source, *overrides)``: directory of the finished attack, each line in a folder of its own."""
+
+    @functools.cache
+    def attack(source: Path, *overrides: str) -> Path:
+        out = tmp_path_factory.mktemp("attack")
+        assert main(["attack", f"init_from={source}", f"out={out}", *overrides]) == 0
+        (run,) = (out / "attack").iterdir()
+        return run
+
+    return attack
+
+
+Attack = Callable[..., Path]
+
+
+class TestOfARun:
+    def test_it_is_the_parents_network_by_the_parents_rule(self, attack: Attack, finetuned: Path) -> None:
+        row, parent = row_of(attack(finetuned, *PGD)), row_of(finetuned)
+        for section in ("backbone", "dataset", "task", "rule", "seed"):
+            assert row["config"][section] == parent["config"][section]
+        assert row["config"]["rule"]["name"] == "brsf"
+        assert [ancestor["command"] for ancestor in row["lineage"]] == ["train", "finetune"]
+        assert row["lineage"][-1]["identity"] == parent["identity"]
+        assert "optimizer" not in row["config"]
+        assert row["precision"] == "float32"
+        assert row["datasets"]["test"]["digest"] == parent["datasets"]["test"]["digest"]
+
+    def test_it_is_attacked_through_the_very_feedback_it_was_trained_with(
+        self, attack: Attack, finetuned: Path
+    ) -> None:
+        found = outcomes(attack(finetuned, *PGD))["rule 24/255"]
+        source = open_source(finetuned)
+        config = source.config
+        assert config is not None
+        test, samples = datasets.load(config.dataset).test.sample(100, 0)
+        method = attacks.ATTACKS["pgd"](compose("attack", PGD).attack, config.seed)
+        by_hand = {}
+        for feedback in ("trained", "newly drawn"):
+            network = backbones.build(config.backbone, 1, 10, config.dataset.mean, config.dataset.std)
+            source.load_weights(network)
+            rules.convert(network.backbone, config.rule, config.seed)
+            if feedback == "trained":
+                source.load_feedback(network)
+            clean = tasks.evaluate(network, tasks.build(config.task, 10), test, CPU).correct
+            by_hand[feedback] = attacks.robust(
+                network, method, test, samples, clean, 24 / 255, Gradient.rule, 256, CPU
+            ).numpy()
+        assert np.array_equal(found, by_hand["trained"])
+        assert not np.array_equal(found, by_hand["newly drawn"])
+
+    def test_another_rule_gives_the_same_weights_other_feedback(
+        self, attack: Attack, finetuned: Path
+    ) -> None:
+        own, other = (attack(finetuned, *PGD, *rule) for rule in ([], ["rule=usf"]))
+        assert row_of(other)["config"]["rule"]["name"] == "usf"
+        assert row_of(other)["lineage"] == row_of(own)["lineage"]
+        ours, theirs = outcomes(own), outcomes(other)
+        for key in ("samples", "clean", "exact 8/255", "exact 24/255"):
+            assert np.array_equal(ours[key], theirs[key]), key
+        assert not np.array_equal(ours["rule 24/255"], theirs["rule 24/255"])
+
+    def test_of_all_test_images_clean_is_the_parents_count(self, attack: Attack, trained: Path) -> None:
+        run = attack(trained, "attack=fgsm", "attack.eps=[0]", "threads=1")
+        clean, *attacked = row_of(run)["measurements"]
+        (test,) = (entry for entry in row_of(trained)["measurements"] if entry["split"] == "test")
+        assert clean == test
+        assert [entry["correct"] for entry in attacked] == [test["correct"]] * 2
+
+    @pytest.mark.parametrize(
+        "override",
+        ["epochs=1", "batch_size=2", "optimizer.lr=1", "schedule=constant", "clip_norm=1", "precision=bf16"],
+    )
+    def test_training_settings_are_refused_by_name(self, ask: Ask, trained: Path, override: str) -> None:
+        answer = ask("attack", f"init_from={trained}", override)
+        assert answer.status == 2
+        key = override.split("=")[0].split(".")[0]
+        assert answer.errors == [f"sstune: {key}: attack trains nothing when init_from is given"]
+
+    def test_another_backbone_is_refused(self, ask: Ask, trained: Path) -> None:
+        answer = ask("attack", f"init_from={trained}", "backbone=resnet56")
+        assert answer.status == 2
+        expected = f"sstune: backbone: the weights of {trained} are a resnet20's, leave backbone= away"
+        assert answer.errors == [expected]
+
+    def test_of_a_file(self, attack: Attack, trained: Path) -> None:
+        data = ["dataset.test_fraction=0.8", "dataset.val_fraction=0.2"]
+        run = attack(trained / "model.pt", *PGD, *data, "rule=bp")
+        assert [set(entry) for entry in row_of(run)["lineage"]] == [{"file", "sha256"}]
+        assert same(outcomes(run), outcomes(attack(trained, *PGD)))
+
+
+class TestOfNothing:
+    def test_the_whole_chain_is_made_first(self, chain: Any) -> None:
+        row = row_of(chain.attack)
+        assert [entry["command"] for entry in row["lineage"]] == ["train", "finetune"]
+        for entry, run in zip(row["lineage"], (chain.train, chain.finetune), strict=True):
+            assert entry["identity"] == row_of(run)["identity"]
+        assert row["config"]["rule"] == row_of(chain.finetune)["config"]["rule"]
+        assert row["measurements"][0]["n"] == 40
+
+    def test_and_is_the_same_as_attacking_the_run_it_made(self, ask: Ask, chain: Any) -> None:
+        limits = [word for word in chain.line if word.startswith(("attack.", "attack=", "out", "threads"))]
+        for line in (chain.line, ["attack", f"init_from={chain.finetune}", *limits]):
+            answer = ask(*line)
+            assert answer.status == 0
+            assert answer.out.splitlines()[-1] == f"{chain.attack}: done already"
+
+
+class TestOutcomes:
+    def test_hold_one_answer_per_sample_and_agree_with_the_row(self, attack: Attack, finetuned: Path) -> None:
+        run = attack(finetuned, *PGD)
+        row, found = row_of(run), outcomes(run)
+        keys = [f"{gradient} {eps}" for gradient in ("rule", "exact") for eps in ("8/255", "24/255")]
+        assert list(found) == ["samples", "clean", *keys]
+        assert all(value.shape == (100,) for value in found.values())
+        assert all(found[key].dtype == bool for key in ["clean", *keys])
+        assert list(found["samples"]) == sorted(set(found["samples"]))
+        counts = {
+            f"{entry['gradient']} {entry['eps']}" if entry["attack"] else "clean": entry["correct"]
+            for entry in row["measurements"]
+        }
+        assert counts == {key: int(found[key].sum()) for key in ["clean", *keys]}
+        for key in keys:
+            assert not (found[key] & ~found["clean"]).any()  # what was wrong before is not counted as robust
+        for entry in row["measurements"]:
+            assert (entry["n"], entry["split"]) == (100, "test")
+            assert entry["attack"] in (None, "pgd")
+
+    @pytest.mark.parametrize("method", ["fgsm", "pgd"])
+    def test_the_two_gradients_of_bp_agree_to_the_sample(
+        self, attack: Attack, trained: Path, method: str
+    ) -> None:
+        found = outcomes(attack(trained, f"attack={method}", "attack.n=200", EPS, "threads=1"))
+        for eps in ("8/255", "24/255"):
+            assert np.array_equal(found[f"rule {eps}"], found[f"exact {eps}"])
+        assert found["clean"].sum() > found["rule 8/255"].sum() > found["rule 24/255"].sum()
+
+    def test_do_not_depend_on_the_batch_size_or_on_the_order_of_eps(
+        self, attack: Attack, finetuned: Path
+    ) -> None:
+        first = attack(finetuned, *PGD)
+        other = attack(finetuned, *PGD, "attack.batch_size=17")
+        assert first.name == other.name
+        assert same(outcomes(first), outcomes(other))
+        reverse = attack(finetuned, *PGD, "attack.eps=[24/255,8/255]", "attack.gradient=[exact,rule]")
+        assert same(outcomes(first), outcomes(reverse))
+
+    def test_n_limits_the_samples_to_a_part_of_what_more_would_be(
+        self, attack: Attack, finetuned: Path
+    ) -> None:
+        few, more = (outcomes(attack(finetuned, *PGD, f"attack.n={n}")) for n in (50, 100))
+        where = np.isin(more["samples"], few["samples"])
+        assert where.sum() == len(few["samples"]) == 50
+        for key in few:
+            assert np.array_equal(few[key], more[key][where]), key
+
+    def test_another_seed_attacks_the_same_samples(self, attack: Attack, trained: Path) -> None:
+        one, two = (outcomes(attack(trained, *PGD, f"seed={seed}")) for seed in (0, 1))
+        assert np.array_equal(one["samples"], two["samples"])
+        assert np.array_equal(one["clean"], two["clean"])
+
+    def test_are_used_again_when_only_the_row_is_gone(self, attack: Attack, trained: Path) -> None:
+        run = attack(trained, *PGD)
+        row, stamp = row_of(run), (run / "outcomes.npz").stat().st_mtime_ns
+        (run / "result.json").unlink()
+        assert main(["attack", f"init_from={trained}", f"out={run.parents[1]}", *PGD]) == 0
+        assert (run / "outcomes.npz").stat().st_mtime_ns == stamp
+        assert row_of(run) == row
+
+    def test_a_stopped_attack_goes_on_after_the_last_eps_measured(
+        self, attack: Attack, finetuned: Path, tmp_path: Path
+    ) -> None:
+        class StopAfter(StopFlag):
+            def __init__(self, looks: int) -> None:
+                super().__init__()
+                self.looks = looks
+
+            def __bool__(self) -> bool:
+                self.looks -= 1
+                if self.looks == 0:
+                    self.handle(signal.SIGTERM, None)
+                return super().__bool__()
+
+        source = open_source(finetuned)
+        assert source.config is not None
+        config = compose("attack", [*PGD, f"out={tmp_path / 'stopped'}"])
+        inherited = {name: getattr(source.config, name) for name in ("dataset", "rule", "seed")}
+        run = Run(replace(config, **inherited), source.lineage, datasets.fingerprint(config.dataset))
+        run.directory.mkdir(parents=True)
+        for measured in (1, 2):
+            with pytest.raises(Stopped) as caught:
+                measure(run, source, CPU, StopAfter(measured))
+            assert caught.value.code == 143
+            assert len(outcomes(run.directory)) == 2 + measured
+        measure(run, source, CPU, StopFlag())
+        assert same(outcomes(run.directory), outcomes(attack(finetuned, *PGD)))

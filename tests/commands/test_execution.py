@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import torch
+
+from sstune.commands.execution import resolve_device
+from sstune.schema import RequestError
+
+
+def stamps(directory: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of modification of every file below a directory."""
+    files = {path: path.stat() for path in directory.rglob("*") if path.is_file()}
+    return {str(path): (stat.st_ino, stat.st_mtime_ns) for path, stat in files.items()}
+
+
+def test_a_finished_run_answers_from_its_row(
+    ask: Callable[..., Any], tmp_path: Path, small: list[str]
+) -> None:
+    first = ask("train", *small)
+    before = stamps(tmp_path)
+    second = ask("train", *small, "threads=2", "attack.n=3")  # neither makes another run
+    assert (first.status, second.status) == (0, 0)
+    (run,) = (tmp_path / "runs" / "train").iterdir()
+    assert second.out == f"{run.relative_to(tmp_path)}: done already\n"
+    assert second.err == ""
+    assert stamps(tmp_path) == before
+
+
+def test_force_runs_again_and_keeps_the_earlier_row(
+    ask: Callable[..., Any], tmp_path: Path, small: list[str]
+) -> None:
+    assert ask("train", *small).status == 0
+    (run,) = (tmp_path / "runs" / "train").iterdir()
+    before = (run / "result.json").read_text()
+    again = ask("train", *small, "force=true")
+    assert again.status == 0
+    assert "done already" not in again.out
+    assert (run / "previous.result.json").read_text() == before
+    old, new = json.loads(before), json.loads((run / "result.json").read_text())
+    assert new["measurements"] == old["measurements"]
+    assert new["seconds"] != old["seconds"]
+
+
+def test_the_row_is_complete(trained: Path) -> None:
+    row = json.loads((trained / "result.json").read_text())
+    what = {"schema_version", "identity", "command", "config", "lineage", "datasets", "layers", "notes"}
+    measured = {"n_classes", "measurements", "epoch", "seconds"}
+    how = {"precision", "device", "threads", "deterministic", "versions", "git"}
+    assert set(row) >= what | measured | how
+    assert trained.name.endswith(row["identity"][:12])
+    assert (row["command"], row["device"], row["threads"], row["precision"]) == ("train", "cpu", 1, "float32")
+    assert row["n_classes"] == 10
+    assert row["seconds"] > 0
+    for entry in row["measurements"]:
+        assert type(entry["n"]) is type(entry["correct"]) is int
+        assert 0 <= entry["correct"] <= entry["n"] == row["datasets"][entry["split"]]["n"]
+    assert all(len(split["digest"]) == 64 for split in row["datasets"].values())
+    assert "root" not in json.dumps(row["config"])
+
+
+def test_a_failure_is_shown_at_once_and_written_down(
+    ask: Callable[..., Any], tmp_path: Path, small: list[str]
+) -> None:
+    answer = ask("train", *small, "optimizer.lr=1e30")
+    assert answer.status == 1
+    assert answer.errors[0].startswith("Traceback")
+    assert answer.errors[-1].startswith("sstune: failed: FloatingPointError: the training loss is nan")
+    (run,) = (tmp_path / "runs" / "train").iterdir()
+    failure = json.loads((run / "failure.json").read_text())
+    assert failure["error"].startswith("FloatingPointError: the training loss is nan in epoch 1")
+    assert "_train_epoch" in failure["traceback"]
+    assert not (run / "result.json").exists()
+    assert ask("finetune", *small, f"init_from={run}").errors == [
+        f"sstune: init_from: {run} is not a finished train or finetune run"
+    ]
+
+
+def test_two_processes_with_one_configuration(tmp_path: Path, small: list[str]) -> None:
+    line = ["train", *small, "epochs=1000"]
+    first = processes.start(line, tmp_path, tmp_path / "first")
+    processes.until(lambda: any(tmp_path.glob("runs/train/*/config.yaml")), first)
+    second = processes.start(line, tmp_path, tmp_path / "second")
+    assert processes.wait(second) == 1
+    (run,) = (tmp_path / "runs" / "train").iterdir()
+    said = (tmp_path / "second").read_text()
+    assert said.startswith(f"sstune: {run.relative_to(tmp_path)} is being run by process {first.pid} on ")
+    assert said.count("\n") == 1
+    assert first.is_alive()
+    first.kill()
+    assert processes.wait(first) == -signal.SIGKILL
+
+
+class TestDevice:
+    def test_auto_and_cpu(self) -> None:
+        assert resolve_device("cpu") == torch.device("cpu")
+        assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+    @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+    def test_an_absent_gpu_is_a_wrong_request(self, name: str) -> None:
+        with pytest.raises(RequestError, match=f"device: {name} is not available here"):
+            resolve_device(name)

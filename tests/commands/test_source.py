@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sstune import backbones, rules
+from sstune.commands.source import default_parent, inherit, open_source
+from sstune.composition import compose
+from sstune.schema import (
+    BackboneConfig,
+    ClassificationConfig,
+    DigitsConfig,
+    RequestError,
+    RuleConfig,
+    RunConfig,
+    Scale,
+)
+
+Complete = Callable[..., RunConfig]
+
+
+class TestOpen:
+    def test_a_run(self, finetuned: Path) -> None:
+        source = open_source(finetuned)
+        row = json.loads((finetuned / "result.json").read_text())
+        assert source.path == finetuned / "model.pt"
+        assert source.config is not None
+        assert source.config.rule.name == "brsf"
+        ancestor = {key: row[key] for key in ("command", "identity", "config")}
+        assert source.lineage == [*row["lineage"], ancestor]
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.pt"
+        path.write_bytes(b"content")
+        source = open_source(path)
+        assert source.config is None
+        assert source.lineage == [{"file": "a.pt", "sha256": hashlib.sha256(b"content").hexdigest()}]
+
+    @pytest.mark.parametrize("left", [[], ["model.pt"], ["result.json"]])
+    def test_an_unfinished_run_is_refused(self, trained: Path, tmp_path: Path, left: list[str]) -> None:
+        for name in left:
+            (tmp_path / name).write_bytes((trained / name).read_bytes())
+        with pytest.raises(RequestError, match=r"init_from: .* is not a finished train or finetune run"):
+            open_source(tmp_path)
+
+
+class TestLoad:
+    @pytest.fixture
+    def network(self) -> backbones.Network:
+        torch.manual_seed(1)
+        return backbones.build(BackboneConfig("resnet20"), 1, 10, [0.3], [0.4])
+
+    def test_weights_and_feedback_are_those_of_the_run(
+        self, finetuned: Path, network: backbones.Network
+    ) -> None:
+        source = open_source(finetuned)
+        assert source.config is not None
+        assert source.load_weights(network) == []
+        rules.convert(network.backbone, source.config.rule, seed=7)
+        saved = torch.load(finetuned / "model.pt", weights_only=True)
+        state = network.backbone.state_dict()
+        assert not torch.equal(
+            state["conv1.feedback.magnitude"], saved["feedback"]["conv1.feedback.magnitude"]
+        )
+        source.load_feedback(network)
+        state = network.backbone.state_dict()
+        for name, value in {**saved["state_dict"], **saved["feedback"]}.items():
+            assert (
+                torch.equal(state[name], value) if isinstance(value, torch.Tensor) else state[name] == value
+            )
+
+    def test_weights_alone_leave_the_feedback_as_it_was_drawn(
+        self, finetuned: Path, network: backbones.Network
+    ) -> None:
+        rule = RuleConfig(name="frsf", scale=Scale.weight_rms)
+        open_source(finetuned).load_weights(network)
+        rules.convert(network.backbone, rule, seed=0)
+        saved = torch.load(finetuned / "model.pt", weights_only=True)["feedback"]
+        first = network.backbone.state_dict()["conv1.feedback.magnitude"]
+        assert not torch.equal(first, saved["conv1.feedback.magnitude"])  # brsf has drawn since
+
+
+class TestInherit:
+    SECTIONS = ("backbone", "dataset", "task", "rule", "seed")
+
+    @pytest.mark.parametrize("asked", [set(), {"rule"}, {"dataset", "seed"}, {"epochs", "attack"}])
+    def test_each_section_is_the_parents_unless_asked_for(
+        self, trained: Path, complete: Complete, asked: set[str]
+    ) -> None:
+        source = open_source(trained)
+        own = complete(
+            "attack", dataset="digits", rule="plain", seed=9, task="classification", backbone="cifar_resnet"
+        )
+        own = replace(
+            own,
+            dataset=DigitsConfig(name="digits", label="mine", mean=[0.5], std=[0.5]),
+            task=ClassificationConfig(name="classification", label_smoothing=0.5),
+        )
+        result = inherit(own, source, asked, self.SECTIONS)
+        for item in fields(RunConfig):
+            theirs = item.name in self.SECTIONS and item.name not in asked
+            expected = getattr(source.config if theirs else own, item.name)
+            assert getattr(result, item.name) == expected, item.name
+        assert own.seed == 9  # the request itself is not changed
+
+    def test_a_file_has_nothing_to_inherit(self, trained: Path, complete: Complete) -> None:
+        config = complete("attack")
+        assert inherit(config, open_source(trained / "model.pt"), set(), self.SECTIONS) == config
+
+    def test_another_backbone_is_refused(self, trained: Path, complete: Complete) -> None:
+        config = replace(complete("attack"), backbone=BackboneConfig(name="resnet32"))
+        with pytest.raises(RequestError, match="are a resnet20's, leave backbone= away"):
+            inherit(config, open_source(trained), {"backbone"}, self.SECTIONS)
+        assert inherit(config, open_source(trained), set(), self.SECTIONS).backbone.name == "resnet20"
+
+
+class TestDefaultParent:
+    OVERRIDES = (
+        "backbone=resnet32",
+        "dataset.flip=true",
+        "seed=4",
+        "out=elsewhere",
+        "threads=2",
+        "force=true",
+    )
+
+    def test_of_finetune_is_the_default_training_of_the_same_data_and_network(self) -> None:
+        config = compose("finetune", [*self.OVERRIDES, "epochs=9", "rule=frsf", "attack.n=3"])
+        shared = [override for override in self.OVERRIDES if not override.startswith("force")]
+        assert default_parent(config) == compose("train", shared)
+
+    def test_of_attack_is_the_finetuning_of_the_same_settings(self) -> None:
+        overrides = [*self.OVERRIDES, "epochs=9", "rule=frsf", "attack.n=3"]
+        expected = replace(compose("finetune", overrides), force=False)
+        assert default_parent(compose("attack", overrides)) == expected

@@ -1,0 +1,57 @@
+"""``sstune`` in a process of its own, forked from a server in which torch is already imported.
+
+A process started from nothing spends ten seconds importing; a forked one starts at once and is as real: it
+has its own memory, signals and exit status. The server imports and does nothing else.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+PATIENCE = 120  # seconds; what is waited for takes one or two on an idle machine
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch._dynamo", "torchattacks", "sklearn.datasets", "hydra"])
+
+
+def start(arguments: list[str], directory: Path, output: Path) -> BaseProcess:
+    """Run ``sstune ARGUMENTS`` in ``directory``, with stdout and stderr in ``output``."""
+    process = _CONTEXT.Process(target=_main, args=(arguments, directory, output))
+    process.start()
+    return process
+
+
+def wait(process: BaseProcess) -> int:
+    """Exit status; negative for a signal that killed the process."""
+    process.join(timeout=PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError(f"sstune did not end within {PATIENCE} s")
+    return process.exitcode
+
+
+def until(condition: Callable[[], bool], process: BaseProcess) -> None:
+    """Return as soon as ``condition`` holds, looking every 2 ms, or when ``process`` has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition() and process.is_alive():
+        if time.monotonic() > deadline:
+            process.kill()
+            raise TimeoutError(f"nothing happened within {PATIENCE} s")
+        time.sleep(0.002)
+
+
+def _main(arguments: list[str], directory: Path, output: Path) -> None:
+    os.chdir(directory)
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    from sstune.cli import main
+
+    sys.exit(main(arguments))

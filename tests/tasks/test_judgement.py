@@ -1,0 +1,94 @@
+"""``evaluate``: integer counts over a whole split, whatever the batches, and a network left as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sstune import tasks
+from sstune.datasets import Split
+from sstune.schema import ClassificationConfig
+from sstune.tasks import eval_mode, evaluate
+from sstune.tasks.evaluation import BATCH_SIZE
+
+CPU = torch.device("cpu")
+TASK = tasks.build(ClassificationConfig("classification", label_smoothing=0.1), 3)
+
+
+def split(n: int) -> Split:
+    stream = np.random.default_rng(0)
+    images = torch.from_numpy(stream.integers(0, 256, (n, 1, 4, 4), np.uint8))
+    return Split(images, torch.from_numpy(stream.integers(0, 3, n)))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1, 2 * BATCH_SIZE + 77])
+def test_equals_the_whole_split_in_one_batch(n: int) -> None:
+    model, data = network(), split(n)
+    judged = evaluate(model, TASK, data, CPU)
+    with torch.no_grad():
+        outputs = model.eval()(data.images / 255)
+        expected = outputs.argmax(1) == data.labels
+    assert torch.equal(judged.correct, expected)
+    assert judged.correct.dtype == torch.bool
+    assert judged.n_correct == int(expected.sum())
+    assert isinstance(judged.n_correct, int)
+    assert judged.loss == pytest.approx(float(TASK.loss(outputs, data.labels)), rel=1e-5)
+
+
+def test_needs_no_gradients_and_draws_nothing() -> None:
+    model, seen = network(), []
+    model.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    before = torch.get_rng_state()
+    evaluate(model, TASK, split(5), CPU)
+    assert seen == [False]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+@pytest.fixture(params=["train", "eval", "frozen-norm"])
+def model(request: pytest.FixtureRequest) -> nn.Sequential:
+    model = network().train(request.param != "eval")
+    if request.param == "frozen-norm":
+        model[1].eval()
+    return model
+
+
+class TestModes:
+    def test_are_restored_module_by_module(self, model: nn.Sequential) -> None:
+        before, state = modes(model), {key: value.clone() for key, value in model.state_dict().items()}
+        evaluate(model, TASK, split(5), CPU)
+        assert modes(model) == before
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+    def test_are_eval_inside(self, model: nn.Sequential) -> None:
+        before = modes(model)
+        with eval_mode(model):
+            assert not any(modes(model))
+            with eval_mode(model):
+                assert not any(modes(model))
+            assert not any(modes(model))
+        assert modes(model) == before
+
+    def test_are_restored_after_an_exception(self, model: nn.Sequential) -> None:
+        def fail(module: nn.Module, args: Any, output: Tensor) -> None:
+            raise ZeroDivisionError
+
+        before = modes(model)
+        model.register_forward_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(model, TASK, split(5), CPU)
+        assert modes(model) == before

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sstune import composition
+from sstune.composition import CONF, asked, cells, compose, known_keys, options, restore
+from sstune.runs import Run
+from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, problems, validate
+
+Complete = Callable[..., RunConfig]
+
+composed = functools.cache(lambda command, *overrides: compose(command, overrides))  # 0.1 s each
+
+# What an option needs besides its name; the folder need only exist.
+NEEDS = {"dataset=folder": ["dataset.root=.", "dataset.label=d"]}
+EXPERIMENTS = {
+    "none": [],
+    "quickstart": ["experiment=quickstart"],
+    "cifar10_jpeg": ["experiment=cifar10_jpeg", "dataset.root=."],
+}
+
+
+def _rounds() -> list[list[str]]:
+    """Overrides that between them choose every option of every group, one of each group at a time."""
+    columns = [[f"{group}={option}" for option in options(group)] for group in GROUPS]
+    rounds = [[choice for choice in chosen if choice] for chosen in zip_longest(*columns)]
+    return [[part for choice in chosen for part in [choice, *NEEDS.get(choice, [])]] for chosen in rounds]
+
+
+class TestOptions:
+    def test_every_experiment_is_in_the_tables_below(self) -> None:
+        assert sorted(EXPERIMENTS) == sorted(["none", *options("experiment")])
+
+    def test_every_schema_option_is_used_and_every_group_has_a_folder(self) -> None:
+        folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"local"}
+        assert folders == {*GROUPS, "experiment"}
+        for group, kinds in GROUPS.items():
+            texts = [(CONF / group / f"{option}.yaml").read_text() for option in options(group)]
+            named = {line.split()[-1] for text in texts for line in text.splitlines() if "schema/" in line}
+            assert named == set(kinds)
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("chosen", _rounds(), ids=" ".join)
+    def test_every_option_composes_validates_and_is_restored(
+        self, command: str, chosen: list[str], tmp_path: Path
+    ) -> None:
+        config = compose(command, chosen)
+        validate(config)
+        assert isinstance(config, COMMANDS[command])
+        assert config.command == command
+        for choice in chosen:
+            key, value = choice.split("=")
+            if key in GROUPS:
+                kinds = GROUPS[key]
+                assert getattr(config, key).name == value
+                assert type(getattr(config, key)) is kinds.get(value, next(iter(kinds.values())))
+        run = Run(replace(config, out=str(tmp_path)), [], None)
+        run.directory.mkdir(parents=True)
+        run.begin()
+        saved = yaml.safe_load((run.directory / "config.yaml").read_text())
+        assert restore(saved) == run.config
+
+    def test_options_agree_on_what_a_field_means(self) -> None:
+        """A key that two options of a group share has one type: the nearest-spelling hints rely on it."""
+        for group, kinds in GROUPS.items():
+            types: dict[str, set[str]] = {}
+            for kind in kinds.values():
+                for item in fields(kind):
+                    types.setdefault(item.name, set()).add(str(item.type))
+            assert {name: kinds for name, kinds in types.items() if len(kinds) > 1} == {}, group
+
+
+class TestDefaults:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_valid_and_on_the_embedded_data(self, command: str) -> None:
+        config = composed(command)
+        assert list(problems(config)) == []
+        assert config.dataset.name == "digits"
+        assert config.init_from is None
+
+    @pytest.mark.parametrize("experiment", EXPERIMENTS)
+    def test_finetune_and_attack_share_one_recipe(self, experiment: str) -> None:
+        chosen = EXPERIMENTS[experiment]
+        finetune, attack = composed("finetune", *chosen), composed("attack", *chosen)
+        for item in fields(RunConfig):
+            if item.name != "command":
+                assert getattr(finetune, item.name) == getattr(attack, item.name), item.name
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_precedence_primary_experiment_command_line(self, command: str) -> None:
+        chosen = EXPERIMENTS["cifar10_jpeg"]
+        default = composed(command)
+        preset = composed(command, *chosen)
+        assert (default.epochs, default.out) != (preset.epochs, preset.out)
+        assert (preset.epochs, preset.batch_size, preset.optimizer.lr) == (1, 128, 0.02)
+        assert preset.schedule.warmup_epochs == 0.3
+        assert preset.dataset.crop_padding == 0
+        last = compose(command, ["epochs=7", "optimizer.lr=0.5", *chosen, "dataset.crop_padding=3"])
+        assert (last.epochs, last.batch_size, last.optimizer.lr) == (7, 128, 0.5)
+        assert last.dataset.crop_padding == 3
+
+
+class TestRestore:
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"command": "dance"}, "command: 'dance' is none of train, finetune, attack"),
+            ({"rule": None}, "rule: [] are the keys of no rule of this version"),
+            ({"rule": {"name": "usf"}}, "rule: ['name'] are the keys of no rule of this version"),
+            ({"epochs": "many"}, "Value 'many' of type 'str' could not be converted to Integer"),
+            ({"invented": 1}, "Key 'invented' not in 'TrainConfig'"),
+        ],
+    )
+    def test_what_fits_no_schema_is_refused(self, change: dict[str, Any], said: str, tmp_path: Path) -> None:
+        run = Run(replace(composed("train"), out=str(tmp_path)), [], None)
+        run.directory.mkdir(parents=True)
+        run.begin()
+        saved = yaml.safe_load((run.directory / "config.yaml").read_text())
+        with pytest.raises(RequestError) as caught:
+            restore({**saved, **change})
+        assert str(caught.value) == said
+
+
+class TestAsked:
+    @pytest.mark.parametrize(
+        ("command", "overrides", "expected"),
+        [
+            ("train", [], set()),
+            ("finetune", ["rule=usf", "rule.scale=unit", "attack.n=3", "seed=0"], {"rule", "attack", "seed"}),
+            ("attack", ["experiment=quickstart"], {"experiment"}),
+            # its training settings are for the other commands: naming the experiment does not ask for them
+            ("attack", EXPERIMENTS["cifar10_jpeg"], {"experiment", "dataset"}),
+        ],
+    )  # fmt: skip
+    def test_table(self, command: str, overrides: list[str], expected: set[str]) -> None:
+        assert asked(command, composed(command, *overrides), overrides) == expected
+
+    def test_what_the_command_line_names_is_asked_for_even_where_it_says_the_default(self) -> None:
+        overrides = [*EXPERIMENTS["cifar10_jpeg"], "epochs=1"]
+        config = composed("attack", *EXPERIMENTS["cifar10_jpeg"])
+        assert asked("attack", config, overrides) == {"experiment", "dataset", "epochs"}
+
+
+class TestCells:
+    def test_are_in_order_and_typed(self) -> None:
+        found = cells("finetune", ["rule=usf,bp", "epochs=3"])
+        assert [(config.rule.name, config.epochs) for config in found] == [("usf", 3), ("bp", 3)]
+
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (["epochs=1,0"], "epochs: 0 is out of range, expected >= 1 (in the cell epochs=0)"),
+            (["seed=1", "rule=bp,usb"], "rule: there is no 'usb', did you mean 'usf'?"),
+            (["seed=range(1"], "seed=range(1: cannot be read as KEY=VALUE"),
+        ],
+    )
+    def test_a_bad_cell_is_named(self, overrides: list[str], said: str) -> None:
+        with pytest.raises(RequestError) as caught:
+            cells("finetune", overrides)
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_known_keys() -> None:
+    keys = known_keys()
+    assert {"epochs", "experiment", "rule", "rule.redraw", "optimizer.betas", "dataset.image_size"} <= keys
+    assert all(
+        key.split(".")[0] in {*GROUPS, "experiment", *(f.name for f in fields(RunConfig))} for key in keys
+    )
+
+
+BAD = {
+    "train optimizer=adan": "optimizer: there is no 'adan', did you mean 'adamw'?",
+    "train optimizer=": "optimizer: there is no '', known: adamw, sgd",
+    "train experiment=quikstart": "experiment: there is no 'quikstart', did you mean 'quickstart'?",
+    "train epoch=3": "epoch: no such key, did you mean 'epochs'?",
+    "train optimzer=adamw": "optimzer: no such key, did you mean 'optimizer'?",
+    "train optimizer.lrr=3": "optimizer.lrr: no such key, did you mean 'optimizer.lr'?",
+    "train optimizer.betas=[0.9,0.9]": "optimizer.betas: the chosen optimizer has no such key",
+    "train dataset.root=x": "dataset.root: the chosen dataset has no such key",
+    "train epochs=many": "epochs: Value 'many' of type 'str' could not be converted to Integer",
+    "train epochs=1.5": "epochs: Value '1.5' of type 'float' could not be converted to Integer",
+    "train rule.include=a": "rule.include: Invalid value assigned: str is not a ListConfig, list or tuple.",
+    "train rule.scale=xaver": "rule.scale: Invalid value 'xaver', expected one of "
+    "[xavier, he_fan_out, weight_rms, unit]",
+    "attack attack.gradient=[rule,exat]": "attack.gradient[1]: Invalid value 'exat', expected one of "
+    "[rule, exact]",
+    "train precision=fp16": "precision: Invalid value 'fp16', expected one of [float32, bf16]",
+    "finetune epochs=1,2": "epochs=1,2: several values need -m: sstune finetune -m epochs=1,2",
+    "finetune rule=bp,usf": "rule=bp,usf: several values need -m: sstune finetune -m rule=bp,usf",
+    "train epochs": "epochs: cannot be read as KEY=VALUE (Error parsing override 'epochs')",
+    "train epochs=[1": "epochs=[1: cannot be read as KEY=VALUE (no viable alternative at input '[1')",
+    "train rule=null": "Config group override must be a string or a list. Got NoneType",
+    "train optimizer@x=sgd": "optimizer@x: no such key, did you mean 'optimizer'?",
+    "train ~optimizer.lr": "optimizer.lr: SgdConfig (DictConfig) does not support deletion",
+    "attack attack.eps=[-1/255]": "attack.eps: '-1/255' lies outside [0, 1]",
+    "finetune init_from=no.pt": "init_from: no.pt does not exist (a run directory or a checkpoint file)",
+    "train init_from=.": "init_from: train starts from random (or backbone.pretrained) weights; use finetune",
+    "train dataset=folder dataset.label=d": "dataset.root: must be given, e.g. dataset.root=…",
+    "train dataset=folder dataset.root=.": "dataset.label: must be given, e.g. dataset.label=…",
+    "train dataset=folder": "dataset.label: must be given, e.g. dataset.label=…\n"
+    "dataset.root: must be given, e.g. dataset.root=…",
+    "finetune experiment=cifar10_jpeg": "dataset.root: must be given, e.g. dataset.root=…",
+    "train dataset=folder dataset.label=d dataset.root=no/where": "dataset.root: no/where does not exist "
+    "(a directory or a .tar[.xz|.gz])",
+}
+
+
+@pytest.mark.parametrize("request_", BAD)
+def test_a_bad_request_is_answered_in_one_line_per_problem(request_: str) -> None:
+    command, *overrides = request_.split()
+    with pytest.raises(RequestError) as caught:
+        validate(compose(command, overrides))
+    assert str(caught.value) == BAD[request_]
+
+
+def test_a_mistake_in_a_preset_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "experiment" / "broken.yaml").write_text("# @package _global_\nepoch: 3\n")
+    monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
+    with pytest.raises(RequestError) as caught:
+        compose("train", ["experiment=broken"])
+    assert str(caught.value) == "conf/experiment/broken.yaml: epoch: no such key, did you mean 'epochs'?"
