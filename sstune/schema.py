@@ -141,7 +141,7 @@ class AttackConfig:
     eps: list[str] = MISSING
     gradient: list[Gradient] = field(default_factory=lambda: [Gradient.rule, Gradient.exact])
     n: int | None = None
-    batch_size: int = 256
+    batch_size: int = 128
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sstune.datasets import Split, batches
 from sstune.tasks.registry import Task
 
-BATCH_SIZE = 512
+BATCH_SIZE = 128  # larger ones outgrow a CPU's caches
 
 
 @dataclass(frozen=True)
