@@ -45,7 +45,7 @@ reproduce-cifar10-jpeg: .venv/installed  ## ResNet-20 checkpoint, one epoch of f
 	$(BIN)/sstune report runs/cifar10-jpeg --out results/cifar10-jpeg
 
 test: .venv/installed-dev  ## run the tests (2 processes, no GPU, no network)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

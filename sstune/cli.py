@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sstune import __version__
+from sstune.interrupt import Stopped
 from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
 
 _SUMMARY = {
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"sstune: {line}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print("sstune: stopped by a signal; the same line goes on from here", file=sys.stderr)
+        return int(str(stopped.code))
     except KeyboardInterrupt:
         print("sstune: interrupted", file=sys.stderr)
         return 130

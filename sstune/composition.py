@@ -43,7 +43,11 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def typed(config: DictConfig, command: str) -> RunConfig:
-    """A composed configuration as plain dataclasses; absent values stay the string ``???``."""
+    """A composed configuration as plain dataclasses.
+
+    Raises:
+        RequestError: a value that must be given is absent.
+    """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise RequestError("\n".join(f"{key}: must be given, e.g. {key}=…" for key in missing))
@@ -80,14 +84,14 @@ def cells(command: str, overrides: Sequence[str]) -> list[RunConfig]:
 
 
 def asked(command: str, config: RunConfig, overrides: Sequence[str]) -> set[str]:
-    """Top-level keys that a command line asks for: named on it, or changed by an experiment's preset.
+    """What a command line asks for: the keys on it as written, and the groups that a preset replaces.
 
-    A preset's training settings are not asked for: an experiment names them once for all its commands.
+    ``rule`` asks for the whole group, ``rule.scale`` for that key of whatever rule there is. A preset's
+    training settings are not asked for: an experiment names them once for all its commands.
     """
-    named = {re.split(r"[.=@]", override.lstrip("+~"))[0] for override in overrides}
     default = compose(command)
-    changed = {name for name in INHERITED if getattr(config, name) != getattr(default, name)}
-    return named | changed
+    chosen = {group for group in GROUPS if getattr(config, group).name != getattr(default, group).name}
+    return {re.split(r"[=@]", override.lstrip("+~"))[0] for override in overrides} | (chosen & set(INHERITED))
 
 
 def known_keys() -> set[str]:

@@ -176,6 +176,8 @@ class Run:
                 path = self.directory / name
                 if path.exists():
                     os.replace(path, path.with_name(f"previous.{name}"))
+        for leftover in self.directory.glob(".*.*"):  # of a write that a kill cut short
+            leftover.unlink()
         config = _plain(asdict(self.config))
         if config["init_from"] is not None:
             config["init_from"] = str(Path(config["init_from"]).expanduser().resolve())

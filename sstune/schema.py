@@ -305,6 +305,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
     if isinstance(config.dataset, FolderConfig) and not Path(config.dataset.root).expanduser().exists():
         yield f"dataset.root: {config.dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
+    if not re.fullmatch(r"[\w.+-]+", config.dataset.label):
+        yield f"dataset.label: {config.dataset.label!r} must consist of letters, digits and . _ + -"
     if len(config.dataset.mean) != len(config.dataset.std):
         yield "dataset.std: needs as many values as dataset.mean"
     if not all(std > 0 for std in config.dataset.std):

@@ -135,10 +135,10 @@ class TestAsked:
         ("command", "overrides", "expected"),
         [
             ("train", [], set()),
-            ("finetune", ["rule=usf", "rule.scale=unit", "attack.n=3", "seed=0"], {"rule", "attack", "seed"}),
+            ("finetune", ["rule=usf", "rule.scale=unit", "seed=0"], {"rule", "rule.scale", "seed"}),
             ("attack", ["experiment=quickstart"], {"experiment"}),
             # its training settings are for the other commands: naming the experiment does not ask for them
-            ("attack", EXPERIMENTS["cifar10_jpeg"], {"experiment", "dataset"}),
+            ("attack", EXPERIMENTS["cifar10_jpeg"], {"experiment", "dataset", "dataset.root"}),
         ],
     )  # fmt: skip
     def test_table(self, command: str, overrides: list[str], expected: set[str]) -> None:
@@ -147,7 +147,7 @@ class TestAsked:
     def test_what_the_command_line_names_is_asked_for_even_where_it_says_the_default(self) -> None:
         overrides = [*EXPERIMENTS["cifar10_jpeg"], "epochs=1"]
         config = composed("attack", *EXPERIMENTS["cifar10_jpeg"])
-        assert asked("attack", config, overrides) == {"experiment", "dataset", "epochs"}
+        assert asked("attack", config, overrides) == {"experiment", "dataset", "dataset.root", "epochs"}
 
 
 class TestCells:

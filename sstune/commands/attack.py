@@ -38,7 +38,7 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
         source = open_source(parent.directory)
         config = replace(config, dataset=parent.config.dataset)
     else:
-        idle = sorted(asked & set(TRAINING_KEYS))
+        idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
         if idle:
             raise RequestError(f"{idle[0]}: attack trains nothing when init_from is given")
         source = open_source(Path(config.init_from))

@@ -58,10 +58,26 @@ def open_source(path: Path) -> Source:
 
 
 def inherit(config: RunConfig, source: Source, asked: set[str], sections: tuple[str, ...]) -> RunConfig:
-    """``config`` with the ``sections`` of the source's run that the command line does not ask for itself."""
+    """``config`` with the ``sections`` of the source's run that the command line does not ask for itself.
+
+    Where it asks for single keys of a section ("rule.scale"), only those differ from the run's.
+
+    Raises:
+        RequestError: the run's section has no such key, or its weights are another backbone's.
+    """
     if source.config is None:
         return config
-    taken = {name: getattr(source.config, name) for name in sections if name not in asked}
+    taken = {}
+    for name in sections:
+        if name in asked:
+            continue
+        taken[name] = getattr(source.config, name)
+        for key in sorted(asked):
+            section, _, part = key.partition(".")
+            if section == name and not hasattr(taken[name], part):
+                raise RequestError(f"{key}: the run's {name} has no such key; say {name}=… as well")
+            if section == name:
+                taken[name] = replace(taken[name], **{part: getattr(getattr(config, name), part)})
     if source.config.backbone != taken.get("backbone", config.backbone):
         raise RequestError(
             f"backbone: the weights of {source.path.parent} are a {source.config.backbone.name}'s, "

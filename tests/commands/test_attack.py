@@ -119,7 +119,7 @@ class TestOfARun:
     def test_training_settings_are_refused_by_name(self, ask: Ask, trained: Path, override: str) -> None:
         answer = ask("attack", f"init_from={trained}", override)
         assert answer.status == 2
-        key = override.split("=")[0].split(".")[0]
+        key = override.split("=")[0]
         assert answer.errors == [f"sstune: {key}: attack trains nothing when init_from is given"]
 
     def test_another_backbone_is_refused(self, ask: Ask, trained: Path) -> None:

@@ -109,6 +109,20 @@ class TestInherit:
             assert getattr(result, item.name) == expected, item.name
         assert own.seed == 9  # the request itself is not changed
 
+    def test_single_keys_change_the_runs_section(self, finetuned: Path, complete: Complete) -> None:
+        source = open_source(finetuned)
+        assert source.config is not None
+        own = replace(complete("attack", rule="plain"), seed=5)
+        own.rule.scale = Scale.unit
+        result = inherit(own, source, {"rule.scale"}, self.SECTIONS)
+        assert result.rule == replace(source.config.rule, scale=Scale.unit)
+        assert result.rule.name == "brsf"
+        assert result.seed == source.config.seed
+
+    def test_a_key_the_run_has_not_is_refused(self, trained: Path, complete: Complete) -> None:
+        with pytest.raises(RequestError, match=r"rule\.redraw: the run's rule has no such key; say rule="):
+            inherit(complete("attack", rule="brsf"), open_source(trained), {"rule.redraw"}, self.SECTIONS)
+
     def test_a_file_has_nothing_to_inherit(self, trained: Path, complete: Complete) -> None:
         config = complete("attack")
         assert inherit(config, open_source(trained / "model.pt"), set(), self.SECTIONS) == config
