@@ -246,4 +246,5 @@ def _git() -> dict[str, Any]:
 
     if git("ls-files", "--error-unmatch", "runs.py") is None:
         return {"commit": None, "dirty": None}
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")  # tables decide nothing
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
