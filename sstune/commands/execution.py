@@ -51,12 +51,15 @@ def once(run: Run, work: Work) -> dict[str, Any]:
                 raise stop.stop() from error
             raise
         measured.setdefault("seconds", time.perf_counter() - began)
-        return run.finish(
+        row = run.finish(
             **measured,
             device=_device_name(device),
             threads=torch.get_num_threads(),
             deterministic=device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
         )
+        if stop:  # came in the last step: this run is done, but a sweep's next cell must not begin
+            raise stop.stop()
+        return row
 
 
 def resolve_device(name: str) -> torch.device:

@@ -10,8 +10,10 @@ import processes
 import pytest
 import torch
 
-from sstune.commands.execution import resolve_device
-from sstune.schema import RequestError
+from sstune.commands.execution import once, resolve_device
+from sstune.interrupt import Stopped, StopFlag
+from sstune.runs import Run
+from sstune.schema import RequestError, RunConfig
 
 
 def stamps(directory: Path) -> dict[str, tuple[int, int]]:
@@ -95,6 +97,21 @@ def test_two_processes_with_one_configuration(tmp_path: Path, small: list[str]) 
     assert first.is_alive()
     first.kill()
     assert processes.wait(first) == -signal.SIGKILL
+
+
+def test_a_signal_in_the_last_step_ends_a_sweep_although_the_run_is_done(
+    tmp_path: Path, complete: Callable[..., RunConfig]
+) -> None:
+    run = Run(complete("train", out=str(tmp_path), device="cpu"), [], None)
+
+    def work(run: Run, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGTERM)
+        return {"measurements": []}
+
+    with pytest.raises(Stopped) as stopped:
+        once(run, work)
+    assert stopped.value.code == 143
+    assert run.result() is not None
 
 
 class TestDevice:
