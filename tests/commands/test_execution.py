@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sstune.commands.execution import once, resolve_device
-from sstune.interrupt import Stopped, StopFlag
+from sstune.interrupt import StopFlag, Stopped
 from sstune.runs import Run
 from sstune.schema import RequestError, RunConfig
 
