@@ -45,6 +45,7 @@ def row(seed: int) -> dict[str, Any]:
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory holds ``runs`` with two finished runs."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "110")  # as wide as without a terminal, whatever runs the tests
     for seed in (0, 1):
         directory = tmp_path / "runs" / "attack" / f"s{seed}"
         directory.mkdir(parents=True)
