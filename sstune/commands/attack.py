@@ -56,7 +56,9 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     network = backbones.build(
         config.backbone, data.channels, task.outputs, config.dataset.mean, config.dataset.std
     )
-    notes = source.load_weights(network)
+    replaced = source.load_weights(network)
+    if replaced:  # fine to train from, but there is nothing to attack in an untrained head
+        raise RequestError(f"init_from: {source.path} has no head for {config.dataset.label}: {replaced[0]}")
     rules.convert(network.backbone, config.rule, config.seed, network.aliases)
     if source.config is not None and source.config.rule == config.rule:
         source.load_feedback(network)
@@ -106,7 +108,6 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
         "measurements": [measurement("test", len(test), int(clean.sum())), *measured],
         "seconds": sum(entry["seconds"] for entry in measured),
         "precision": "float32",
-        "notes": notes,
         "datasets": {"test": {"n": len(data.test), "digest": data.test.digest, "attacked": test.digest}},
     }
 

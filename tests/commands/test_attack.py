@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sstune import attacks, backbones, datasets, rules, tasks
+from sstune.backbones.cifar_resnet import CifarResNet
 from sstune.cli import main
 from sstune.commands.attack import measure
 from sstune.commands.source import open_source
@@ -133,6 +134,16 @@ class TestOfARun:
         run = attack(trained / "model.pt", *PGD, *data, "rule=bp")
         assert [set(entry) for entry in row_of(run)["lineage"]] == [{"file", "sha256"}]
         assert same(outcomes(run), outcomes(attack(trained, *PGD)))
+
+    def test_a_head_for_other_classes_is_refused(self, ask: Ask, tmp_path: Path) -> None:
+        """Fine-tuning would train a new head; attacking an untrained one would mean nothing."""
+        torch.save(CifarResNet(3, 1, 7).state_dict(), tmp_path / "seven.th")
+        answer = ask("attack", "init_from=seven.th", "rule=bp", *PGD)
+        assert answer.status == 2
+        assert answer.errors == [
+            "sstune: init_from: seven.th has no head for digits: "
+            "linear.weight: new, 10x64 (the file has 7x64)"
+        ]
 
 
 class TestOfNothing:
