@@ -13,7 +13,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from sstune.attacks.registry import ATTACKS, Attack
-from sstune.schema import AttackConfig, PgdConfig, parse_step_size
+from sstune.schema import PgdConfig, parse_step_size
 from sstune.seeding import seed_from
 
 
@@ -40,9 +40,6 @@ class Recorded(nn.Module):
 @ATTACKS.register("fgsm")
 class Fgsm(Attack):
     """One step of size eps along the gradient's sign (Goodfellow et al. 2015, arXiv 1412.6572)."""
-
-    def __init__(self, config: AttackConfig, seed: int) -> None:
-        super().__init__(config, seed)
 
     def __call__(
         self, network: nn.Module, images: Tensor, labels: Tensor, eps: float, samples: Sequence[int]
