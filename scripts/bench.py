@@ -40,8 +40,9 @@ class Contender:
         overrides += [f"rule.scale={scale}"] if scale else []
         config = compose("train", overrides)
         torch.manual_seed(0)
-        network = backbones.build(config.backbone, 3, 10, [0.5], [0.25])
-        rules.convert(network.backbone, config.rule, config.seed, network.aliases)
+        shape = (3, arguments.image_size, arguments.image_size)
+        network = backbones.build(config.backbone, shape, 10, [0.5], [0.25])
+        rules.convert(network.backbone, config.rule, config.seed, network.aliases, torch.zeros(2, *shape))
         self.name = rule
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.optimizer = build_optimizer(config.optimizer, self.network.parameters())

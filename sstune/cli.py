@@ -82,7 +82,7 @@ def _dispatch(arguments: list[str], verbose: bool) -> int:
 def _run(command: str, arguments: list[str], verbose: bool) -> int:
     from sstune import composition
     from sstune.runs import Locked
-    from sstune.schema import validate
+    from sstune.validation import validate
 
     arguments = _expand_runs(arguments)
     overrides = [argument for argument in arguments if not argument.startswith("-")]

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sstune import schema
-from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest, validate
+from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
+from sstune.validation import validate
 
 _PACKAGE = Path(__file__).resolve().parent
 # Installed, conf/ lies inside the package; in a checkout, beside it.

@@ -25,13 +25,13 @@ from typing import Any
 import yaml
 
 from sstune import __version__
-from sstune.schema import RequestError, RunConfig
+from sstune.schema import RequestError, RunConfig, Select, Start
 
 SCHEMA_VERSION = 1
 
 # Where and how a run is computed, not what: changing these does not make another run.
 _NOT_SEMANTIC = {
-    "": ("device", "threads", "out", "force", "init_from"),
+    "": ("device", "threads", "out", "force", "init_from", "alignment"),
     "dataset": ("root", "cache", "download"),
     "attack": ("batch_size",),
 }
@@ -40,7 +40,7 @@ _NOT_SEMANTIC = {
 _UNUSED = {
     "train": ("attack",),
     "finetune": ("attack",),
-    "attack": ("optimizer", "schedule", "epochs", "batch_size", "clip_norm", "precision"),
+    "attack": ("optimizer", "schedule", "epochs", "batch_size", "clip_norm", "select", "precision"),
 }
 _UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
 
@@ -60,7 +60,22 @@ def semantic(config: RunConfig) -> dict[str, Any]:
         values.pop(key)
     for key in _UNUSED_BY_RULE.get(config.rule.name, ()):
         values["rule"].pop(key)
+    for section, inert in _inert(config).items():
+        for key in inert:
+            (values[section] if section else values).pop(key, None)
     return values
+
+
+def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Keys that change nothing in the company of the others, so they do not tell runs apart."""
+    inert: dict[str, tuple[str, ...]] = {}
+    if getattr(config.rule, "start", None) is Start.weights:
+        inert["rule"] = ("scale",)  # that of a random start
+    if config.select is Select.best:
+        inert[""] = ("select",)  # as before there was a choice
+    if not config.optimizer.weight_decay_milestones and config.command != "attack":
+        inert["optimizer"] = ("weight_decay_milestones", "weight_decay_gamma")
+    return inert
 
 
 def _plain(value: Any) -> Any:

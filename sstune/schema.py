@@ -1,19 +1,16 @@
 """What may be asked for: one dataclass per command and per group, with names, types and ranges.
 
 The classes are registered with Hydra, so a mistyped key or a value of the wrong type fails while the
-configuration is composed. :func:`validate` then checks what types cannot say (ranges, and fields that
-depend on one another) and reports every problem at once. Imports neither torch nor anything of sstune.
+configuration is composed; what types cannot say is checked by :mod:`sstune.validation`. Imports neither torch
+nor anything of sstune.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from fractions import Fraction
-from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -36,6 +33,27 @@ class Redraw(StrEnum):
 
     step = "step"
     forward = "forward"
+
+
+class Start(StrEnum):
+    """Where trained feedback starts: at the weights (pfa: R = B^T W), or at random."""
+
+    weights = "weights"
+    random = "random"
+
+
+class Spread(StrEnum):
+    """What dfa projects the error to: every unit of a layer's input, or every channel alike at all places."""
+
+    unit = "unit"
+    channel = "channel"
+
+
+class Select(StrEnum):
+    """Which epoch's weights a training run keeps: the best on validation, or the last."""
+
+    best = "best"
+    last = "last"
 
 
 class Stem(StrEnum):
@@ -70,6 +88,20 @@ class BackboneConfig:
 class ResNet18Config(BackboneConfig):
     stem: Stem = Stem.cifar
     pretrained: bool = False
+
+
+@dataclass
+class MlpConfig(BackboneConfig):
+    """Fully connected with ReLU; ``hidden`` lists the widths between pixels and classes."""
+
+    hidden: list[int] = field(default_factory=lambda: [512, 512])
+
+
+@dataclass
+class VitConfig(BackboneConfig):
+    """``patch_size`` in pixels; must divide the image's height and width."""
+
+    patch_size: int = 4
 
 
 @dataclass
@@ -109,6 +141,19 @@ class FolderConfig(DatasetConfig):
 
 
 @dataclass
+class MnistConfig(DatasetConfig):
+    """``root``: torchvision's directory, or an archive or tree ``<split>/<class>/<image>`` of these images.
+
+    ``padding``: black pixels added on each side (2 gives 32x32).
+    """
+
+    root: str = "data"
+    download: bool = True
+    padding: int = 0
+    cache: str = "~/.cache/sstune"
+
+
+@dataclass
 class TaskConfig:
     name: str = MISSING
 
@@ -134,6 +179,42 @@ class BrsfConfig(RuleConfig):
 
 
 @dataclass
+class DfaConfig(RuleConfig):
+    spread: Spread = Spread.unit
+
+
+@dataclass
+class TrainedConfig(RuleConfig):
+    """Feedback that learns; ``scale`` is that of a random start."""
+
+    start: Start = Start.weights
+
+
+@dataclass
+class WeightMirrorConfig(TrainedConfig):
+    """Per optimiser step: V <- (1 - decay) V + rate * mean of y x^T over ``samples`` noise vectors."""
+
+    rate: float = 0.01
+    decay: float = 0.01
+    samples: int = 128
+
+
+@dataclass
+class OrthogonalPfaConfig(TrainedConfig):
+    """``closed_form``: R follows from W without being kept; exact under SGD."""
+
+    closed_form: bool = True
+
+
+@dataclass
+class PfaConfig(OrthogonalPfaConfig):
+    """``expansion`` e = mid/out; ``density``: the share of the entries of B and R that exist."""
+
+    expansion: float = 10.0
+    density: float = 1.0
+
+
+@dataclass
 class AttackConfig:
     """Linf attacks on [0,1] images; ``eps`` as people write it ("8/255"); ``n`` limits the test samples."""
 
@@ -154,9 +235,13 @@ class PgdConfig(AttackConfig):
 
 @dataclass
 class OptimizerConfig:
+    """``weight_decay`` is multiplied by ``weight_decay_gamma`` at each of its milestones (epochs)."""
+
     name: str = MISSING
     lr: float = MISSING
     weight_decay: float = 0.0
+    weight_decay_milestones: list[int] = field(default_factory=list)
+    weight_decay_gamma: float = 0.1
 
 
 @dataclass
@@ -190,10 +275,28 @@ class MultistepConfig(ScheduleConfig):
 
 
 GROUPS: dict[str, dict[str, type]] = {
-    "backbone": {"cifar_resnet": BackboneConfig, "resnet18": ResNet18Config},
-    "dataset": {"digits": DigitsConfig, "cifar10": Cifar10Config, "folder": FolderConfig},
+    "backbone": {
+        "plain": BackboneConfig,
+        "resnet18": ResNet18Config,
+        "mlp": MlpConfig,
+        "vit": VitConfig,
+    },
+    "dataset": {
+        "digits": DigitsConfig,
+        "mnist": MnistConfig,
+        "cifar10": Cifar10Config,
+        "folder": FolderConfig,
+    },
     "task": {"classification": ClassificationConfig},
-    "rule": {"plain": RuleConfig, "brsf": BrsfConfig},
+    "rule": {
+        "plain": RuleConfig,
+        "brsf": BrsfConfig,
+        "dfa": DfaConfig,
+        "kp": TrainedConfig,
+        "wm": WeightMirrorConfig,
+        "pfa": PfaConfig,
+        "pfa_o": OrthogonalPfaConfig,
+    },
     "attack": {"fgsm": AttackConfig, "pgd": PgdConfig},
     "optimizer": {"sgd": SgdConfig, "adamw": AdamWConfig},
     "schedule": {"constant": ScheduleConfig, "cosine": CosineConfig, "multistep": MultistepConfig},
@@ -202,7 +305,11 @@ GROUPS: dict[str, dict[str, type]] = {
 
 @dataclass
 class RunConfig:
-    """One run of one command; ``init_from`` is a run directory or a file (null: see the command)."""
+    """One run of one command; ``init_from`` is a run directory or a file (null: see the command).
+
+    ``select`` says which epoch is kept; ``alignment`` whether each epoch ends by comparing feedback and
+    updates with weights and true gradients.
+    """
 
     command: str = MISSING
     backbone: BackboneConfig = MISSING
@@ -215,6 +322,8 @@ class RunConfig:
     epochs: int = MISSING
     batch_size: int = MISSING
     clip_norm: float | None = None
+    select: Select = Select.best
+    alignment: bool = True
     init_from: str | None = None
     seed: int = 0
     precision: Precision = Precision.float32
@@ -263,125 +372,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(known)}"
-
-
-def parse_eps(text: str) -> float:
-    """``"8/255"`` -> 0.0313...; also plain decimals.
-
-    Raises:
-        ValueError: not a number between 0 and 1.
-    """
-    try:
-        value = float(Fraction(str(text).replace(" ", "")))
-    except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
-        raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
-    if not 0 <= value <= 1:
-        raise ValueError(f"{text!r} lies outside [0, 1]")
-    return value
-
-
-def parse_step_size(text: str, eps: float) -> float:
-    """``"eps/4"`` or ``"2*eps"`` relative to ``eps``, otherwise absolute as :func:`parse_eps`."""
-    text = str(text).replace(" ", "")
-    if "eps" not in text:
-        return parse_eps(text)
-    match = re.fullmatch(r"(?:(?P<factor>[\d.]+)\*)?eps(?:/(?P<divisor>[\d.]+))?", text)
-    if match is None:
-        raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10")
-    try:
-        return eps * float(match["factor"] or 1) / float(match["divisor"] or 1)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10") from None
-
-
-def problems(config: RunConfig) -> Iterator[str]:
-    """Every way in which a composed configuration cannot be run, as ``key: what was expected``."""
-    yield from _out_of_range(config)
-    if config.init_from is not None and not Path(config.init_from).expanduser().exists():
-        yield f"init_from: {config.init_from} does not exist (a run directory or a checkpoint file)"
-    if config.command == "train" and config.init_from is not None:
-        yield "init_from: train starts from random (or backbone.pretrained) weights; use finetune"
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
-    if isinstance(config.dataset, FolderConfig) and not Path(config.dataset.root).expanduser().exists():
-        yield f"dataset.root: {config.dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
-    if not re.fullmatch(r"[\w.+-]+", config.dataset.label):
-        yield f"dataset.label: {config.dataset.label!r} must consist of letters, digits and . _ + -"
-    if len(config.dataset.mean) != len(config.dataset.std):
-        yield "dataset.std: needs as many values as dataset.mean"
-    if not all(std > 0 for std in config.dataset.std):
-        yield f"dataset.std: {config.dataset.std} must be > 0"
-    if (
-        isinstance(config.optimizer, SgdConfig)
-        and config.optimizer.nesterov
-        and config.optimizer.momentum == 0
-    ):
-        yield "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false"
-    if isinstance(config.optimizer, AdamWConfig):
-        betas = config.optimizer.betas
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            yield f"optimizer.betas: {betas} must be two values >= 0 and < 1"
-    if not config.attack.eps:
-        yield "attack.eps: needs at least one value"
-    for eps in config.attack.eps:
-        try:
-            parse_eps(eps)
-        except ValueError as error:
-            yield f"attack.eps: {error}"
-    if isinstance(config.attack, PgdConfig):
-        try:
-            parse_step_size(config.attack.step_size, 1.0)
-        except ValueError as error:
-            yield f"attack.step_size: {error}"
-    if not config.attack.gradient:
-        yield "attack.gradient: needs rule, exact or both"
-
-
-# key -> (smallest allowed, largest allowed, whether the smallest itself is excluded)
-_RANGES: dict[str, tuple[float, float, bool]] = {
-    "epochs": (1, 1e6, False),
-    "batch_size": (1, 1e6, False),
-    "threads": (1, 1024, False),
-    "clip_norm": (0, float("inf"), True),
-    "seed": (0, 2**32 - 1, False),
-    "dataset.crop_padding": (0, 1024, False),
-    "dataset.val_fraction": (0, 0.9, True),
-    "dataset.test_fraction": (0, 0.9, True),
-    "dataset.image_size": (1, 4096, False),
-    "task.label_smoothing": (0, 0.999, False),
-    "attack.n": (1, float("inf"), False),
-    "attack.batch_size": (1, 1e6, False),
-    "attack.steps": (1, 1e6, False),
-    "attack.restarts": (1, 1e6, False),
-    "optimizer.lr": (0, float("inf"), True),
-    "optimizer.weight_decay": (0, float("inf"), False),
-    "optimizer.momentum": (0, 0.99999, False),
-    "schedule.warmup_epochs": (0, 1e6, False),
-    "schedule.final_factor": (0, 1, False),
-    "schedule.gamma": (0, 1, True),
-}
-
-
-def _out_of_range(config: RunConfig) -> Iterator[str]:
-    for key, (low, high, open_below) in _RANGES.items():
-        section, _, name = key.rpartition(".")
-        owner = getattr(config, section) if section else config
-        value = getattr(owner, name, None)
-        if not isinstance(value, int | float):
-            continue
-        if value < low or value > high or (open_below and value == low) or value != value:
-            bounds = f"{'>' if open_below else '>='} {low:g}"
-            if high < 1e6 or value > high:
-                bounds += f" and <= {high:.10g}"
-            yield f"{key}: {value:.10g} is out of range, expected {bounds}"
-
-
-def validate(config: RunConfig) -> None:
-    """Check what types cannot express.
-
-    Raises:
-        RequestError: naming every offending key, one line each.
-    """
-    found = list(problems(config))
-    if found:
-        raise RequestError("\n".join(found))

@@ -15,7 +15,8 @@ from omegaconf import MISSING
 from sstune import schema
 from sstune.cli import main
 from sstune.composition import asked, compose
-from sstune.schema import COMMANDS, GROUPS, RunConfig, validate
+from sstune.schema import COMMANDS, GROUPS, RunConfig
+from sstune.validation import validate
 
 SMALL = ["dataset.test_fraction=0.8", "dataset.val_fraction=0.2", "threads=1", "device=cpu"]
 RECIPE = ["epochs=1", "batch_size=64"]

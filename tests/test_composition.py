@@ -14,7 +14,8 @@ import yaml
 from sstune import composition
 from sstune.composition import CONF, asked, cells, compose, known_keys, options, restore
 from sstune.runs import Run
-from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, problems, validate
+from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig
+from sstune.validation import problems, validate
 
 Complete = Callable[..., RunConfig]
 

@@ -18,7 +18,8 @@ from PIL import Image
 from sstune.backbones.cifar_resnet import CifarResNet
 from sstune.cli import _expand_runs
 from sstune.composition import CONF, cells, compose, options
-from sstune.schema import COMMANDS, validate
+from sstune.schema import COMMANDS
+from sstune.validation import validate
 
 Ask = Callable[..., Any]
 

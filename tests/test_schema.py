@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sstune import schema
 from sstune.composition import known_keys
-from sstune.schema import GROUPS, RequestError, RunConfig, nearest, parse_eps, parse_step_size, validate
+from sstune.schema import GROUPS, RequestError, RunConfig, nearest
+from sstune.validation import parse_eps, parse_step_size, validate
 
 Complete = Callable[..., RunConfig]
 

@@ -13,8 +13,9 @@ import torchattacks
 from torch import Tensor, nn
 
 from sstune.attacks.registry import ATTACKS, Attack
-from sstune.schema import PgdConfig, parse_step_size
+from sstune.schema import PgdConfig
 from sstune.seeding import seed_from
+from sstune.validation import parse_step_size
 
 
 class Recorded(nn.Module):

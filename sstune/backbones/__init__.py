@@ -1,6 +1,6 @@
 """Backbones: registry, networks, and weights from other people's files."""
 
-from sstune.backbones import cifar_resnet, resnet
+from sstune.backbones import cifar_resnet, lenet, mlp, resnet, vit
 from sstune.backbones.checkpoints import load_third_party, read_state_dict
 from sstune.backbones.registry import BACKBONES, Backbone, Network, build
 
@@ -10,7 +10,10 @@ __all__ = [
     "Network",
     "build",
     "cifar_resnet",
+    "lenet",
     "load_third_party",
+    "mlp",
     "read_state_dict",
     "resnet",
+    "vit",
 ]

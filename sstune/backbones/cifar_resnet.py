@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sstune.backbones.registry import BACKBONES, Backbone
+from sstune.backbones.registry import BACKBONES, Backbone, Shape
 from sstune.schema import BackboneConfig
 
 
@@ -64,7 +64,7 @@ class CifarResNet(nn.Module):
 
 
 @BACKBONES.register("resnet20", "resnet32", "resnet44", "resnet56")
-def cifar_resnet(config: BackboneConfig, channels: int, outputs: int) -> Backbone:
+def cifar_resnet(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
     """resnet20, 32, 44, 56: the depth is in the name."""
     depth = int(config.name.removeprefix("resnet"))
-    return Backbone(CifarResNet((depth - 2) // 6, channels, outputs), head="linear", stem="conv1")
+    return Backbone(CifarResNet((depth - 2) // 6, shape[0], outputs), head="linear", stem="conv1")

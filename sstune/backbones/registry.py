@@ -22,7 +22,10 @@ class Backbone:
     notes: tuple[str, ...] = ()
 
 
-# Builders ``(config, channels, outputs) -> Backbone``.
+# (channels, height, width) of the images.
+Shape = tuple[int, int, int]
+
+# Builders ``(config, shape, outputs) -> Backbone``.
 BACKBONES: Registry[Callable[..., Backbone]] = Registry("backbone.name")
 
 
@@ -50,13 +53,14 @@ class Network(nn.Module):
 
 
 def build(
-    config: BackboneConfig, channels: int, outputs: int, mean: Sequence[float], std: Sequence[float]
+    config: BackboneConfig, shape: Shape, outputs: int, mean: Sequence[float], std: Sequence[float]
 ) -> Network:
-    """The network that ``config`` names, for images of ``channels`` channels.
+    """The network that ``config`` names, for images of ``shape`` (channels, height, width).
 
     Raises:
-        RequestError: unknown name, or constants that do not fit the number of channels.
+        RequestError: unknown name, constants that do not fit the number of channels, or images of a size that
+            the backbone cannot take.
     """
-    if len(mean) not in (1, channels):
-        raise RequestError(f"dataset.mean: has {len(mean)} values, the images have {channels} channels")
-    return Network(BACKBONES[config.name](config, channels, outputs), mean, std)
+    if len(mean) not in (1, shape[0]):
+        raise RequestError(f"dataset.mean: has {len(mean)} values, the images have {shape[0]} channels")
+    return Network(BACKBONES[config.name](config, shape, outputs), mean, std)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from sstune.backbones.registry import BACKBONES, Backbone
+from sstune.backbones.registry import BACKBONES, Backbone, Shape
 from sstune.schema import RequestError, ResNet18Config, Stem
 
 
 @BACKBONES.register("resnet18")
-def resnet18(config: ResNet18Config, channels: int, outputs: int) -> Backbone:
+def resnet18(config: ResNet18Config, shape: Shape, outputs: int) -> Backbone:
     """timm's resnet18; ``pretrained`` takes timm's default weights from its hub (or the hub's cache).
 
     Raises:
@@ -17,7 +17,7 @@ def resnet18(config: ResNet18Config, channels: int, outputs: int) -> Backbone:
     """
     import timm  # takes seconds, and the other backbones do without
 
-    notes = []
+    channels, notes = shape[0], []
     try:
         module = timm.create_model(
             "resnet18", pretrained=config.pretrained, in_chans=channels, num_classes=outputs

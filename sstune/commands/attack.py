@@ -17,11 +17,12 @@ from sstune.commands.source import Source, default_parent, inherit, open_source
 from sstune.commands.train import measurement
 from sstune.interrupt import StopFlag
 from sstune.runs import Run, atomic_write
-from sstune.schema import RequestError, RunConfig, parse_eps
+from sstune.schema import RequestError, RunConfig
+from sstune.validation import parse_eps
 
 # Every run attacks the same test images, whatever its seed, so that rules and seeds are paired.
 SAMPLE_SEED = 0
-TRAINING_KEYS = ("optimizer", "schedule", "epochs", "batch_size", "clip_norm", "precision")
+TRAINING_KEYS = ("optimizer", "schedule", "epochs", "batch_size", "clip_norm", "select", "precision")
 
 
 def attack(config: RunConfig, asked: set[str]) -> Run:
@@ -54,12 +55,13 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     data = datasets.load(config.dataset)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
-        config.backbone, data.channels, task.outputs, config.dataset.mean, config.dataset.std
+        config.backbone, data.shape, task.outputs, config.dataset.mean, config.dataset.std
     )
     replaced = source.load_weights(network)
     if replaced:  # fine to train from, but there is nothing to attack in an untrained head
         raise RequestError(f"init_from: {source.path} has no head for {config.dataset.label}: {replaced[0]}")
-    rules.convert(network.backbone, config.rule, config.seed, network.aliases)
+    example = torch.zeros(2, *data.shape)
+    rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     if source.config is not None and source.config.rule == config.rule:
         source.load_feedback(network)
     network.to(device).to(memory_format=torch.channels_last).eval()

@@ -36,10 +36,11 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     data = datasets.load(config.dataset)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
-        config.backbone, data.channels, task.outputs, config.dataset.mean, config.dataset.std
+        config.backbone, data.shape, task.outputs, config.dataset.mean, config.dataset.std
     )
     notes = network.notes + (source.load_weights(network) if source else [])
-    conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases)
+    example = torch.zeros(2, *data.shape)
+    conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     for note in [*notes, f"{config.rule.name}: {conversion}"]:
         print(f"  {note}", flush=True)
 
@@ -84,6 +85,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         "precision": str(config.precision),
         "notes": notes,
         "layers": asdict(conversion),
+        "alignment": [entry for entry in progress.alignment if entry["epoch"] == config.epochs],
         "datasets": {
             name: {"n": len(split), "digest": split.digest}
             for name, split in (("train", data.train), ("val", data.val), ("test", data.test))

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from sstune.schema import DatasetConfig, FolderConfig, RequestError
+from sstune.schema import DatasetConfig, FolderConfig, MnistConfig, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,16 @@ def fingerprint(config: DatasetConfig) -> str | None:
 
     Returns:
         A folder dataset: sha256 (hex) of the archive, or of the sorted (relative path, size) of a directory's
-        images, which is quick but does not see a file edited to the same size. Other datasets: None.
+        images, which is quick but does not see a file edited to the same size. MNIST from an archive: that
+        archive's. Other datasets: None.
 
     Raises:
         RequestError: the root cannot be read.
     """
-    return digests(Path(config.root).expanduser())[0] if isinstance(config, FolderConfig) else None
+    if not isinstance(config, FolderConfig | MnistConfig):
+        return None
+    root = Path(config.root).expanduser()
+    return digests(root)[0] if isinstance(config, FolderConfig) or root.is_file() else None
 
 
 def digests(root: Path) -> tuple[str, str]:

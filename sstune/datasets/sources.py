@@ -1,20 +1,29 @@
-"""The datasets one can name: digits (embedded), cifar10 (downloaded) and folder (one's own)."""
+"""The datasets one can name: digits (embedded), mnist and cifar10 (torchvision), folder (one's own)."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from sstune.datasets.folder import load_folder
 from sstune.datasets.splits import Split, Splits, split_off
 from sstune.registry import Registry
-from sstune.schema import Cifar10Config, DatasetConfig, DigitsConfig, RequestError
+from sstune.schema import (
+    Cifar10Config,
+    DatasetConfig,
+    DigitsConfig,
+    FolderConfig,
+    MnistConfig,
+    RequestError,
+)
 
 Source = Callable[[Any], Splits]
 
@@ -43,6 +52,51 @@ def digits(config: DigitsConfig) -> Splits:
     rest, test = split_off(whole, config.test_fraction, "dataset.test_fraction")
     train, val = split_off(rest, config.val_fraction, "dataset.val_fraction")
     return Splits(train, val, test, [str(name) for name in bunch.target_names])
+
+
+@SOURCES.register("mnist")
+def mnist(config: MnistConfig) -> Splits:
+    """MNIST, 60,000 + 10,000 grey 28x28 digits: torchvision's files, or the same pixels as an image tree.
+
+    Raises:
+        RequestError: neither is there, or what is there has other numbers, sizes or classes.
+    """
+    root = Path(config.root).expanduser()
+    tree = root.is_file() or (root / "train").is_dir()
+    splits = _mnist_tree(config) if tree else _mnist_files(config, root)
+    found = len(splits.train) + len(splits.val), len(splits.test), splits.shape, splits.n_classes
+    if found != (60_000, 10_000, (1, 28, 28), 10):
+        raise RequestError(
+            "dataset.root: {} is not MNIST: {} + {} images {} in {} classes, expected 60000 + 10000 images "
+            "(1, 28, 28) in 10".format(root, *found)
+        )
+    train, val, test = (_padded(split, config.padding) for split in (splits.train, splits.val, splits.test))
+    return Splits(train, val, test, splits.classes)
+
+
+def _mnist_tree(config: MnistConfig) -> Splits:
+    shared = {item.name: getattr(config, item.name) for item in fields(DatasetConfig)}
+    return load_folder(FolderConfig(**shared, root=config.root, cache=config.cache))
+
+
+def _mnist_files(config: MnistConfig, root: Path) -> Splits:
+    from torchvision.datasets import MNIST
+
+    try:
+        parts = [MNIST(root, train=train, download=config.download) for train in (True, False)]
+    except (OSError, RuntimeError, HTTPException) as error:
+        files = ", ".join(name for name, _ in MNIST.resources)
+        raise RequestError(
+            f"dataset.root: MNIST is not in {root} and was not downloaded ({' '.join(str(error).split())}); "
+            f"put {files} into {root / 'MNIST' / 'raw'}, or name an archive <split>/<class>/<image>"
+        ) from error
+    train, test = (Split(part.data[:, None].contiguous(), part.targets.long()) for part in parts)
+    train, val = split_off(train, config.val_fraction, "dataset.val_fraction")
+    return Splits(train, val, test, [str(digit) for digit in range(10)])
+
+
+def _padded(split: Split, padding: int) -> Split:
+    return Split(F.pad(split.images, [padding] * 4), split.labels)
 
 
 @SOURCES.register("cifar10")

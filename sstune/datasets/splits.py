@@ -106,6 +106,11 @@ class Splits:
         return self.train.images.shape[2], self.train.images.shape[3]
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.channels, *self.image_size
+
+    @property
     def n_classes(self) -> int:
         return len(self.classes)
 

@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 
 from sstune.report.rows import Row, unique
-from sstune.schema import RequestError, parse_eps
+from sstune.schema import RequestError
+from sstune.validation import parse_eps
 
 LABELS = ["backbone", "dataset", "rule", "scale"]
 LINE = [*LABELS, "variant"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sstune.runs import SCHEMA_VERSION, write_text
-from sstune.schema import RequestError, parse_eps
+from sstune.schema import RequestError
+from sstune.validation import parse_eps
 
 Row = dict[str, Any]
 

@@ -1,5 +1,6 @@
 """Learning rules: a rule is only the answer to "where does the feedback V come from"."""
 
+from sstune.rules import direct, feedback_alignment, kolen_pollack, product, sign_symmetry, weight_mirror
 from sstune.rules.alignment import LayerAlignment, alignment
 from sstune.rules.convert import (
     Conversion,
@@ -7,6 +8,7 @@ from sstune.rules.convert import (
     convert,
     exact_gradients,
     feedback_layers,
+    feedback_parameters,
     plain_state_dict,
 )
 from sstune.rules.feedback import FEEDBACKS, Feedback
@@ -19,7 +21,14 @@ __all__ = [
     "alignment",
     "begin_step",
     "convert",
+    "direct",
     "exact_gradients",
+    "feedback_alignment",
     "feedback_layers",
+    "feedback_parameters",
+    "kolen_pollack",
     "plain_state_dict",
+    "product",
+    "sign_symmetry",
+    "weight_mirror",
 ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 
+from sstune.rules.direct import Broadcast, DirectFeedback
 from sstune.rules.feedback import FEEDBACKS
-from sstune.rules.layers import CONVERTED, FeedbackLayer
+from sstune.rules.layers import CONVERTED, FeedbackLayer, converted_class
 from sstune.schema import RequestError, RuleConfig, nearest
 
 # Reads its projections' weights without calling the layers that own them: converting those would do nothing.
@@ -34,7 +36,11 @@ class Conversion:
 
 
 def convert(
-    model: nn.Module, rule: RuleConfig, seed: int, aliases: dict[str, str] | None = None
+    model: nn.Module,
+    rule: RuleConfig,
+    seed: int,
+    aliases: dict[str, str] | None = None,
+    example: Tensor | None = None,
 ) -> Conversion:
     """Give the layers that ``rule`` selects its feedback; parameters stay the same objects.
 
@@ -44,25 +50,92 @@ def convert(
         rule: which rule, scale and layers (glob patterns on module names).
         seed: of the run; draws are keyed by (seed, layer name).
         aliases: names that patterns may use for modules, e.g. ``{"head": "fc", "stem": "conv1"}``.
+        example: a batch of inputs, on which ``model`` is run once in eval mode to see that every converted
+            layer is really called. dfa needs it, for the sizes of its feedback.
 
     Raises:
-        RequestError: a pattern matches nothing, or names a layer that cannot be converted.
+        RequestError: a pattern matches nothing, or names a layer that cannot be converted, or a layer's
+            weights are used without calling it.
+        ValueError: dfa without an example.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if rule.name == "bp":
         return Conversion({}, _with_parameters(modules))
     feedback = FEEDBACKS[rule.name]
     selected = _select(modules, rule, aliases or {})
+    observed = _observe(model, {name: modules[name] for name in selected}, example)
     converted = {}
     for name in selected:
         layer = modules[name]
         converted[name] = type(layer).__name__
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        layer.__class__ = CONVERTED[type(layer)]
-        layer.feedback = feedback(weight, rule, seed, name)
+        layer.feedback = feedback(layer, rule, seed, name)
+        layer.__class__ = converted_class(layer)
+    if issubclass(feedback, DirectFeedback):
+        _connect(model, observed)
     rest = {name: module for name, module in modules.items() if name not in selected}
     return Conversion(converted, _with_parameters(rest))
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What a forward pass on an example showed: each layer's input without the batch, and the outputs."""
+
+    samples: dict[str, torch.Size]
+    outputs: torch.Size
+
+
+@torch.no_grad()
+def _observe(model: nn.Module, layers: dict[str, nn.Module], example: Tensor | None) -> _Observed | None:
+    if example is None:
+        return None
+    samples: dict[str, torch.Size] = {}
+
+    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            folded, *rest = args[0].shape  # windows or tokens may be folded into the batch
+            n, left_over = divmod(folded, len(example))
+            sample = torch.Size(rest if n == 1 else (n, *rest))
+            if left_over or samples.setdefault(name, sample) != sample:
+                samples[name] = torch.Size()
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in layers.items()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng():
+            outputs = model.eval()(example)
+    finally:
+        for module, training in modes:
+            module.training = training
+        for each in hooks:
+            each.remove()
+    for name in layers:
+        if name not in samples:
+            raise RequestError(
+                f"rule.include: {name} is not called in a forward pass, though its weights may be read "
+                f"directly: its derivative would not pass through the feedback; add it to rule.exclude"
+            )
+    return _Observed(samples, outputs.shape)
+
+
+def _connect(model: nn.Module, observed: _Observed | None) -> None:
+    """Give each layer of a dfa network its matrix, and the network the hooks that deliver the error."""
+    if observed is None:
+        raise ValueError("dfa needs an example batch: its feedback has the sizes of the layers' inputs")
+    if len(observed.outputs) != 2:
+        raise RequestError(f"rule.name: dfa needs outputs (N, classes), not {tuple(observed.outputs)}")
+    broadcast = Broadcast()
+    for name, layer in feedback_layers(model).items():
+        assert isinstance(layer.feedback, DirectFeedback)
+        if not observed.samples[name]:
+            raise RequestError(
+                f"rule.include: {name} has inputs of several sizes, or without a leading batch, which dfa "
+                f"cannot serve; add it to rule.exclude"
+            )
+        layer.feedback.connect(broadcast, observed.samples[name], observed.outputs[1], layer.weight)
+    model.register_forward_pre_hook(broadcast.begin)
+    model.register_forward_hook(broadcast.deliver)
 
 
 def _with_parameters(modules: dict[str, nn.Module]) -> dict[str, str]:
@@ -85,7 +158,7 @@ def _select(modules: dict[str, nn.Module], rule: RuleConfig, aliases: dict[str, 
     for name, module in modules.items():
         if not _matches(name, include) or _matches(name, exclude):
             continue
-        if type(module) in CONVERTED:
+        if converted_class(module):
             selected.append(name)
         elif isinstance(module, (*CONVERTED, *_OPAQUE)) or (name in include and not _contains_layers(module)):
             raise RequestError(
@@ -98,7 +171,7 @@ def _select(modules: dict[str, nn.Module], rule: RuleConfig, aliases: dict[str, 
 
 
 def _contains_layers(module: nn.Module) -> bool:
-    return any(type(inner) in CONVERTED for inner in module.modules())
+    return any(converted_class(inner) for inner in module.modules())
 
 
 def _resolve(pattern: str, key: str, modules: dict[str, nn.Module], aliases: dict[str, str]) -> str:
@@ -123,6 +196,13 @@ def feedback_layers(model: nn.Module) -> dict[str, FeedbackLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, FeedbackLayer)}
 
 
+def feedback_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What trained feedback keeps among the network's parameters."""
+    return [
+        parameter for layer in feedback_layers(model).values() for parameter in layer.feedback.parameters()
+    ]
+
+
 @contextmanager
 def exact_gradients(model: nn.Module) -> Iterator[None]:
     """Inside, the same weights have their true derivative; nothing else about ``model`` changes."""
@@ -138,9 +218,9 @@ def exact_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def begin_step(model: nn.Module) -> None:
-    """Tell every feedback that an optimiser step begins (brsf then draws new magnitudes)."""
+    """Tell every feedback that an optimiser step begins (brsf then draws, wm mirrors)."""
     for layer in feedback_layers(model).values():
-        layer.feedback.begin_step()
+        layer.feedback.begin_step(layer.weight)
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:

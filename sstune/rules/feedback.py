@@ -1,12 +1,13 @@
-"""Where the feedback V of a layer comes from: one class per rule, all of the form ``V = s * M * sign(W)``.
+"""What every rule's feedback has in common: the answer to "where does V come from" for one layer.
 
-The scale s and the magnitudes M are optional, and so is the sign. V itself is never stored: the backward
-pass forms it from the factors (:func:`feedback_matrix`), so ``usf`` costs no memory beyond one layer's V.
+V itself is never stored: the backward pass forms it from a few operands (:class:`Pathway`), so a rule costs
+no memory beyond its operands and, for a moment, one layer's V.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,67 +15,113 @@ from torch import Tensor, nn
 from torch.nn.init import _calculate_fan_in_and_fan_out
 
 from sstune.registry import Registry
-from sstune.schema import BrsfConfig, Redraw, RuleConfig, Scale
+from sstune.schema import RuleConfig, Scale
 from sstune.seeding import seed_from
 
 
-class Factors(NamedTuple):
-    """``V = scale * magnitude * sign(weight)``; what is None (or not signed) is left out of the product."""
+class Pathway(NamedTuple):
+    """How a backward pass gets V, and what trained feedback learns from it.
 
-    scale: Tensor | None
-    magnitude: Tensor | None
-    signed: bool
+    ``V = form(W, *operands)``, of W's shape and dtype. ``learn(dW, *operands)`` gives the gradients of the
+    operands; None where nothing of them is trained.
+    """
+
+    form: Callable[..., Tensor]
+    operands: tuple[Tensor | None, ...] = ()
+    learn: Callable[..., tuple[Tensor | None, ...]] | None = None
 
 
-def feedback_matrix(weight: Tensor, factors: Factors) -> Tensor:
-    """V, of ``weight``'s shape and dtype (sign(0) = 0)."""
-    scale, magnitude, signed = factors
-    if signed:
-        matrix = torch.sign(weight)
-        matrix = matrix if magnitude is None else matrix.mul_(magnitude)
-        return matrix if scale is None else matrix.mul_(scale)
-    assert magnitude is not None
-    matrix = magnitude.to(weight.dtype)
+def itself(weight: Tensor) -> Tensor:
+    """V = W."""
+    return weight
+
+
+def signed(weight: Tensor, scale: Tensor | None, magnitude: Tensor | None) -> Tensor:
+    """V = s M sign(W), with sign(0) = 0; a factor that is None is left out."""
+    matrix = torch.sign(weight)
+    matrix = matrix if magnitude is None else matrix.mul_(magnitude)
+    return matrix if scale is None else matrix.mul_(scale)
+
+
+def fixed(weight: Tensor, scale: Tensor | None, matrix: Tensor) -> Tensor:
+    """V = s B, whatever W is."""
+    matrix = matrix.to(weight.dtype)
     return matrix if scale is None else matrix * scale.to(weight.dtype)
 
 
-def constant_scale(shape: torch.Size, scale: Scale) -> float:
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a Conv, ConvTranspose or Linear layer, detached."""
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight.detach()
+
+
+def n_outputs(layer: nn.Module) -> int:
+    """Output channels or features of a Conv, ConvTranspose or Linear layer."""
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    assert isinstance(outputs, int)
+    return outputs
+
+
+def constant_scale(shape: torch.Size, scale: Scale, outputs: int) -> float:
     """The scale s where it does not depend on the weights' values.
 
     ``xavier``: sqrt(2/(fan_in+fan_out)), the std of Glorot's initialisation (BioTorch's choice).
     ``he_fan_out``: sqrt(2/(kh kw C_out)) for convolutions, 1/sqrt(fan_in) for linear layers, as in the
-    code of Xiao et al. (arXiv 1811.03567). ``unit`` and ``weight_rms``: 1 (the latter multiplies by
-    RMS(W) at every forward).
+    code of Xiao et al. (arXiv 1811.03567); ``outputs`` is C_out. ``unit`` and ``weight_rms``: 1 (the latter
+    multiplies by RMS(W)).
     """
     if scale is Scale.xavier:
         return math.sqrt(2 / sum(_calculate_fan_in_and_fan_out(torch.empty(shape, device="meta"))))
     if scale is Scale.he_fan_out:
         is_linear = len(shape) == 2
-        return 1 / math.sqrt(shape[1]) if is_linear else math.sqrt(2 / (math.prod(shape[2:]) * shape[0]))
+        return 1 / math.sqrt(shape[1]) if is_linear else math.sqrt(2 / (math.prod(shape[2:]) * outputs))
     return 1.0
 
 
+def rms(weight: Tensor) -> Tensor:
+    """Root mean square, a 0-d tensor."""
+    return torch.linalg.vector_norm(weight.detach()) / math.sqrt(weight.numel())
+
+
+@torch.no_grad()
+def draw(into: Tensor, scale: Scale, positive: bool, *key: int | str) -> Tensor:
+    """Fill ``into`` with random numbers of RMS 1, to be multiplied by s; the same for the same ``key``.
+
+    Uniform; ``he_fan_out`` follows Xiao et al.'s code instead (normal for convolutions; for linear layers s
+    is the half-width of the uniform). Under ``weight_rms`` the RMS is 1 exactly, so that RMS(V) = RMS(W).
+    """
+    generator = torch.Generator(into.device).manual_seed(seed_from(*key))
+    if scale is Scale.he_fan_out and into.dim() > 2:
+        into.normal_(generator=generator)
+        into = into.abs_() if positive else into
+    else:
+        width = 1.0 if scale is Scale.he_fan_out else math.sqrt(3)
+        into.uniform_(0.0 if positive else -width, width, generator=generator)
+    if scale is Scale.weight_rms:
+        into.div_(rms(into))
+    return into
+
+
 class Feedback(nn.Module):
-    """The feedback of one layer; subclasses say which factors it has.
+    """The feedback of one layer.
 
     Args:
-        weight: the layer's weight at conversion (its values matter to no rule of this module).
+        module: the layer, as it is at conversion.
         rule: the rule's settings, its scale among them.
         seed: of the run.
-        layer: the layer's name; draws are keyed by (seed, layer, count).
+        layer: the layer's name; draws are keyed by (seed, layer).
     """
 
-    signed = True
-    has_scale = True
+    direct = False  # whether the error comes from the output at once (dfa), not through a V
 
-    def __init__(self, weight: Tensor, rule: RuleConfig, seed: int, layer: str) -> None:
+    def __init__(self, module: nn.Module, rule: RuleConfig, seed: int, layer: str) -> None:
         super().__init__()
         self.scale = rule.scale
         self.seed = seed
         self.layer = layer
-        self.constant = constant_scale(weight.shape, rule.scale)
+        self.constant = constant_scale(weight_of(module).shape, rule.scale, n_outputs(module))
 
-    def begin_step(self) -> None:
+    def begin_step(self, weight: Tensor) -> None:
         """Called once before each optimiser step's forward."""
 
     def magnitude_now(self, weight: Tensor) -> Tensor | None:
@@ -87,25 +134,28 @@ class Feedback(nn.Module):
 
     def scale_now(self, weight: Tensor) -> Tensor | None:
         """s, a 0-d tensor on the weight's device."""
-        if not self.has_scale or self.scale is Scale.unit:
+        if self.scale is Scale.unit:
             return None
         if self.scale is Scale.weight_rms:
-            weight = weight.detach()
-            return torch.linalg.vector_norm(weight) / math.sqrt(weight.numel())
+            return rms(weight)
         return torch.full((), self.constant, dtype=weight.dtype, device=weight.device)
 
-    def forward(self, weight: Tensor) -> Factors:
-        """The factors of V for a forward pass with ``weight`` as it is now."""
-        return Factors(self.scale_now(weight), self.magnitude_now(weight), self.signed)
+    def forward(self, weight: Tensor) -> Pathway:
+        """The pathway of a forward pass with ``weight`` as it is now."""
+        return Pathway(signed, (self.scale_now(weight), self.magnitude_now(weight)))
 
+    def last(self, weight: Tensor) -> Pathway:
+        """The pathway of the latest forward pass; draws nothing."""
+        return Pathway(signed, (self.scale_now(weight), self.magnitude_last(weight)))
+
+    @torch.no_grad()
     def matrix(self, weight: Tensor) -> Tensor:
         """The V in use, of ``weight``'s shape, detached."""
-        weight = weight.detach()
-        factors = Factors(self.scale_now(weight), self.magnitude_last(weight), self.signed)
-        return feedback_matrix(weight, factors)
+        form, operands, _ = self.last(weight)
+        return form(weight.detach(), *operands)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A plain network's state dict knows no feedback: the feedback drawn at conversion then stays.
+        # A plain network's state dict knows no feedback: the feedback made at conversion then stays.
         if any(key.startswith(prefix) for key in state_dict):
             super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -117,93 +167,8 @@ FEEDBACKS: Registry[type[Feedback]] = Registry("rule.name")
 class Sham(Feedback):
     """V = W through the feedback path: a control that must equal bp to rounding."""
 
-    signed = False
-    has_scale = False
+    def forward(self, weight: Tensor) -> Pathway:
+        return Pathway(itself)
 
-    def magnitude_now(self, weight: Tensor) -> Tensor:
-        return weight.detach()
-
-
-@FEEDBACKS.register("usf")
-class UniformSign(Feedback):
-    """Uniform sign-concordant feedback: V = s sign(W) (Liao, Leibo, Poggio 2016, arXiv 1510.05067)."""
-
-
-class DrawnFeedback(Feedback):
-    """Feedback with random magnitudes M, drawn from a generator of its own.
-
-    M is uniform with RMS 1 before s is applied; ``he_fan_out`` follows Xiao et al.'s code instead (normal
-    for convolutions; for linear layers s is the half-width of the uniform). Under ``weight_rms`` each draw
-    is rescaled to RMS 1 exactly, so that RMS(V) = RMS(W).
-    """
-
-    magnitude: Tensor
-
-    def __init__(self, weight: Tensor, rule: RuleConfig, seed: int, layer: str) -> None:
-        super().__init__(weight, rule, seed, layer)
-        self.draws = 0
-        self.register_buffer("magnitude", torch.empty_like(weight, requires_grad=False))
-        self.draw(self.magnitude)
-
-    @torch.no_grad()
-    def draw(self, magnitude: Tensor) -> None:
-        """Fill ``magnitude`` with the next draw and let it be M."""
-        generator = torch.Generator(magnitude.device)
-        generator.manual_seed(seed_from(self.seed, "feedback", self.layer, self.draws))
-        if self.scale is Scale.he_fan_out and magnitude.dim() > 2:
-            magnitude.normal_(generator=generator)
-            magnitude = magnitude.abs_() if self.signed else magnitude
-        else:
-            width = 1.0 if self.scale is Scale.he_fan_out else math.sqrt(3)
-            magnitude.uniform_(0.0 if self.signed else -width, width, generator=generator)
-        if self.scale is Scale.weight_rms:
-            magnitude.mul_(math.sqrt(magnitude.numel()) / torch.linalg.vector_norm(magnitude))
-        self.magnitude = magnitude
-        self.draws += 1
-
-    def magnitude_now(self, weight: Tensor) -> Tensor:
-        return self.magnitude
-
-    def get_extra_state(self) -> dict[str, int]:
-        """The number of draws made, so that a resumed run goes on with the next one."""
-        return {"draws": self.draws}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        self.draws = state["draws"]
-
-
-@FEEDBACKS.register("frsf")
-class FixedRandomSign(DrawnFeedback):
-    """Fixed random magnitudes, live signs: V = s M sign(W), M drawn at conversion (Liao et al. 2016)."""
-
-
-@FEEDBACKS.register("brsf")
-class BatchwiseRandomSign(DrawnFeedback):
-    """Batchwise random magnitudes: as frsf with M drawn anew for every mini-batch (Liao et al. 2016).
-
-    ``redraw=step``: once per optimiser step; evaluation keeps the last draw.
-    ``redraw=forward``: in every forward pass, evaluation and attack steps included, as BioTorch does.
-    """
-
-    def __init__(self, weight: Tensor, rule: BrsfConfig, seed: int, layer: str) -> None:
-        super().__init__(weight, rule, seed, layer)
-        self.redraw = rule.redraw
-
-    def begin_step(self) -> None:
-        if self.redraw is Redraw.step:
-            self.draw(self.magnitude)
-
-    def magnitude_now(self, weight: Tensor) -> Tensor:
-        if self.redraw is Redraw.forward:
-            self.draw(torch.empty_like(self.magnitude))  # a pending backward still holds the old one
-        return self.magnitude
-
-    def magnitude_last(self, weight: Tensor) -> Tensor:
-        return self.magnitude
-
-
-@FEEDBACKS.register("fa")
-class FeedbackAlignment(DrawnFeedback):
-    """Feedback alignment: V = s B, fixed, random and independent of W (Lillicrap et al. 2016)."""
-
-    signed = False
+    def last(self, weight: Tensor) -> Pathway:
+        return self.forward(weight)

@@ -7,14 +7,14 @@ are the ordinary ones. Both functions equal, in float64, the autograd of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sstune.rules.feedback import Factors, feedback_matrix
+from sstune.rules.feedback import Pathway
 
 
 class Geometry(NamedTuple):
@@ -34,31 +34,30 @@ class _Linear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        scale: Tensor | None,
-        magnitude: Tensor | None,
-        signed: bool,
+        form: Callable[..., Tensor],
+        learn: Callable[..., tuple[Tensor | None, ...]] | None,
+        *operands: Tensor | None,
     ) -> Tensor:
         return F.linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, scale, magnitude, signed = inputs
-        ctx.save_for_backward(x, weight, scale, magnitude)
-        ctx.signed = signed
+        x, weight, _, ctx.form, ctx.learn, *operands = inputs
+        ctx.save_for_backward(x, weight, *operands)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         (delta,) = grad_outputs
-        x, weight, scale, magnitude = ctx.saved_tensors
+        x, weight, *operands = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = delta @ feedback_matrix(weight, Factors(scale, magnitude, ctx.signed))
+            grad_x = delta @ ctx.form(weight, *operands)
         rows = delta.reshape(-1, weight.shape[0])
         if ctx.needs_input_grad[1]:
             grad_weight = rows.t() @ x.reshape(-1, weight.shape[1])
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0)
-        return grad_x, grad_weight, grad_bias, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, *_learned(ctx.learn, grad_weight, operands)
 
 
 class _Convolution(torch.autograd.Function):
@@ -67,25 +66,23 @@ class _Convolution(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        scale: Tensor | None,
-        magnitude: Tensor | None,
-        signed: bool,
-        *geometry: Any,
+        geometry: Geometry,
+        form: Callable[..., Tensor],
+        learn: Callable[..., tuple[Tensor | None, ...]] | None,
+        *operands: Tensor | None,
     ) -> Tensor:
         return torch.ops.aten.convolution.default(x, weight, bias, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, scale, magnitude, signed, *geometry = inputs
-        ctx.save_for_backward(x, weight, scale, magnitude)
-        ctx.signed = signed
+        x, weight, bias, ctx.geometry, ctx.form, ctx.learn, *operands = inputs
+        ctx.save_for_backward(x, weight, *operands)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.geometry = tuple(geometry)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         (delta,) = grad_outputs
-        x, weight, scale, magnitude = ctx.saved_tensors
+        x, weight, *operands = ctx.saved_tensors
         convolution_backward = torch.ops.aten.convolution_backward.default
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
@@ -94,7 +91,7 @@ class _Convolution(torch.autograd.Function):
             grad_x, _, _ = convolution_backward(
                 delta,
                 x,
-                feedback_matrix(weight, Factors(scale, magnitude, ctx.signed)),
+                ctx.form(weight, *operands),
                 None,
                 *ctx.geometry,
                 [True, False, False],
@@ -104,7 +101,19 @@ class _Convolution(torch.autograd.Function):
             _, grad_weight, grad_bias = convolution_backward(
                 delta, x, weight, ctx.bias_sizes, *ctx.geometry, mask
             )
-        return (grad_x, grad_weight, grad_bias, None, None, None, *(None for _ in ctx.geometry))
+        learned = _learned(ctx.learn, grad_weight, operands)
+        return grad_x, grad_weight, grad_bias, None, None, None, *learned
+
+
+def _learned(
+    learn: Callable[..., tuple[Tensor | None, ...]] | None,
+    grad_weight: Tensor | None,
+    operands: Sequence[Tensor | None],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the feedback's operands: trained feedback follows its layer, and rests where that does."""
+    if learn is None or grad_weight is None:
+        return tuple(None for _ in operands)
+    return learn(grad_weight, *operands)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -116,18 +125,26 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, pathway: Pathway) -> Tensor:
     """``y = x W^T + b`` for x of shape (..., in), with ``dx = delta V``."""
     x_, weight_, bias_ = _autocast(x, weight, bias)
-    return _Linear.apply(x_, weight_, bias_, *factors)
+    return _Linear.apply(x_, weight_, bias_, pathway.form, pathway.learn, *pathway.operands)
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors, geometry: Geometry
+    x: Tensor, weight: Tensor, bias: Tensor | None, pathway: Pathway, geometry: Geometry
 ) -> Tensor:
     """A (transposed) convolution of x, (N, C, ...) or unbatched (C, ...), with ``dx`` through V."""
     x_, weight_, bias_ = _autocast(x, weight, bias)
     assert x_ is not None
     unbatched = x_.dim() == weight.dim() - 1
-    y = _Convolution.apply(x_.unsqueeze(0) if unbatched else x_, weight_, bias_, *factors, *geometry)
+    y = _Convolution.apply(
+        x_.unsqueeze(0) if unbatched else x_,
+        weight_,
+        bias_,
+        geometry,
+        pathway.form,
+        pathway.learn,
+        *pathway.operands,
+    )
     return y.squeeze(0) if unbatched else y

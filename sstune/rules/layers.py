@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sstune.rules import functional
+from sstune.rules.direct import DirectFeedback
 from sstune.rules.feedback import Feedback
 from sstune.rules.functional import Geometry
 
@@ -19,13 +20,25 @@ class FeedbackLayer(nn.Module):
     weight: Tensor
     exact: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """Whether the layer's own forward will do: with exact derivatives, and where no V is used (dfa)."""
+        return self.exact or self.feedback.direct
+
+    def cut(self, input: Tensor) -> Tensor:
+        """The input of a plain forward: off the graph under dfa."""
+        if self.exact:
+            return input
+        assert isinstance(self.feedback, DirectFeedback)
+        return self.feedback.cut(input, self.weight)
+
 
 class FeedbackLinear(FeedbackLayer, nn.Linear):
     """nn.Linear with ``dx = delta V``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.exact:
-            return super().forward(input)
+        if self.plain:
+            return super().forward(self.cut(input))
         return functional.linear(input, self.weight, self.bias, self.feedback(self.weight))
 
 
@@ -33,8 +46,8 @@ class _FeedbackConv(FeedbackLayer):
     """Mixed into nn.Conv1d/2d/3d, whose forward calls ``_conv_forward``."""
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.exact:
-            return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+        if self.plain:
+            return super()._conv_forward(self.cut(input), weight, bias)  # type: ignore[misc]
         padding = self.padding
         if self.padding_mode != "zeros" or padding == "same":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -62,8 +75,8 @@ class _FeedbackConvTranspose(FeedbackLayer):
     """Mixed into nn.ConvTranspose1d/2d/3d."""
 
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.exact:
-            return super().forward(input, output_size)
+        if self.plain:
+            return super().forward(self.cut(input), output_size)
         spatial = len(self.kernel_size)
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
@@ -94,3 +107,12 @@ CONVERTED: dict[type[nn.Module], type[FeedbackLayer]] = {
     nn.ConvTranspose2d: FeedbackConvTranspose2d,
     nn.ConvTranspose3d: FeedbackConvTranspose3d,
 }
+
+# Subclasses, by full name, that compute what their parent does.
+_ALIKE: dict[str, type[FeedbackLayer]] = {"timm.layers.linear.Linear": FeedbackLinear}
+
+
+def converted_class(layer: nn.Module) -> type[FeedbackLayer] | None:
+    """What ``layer`` becomes, or None where its own class may compute something else."""
+    kind = type(layer)
+    return CONVERTED.get(kind) or _ALIKE.get(f"{kind.__module__}.{kind.__qualname__}")

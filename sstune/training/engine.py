@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sstune import rules
-from sstune.datasets import Loader, Split
+from sstune.datasets import Loader, Split, batches
 from sstune.interrupt import StopFlag
-from sstune.schema import Precision, RunConfig
+from sstune.schema import Precision, RunConfig, Select
 from sstune.tasks import Task, evaluate
 from sstune.training.checkpoint import Progress
-from sstune.training.optimization import build_schedule
+from sstune.training.optimization import build_schedule, weight_decay_factor
+
+PROBE = 128  # images on which updates are compared with true gradients
 
 
 class Trainer:
@@ -109,10 +111,15 @@ class Trainer:
         seconds = time.perf_counter() - began
         return {"loss": float(loss_sum), "correct": int(correct), "seen": seen, "seconds": seconds}
 
+    def weight_decay(self, epoch: int) -> float:
+        """Weight decay in a 0-based epoch."""
+        return self.config.optimizer.weight_decay * weight_decay_factor(self.config.optimizer, epoch)
+
     def _step(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """One optimiser step: forward, backward through each layer's feedback, update."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.optimizer.lr * self.factor(step)
+            group["weight_decay"] = self.weight_decay(step // len(self.loader))
         rules.begin_step(self.network)
         with self.autocast:
             outputs = self.network(images)
@@ -120,17 +127,29 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         if self.config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+            self._clip(self.config.clip_norm)
         self.optimizer.step()
         return loss.detach(), outputs.detach()
+
+    def _clip(self, largest: float) -> None:
+        """Scale all gradients by what brings the norm of the network's own down to ``largest``.
+
+        Trained feedback is scaled along, but has no say in the norm: its rule decides on the direction of
+        its updates, not on the size of the network's.
+        """
+        feedback = {id(parameter) for parameter in rules.feedback_parameters(self.network)}
+        own = [p.grad for p in self.network.parameters() if p.grad is not None and id(p) not in feedback]
+        norm = nn.utils.get_total_norm(own)
+        nn.utils.clip_grads_with_norm_(self.network.parameters(), largest, norm)
 
     def _finish_epoch(self, progress: Progress, began: float) -> dict[str, float]:
         epoch = progress.epoch + 1
         judged = evaluate(self.network, self.task, self.val, self.device)
-        if judged.n_correct > progress.best.get("val_correct", -1):
+        last = self.config.select is Select.last
+        if last or judged.n_correct > progress.best.get("val_correct", -1):
             network = _copied(self.network.state_dict())
             progress.best = {"epoch": epoch, "val_correct": judged.n_correct, "network": network}
-        layers = rules.alignment(self.network)
+        layers = self._alignment()
         progress.alignment += [{"epoch": epoch, **asdict(layer)} for layer in layers]
         return {
             "epoch": epoch,
@@ -142,8 +161,17 @@ class Trainer:
             "angle": _mean([layer.angle for layer in layers]),
             "sign_agreement": _mean([layer.sign_agreement for layer in layers]),
             "rms_ratio": _mean([layer.rms_ratio for layer in layers]),
+            "update_cosine": _mean([layer.update_cosine for layer in layers]),
             "seconds": time.perf_counter() - began,
         }
+
+    def _alignment(self) -> list[rules.LayerAlignment]:
+        """Feedback and updates on the first training images, unless ``alignment=false``."""
+        if not self.config.alignment or not rules.feedback_layers(self.network):
+            return []
+        probe = self.loader.split.take(torch.arange(min(PROBE, len(self.loader.split))))
+        ((images, labels),) = batches(probe, PROBE, self.device)
+        return rules.alignment(self.network, lambda: self.task.loss(self.network(images), labels))
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
@@ -151,5 +179,6 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mean(values: list[float]) -> float:
-    """Over layers; NaN for a plain network, which has no feedback to compare."""
-    return sum(values) / len(values) if values else math.nan
+    """Over the layers that have a value; NaN where none has, as in a plain network."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

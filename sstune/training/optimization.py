@@ -1,4 +1,4 @@
-"""Optimisers, and learning-rate schedules as pure functions of the step."""
+"""Optimisers, and schedules of learning rate and weight decay as pure functions of time."""
 
 from __future__ import annotations
 
@@ -55,3 +55,10 @@ def build_schedule(config: ScheduleConfig, epochs: int, steps_per_epoch: int) ->
         return 1.0
 
     return factor
+
+
+def weight_decay_factor(config: OptimizerConfig, epoch: int) -> float:
+    """The factor on weight decay in a 0-based epoch: ``weight_decay_gamma`` for each milestone reached."""
+    return config.weight_decay_gamma ** sum(
+        epoch >= milestone for milestone in config.weight_decay_milestones
+    )

@@ -1,0 +1,167 @@
+"""What a composed configuration must also satisfy: ranges, and fields that depend on one another.
+
+:func:`validate` reports every problem at once. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+from sstune.schema import (
+    AdamWConfig,
+    FolderConfig,
+    MlpConfig,
+    OrthogonalPfaConfig,
+    PfaConfig,
+    PgdConfig,
+    RequestError,
+    RunConfig,
+    SgdConfig,
+)
+
+
+def parse_eps(text: str) -> float:
+    """``"8/255"`` -> 0.0313...; also plain decimals.
+
+    Raises:
+        ValueError: not a number between 0 and 1.
+    """
+    try:
+        value = float(Fraction(str(text).replace(" ", "")))
+    except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
+        raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} lies outside [0, 1]")
+    return value
+
+
+def parse_step_size(text: str, eps: float) -> float:
+    """``"eps/4"`` or ``"2*eps"`` relative to ``eps``, otherwise absolute as :func:`parse_eps`."""
+    text = str(text).replace(" ", "")
+    if "eps" not in text:
+        return parse_eps(text)
+    match = re.fullmatch(r"(?:(?P<factor>[\d.]+)\*)?eps(?:/(?P<divisor>[\d.]+))?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10")
+    try:
+        return eps * float(match["factor"] or 1) / float(match["divisor"] or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10") from None
+
+
+def problems(config: RunConfig) -> Iterator[str]:
+    """Every way in which a composed configuration cannot be run, as ``key: what was expected``."""
+    yield from _out_of_range(config)
+    if config.init_from is not None and not Path(config.init_from).expanduser().exists():
+        yield f"init_from: {config.init_from} does not exist (a run directory or a checkpoint file)"
+    if config.command == "train" and config.init_from is not None:
+        yield "init_from: train starts from random (or backbone.pretrained) weights; use finetune"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
+    if isinstance(config.dataset, FolderConfig) and not Path(config.dataset.root).expanduser().exists():
+        yield f"dataset.root: {config.dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
+    if not re.fullmatch(r"[\w.+-]+", config.dataset.label):
+        yield f"dataset.label: {config.dataset.label!r} must consist of letters, digits and . _ + -"
+    if len(config.dataset.mean) != len(config.dataset.std):
+        yield "dataset.std: needs as many values as dataset.mean"
+    if not all(std > 0 for std in config.dataset.std):
+        yield f"dataset.std: {config.dataset.std} must be > 0"
+    if (
+        isinstance(config.optimizer, SgdConfig)
+        and config.optimizer.nesterov
+        and config.optimizer.momentum == 0
+    ):
+        yield "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false"
+    if config.command != "attack":
+        yield from _product_feedback(config)
+    if isinstance(config.backbone, MlpConfig) and not all(width > 0 for width in config.backbone.hidden):
+        yield f"backbone.hidden: {config.backbone.hidden} must be widths > 0"
+    if isinstance(config.optimizer, AdamWConfig):
+        betas = config.optimizer.betas
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            yield f"optimizer.betas: {betas} must be two values >= 0 and < 1"
+    if not config.attack.eps:
+        yield "attack.eps: needs at least one value"
+    for eps in config.attack.eps:
+        try:
+            parse_eps(eps)
+        except ValueError as error:
+            yield f"attack.eps: {error}"
+    if isinstance(config.attack, PgdConfig):
+        try:
+            parse_step_size(config.attack.step_size, 1.0)
+        except ValueError as error:
+            yield f"attack.step_size: {error}"
+    if not config.attack.gradient:
+        yield "attack.gradient: needs rule, exact or both"
+
+
+def _product_feedback(config: RunConfig) -> Iterator[str]:
+    rule = config.rule
+    if not isinstance(rule, OrthogonalPfaConfig) or not rule.closed_form:
+        return
+    if not isinstance(config.optimizer, SgdConfig):
+        yield f"rule.closed_form: holds under sgd only, with {config.optimizer.name} it must be false"
+    if isinstance(rule, PfaConfig) and rule.density < 1:
+        yield "rule.density: below 1 needs rule.closed_form=false"
+
+
+# key -> (smallest allowed, largest allowed, whether the smallest itself is excluded)
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "epochs": (1, 1e6, False),
+    "batch_size": (1, 1e6, False),
+    "threads": (1, 1024, False),
+    "clip_norm": (0, float("inf"), True),
+    "seed": (0, 2**32 - 1, False),
+    "dataset.crop_padding": (0, 1024, False),
+    "dataset.val_fraction": (0, 0.9, True),
+    "dataset.test_fraction": (0, 0.9, True),
+    "dataset.image_size": (1, 4096, False),
+    "task.label_smoothing": (0, 0.999, False),
+    "attack.n": (1, float("inf"), False),
+    "attack.batch_size": (1, 1e6, False),
+    "attack.steps": (1, 1e6, False),
+    "attack.restarts": (1, 1e6, False),
+    "optimizer.lr": (0, float("inf"), True),
+    "optimizer.weight_decay": (0, float("inf"), False),
+    "optimizer.momentum": (0, 0.99999, False),
+    "optimizer.weight_decay_gamma": (0, float("inf"), False),
+    "rule.rate": (0, 1, True),
+    "rule.decay": (0, 1, False),
+    "rule.samples": (1, 1e6, False),
+    "rule.expansion": (0, 1000, True),
+    "rule.density": (0, 1, True),
+    "backbone.patch_size": (1, 1024, False),
+    "dataset.padding": (0, 1024, False),
+    "schedule.warmup_epochs": (0, 1e6, False),
+    "schedule.final_factor": (0, 1, False),
+    "schedule.gamma": (0, 1, True),
+}
+
+
+def _out_of_range(config: RunConfig) -> Iterator[str]:
+    for key, (low, high, open_below) in _RANGES.items():
+        section, _, name = key.rpartition(".")
+        owner = getattr(config, section) if section else config
+        value = getattr(owner, name, None)
+        if not isinstance(value, int | float):
+            continue
+        if value < low or value > high or (open_below and value == low) or value != value:
+            bounds = f"{'>' if open_below else '>='} {low:g}"
+            if high < 1e6 or value > high:
+                bounds += f" and <= {high:.10g}"
+            yield f"{key}: {value:.10g} is out of range, expected {bounds}"
+
+
+def validate(config: RunConfig) -> None:
+    """Check what types cannot express.
+
+    Raises:
+        RequestError: naming every offending key, one line each.
+    """
+    found = list(problems(config))
+    if found:
+        raise RequestError("\n".join(found))
