@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,7 +174,13 @@ def help_text() -> str:
 
     commands = "\n".join(f"  {name:<10}{text}" for name, text in _SUMMARY.items())
     groups = "\n".join(
-        f"  {group + '=':<12}{' | '.join(composition.options(group))}" for group in [*GROUPS, "experiment"]
+        textwrap.fill(
+            f"{group + '=':<12}{' | '.join(composition.options(group))}",
+            width=108,
+            initial_indent="  ",
+            subsequent_indent=" " * 14,
+        )
+        for group in [*GROUPS, "experiment"]
     )
     return f"""\
 sstune {__version__}: fine-tune backprop-trained vision networks with sign-symmetry rules, and attack them

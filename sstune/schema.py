@@ -279,7 +279,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "plain": BackboneConfig,
         "resnet18": ResNet18Config,
         "mlp": MlpConfig,
-        "vit": VitConfig,
+        "vit_tiny": VitConfig,
     },
     "dataset": {
         "digits": DigitsConfig,

@@ -106,7 +106,7 @@ def _product_feedback(config: RunConfig) -> Iterator[str]:
     if not isinstance(config.optimizer, SgdConfig):
         yield f"rule.closed_form: holds under sgd only, with {config.optimizer.name} it must be false"
     if isinstance(rule, PfaConfig) and rule.density < 1:
-        yield "rule.density: below 1 needs rule.closed_form=false"
+        yield "rule.closed_form: must be false where rule.density is below 1"
 
 
 # key -> (smallest allowed, largest allowed, whether the smallest itself is excluded)

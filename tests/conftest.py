@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from omegaconf import MISSING
 
-from sstune import schema
+from sstune import validation
 from sstune.cli import main
 from sstune.composition import asked, compose
 from sstune.schema import COMMANDS, GROUPS, RunConfig
@@ -103,7 +103,7 @@ _GIVEN: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 8,
 }
-_NAMES = {"cifar_resnet": "resnet20", "plain": "usf"}
+_NAMES = {("backbone", "plain"): "resnet20", ("rule", "plain"): "usf"}
 
 Complete = Callable[..., RunConfig]
 
@@ -112,21 +112,24 @@ Complete = Callable[..., RunConfig]
 def complete() -> Complete:
     """``complete("train", rule="brsf", **fields)``: a valid configuration, made without Hydra."""
 
-    def fill(kind: type, name: str) -> Any:
+    def fill(group: str, name: str) -> Any:
+        kind = GROUPS[group][name]
         given = {}
         for item in fields(kind):
             if item.default is MISSING or (item.default is NO_DEFAULT and item.default_factory is NO_DEFAULT):
-                given[item.name] = _NAMES.get(name, name) if item.name == "name" else _GIVEN[item.name]
+                given[item.name] = (
+                    _NAMES.get((group, name), name) if item.name == "name" else _GIVEN[item.name]
+                )
         return kind(**given)
 
     def complete(command: str = "finetune", **changes: Any) -> RunConfig:
         groups = {}
         for group, options in GROUPS.items():
             name = changes.pop(group, next(iter(options)))
-            groups[group] = fill(options[name], name)
+            groups[group] = fill(group, name)
         values = {"epochs": 2, "batch_size": 8, **groups, **changes}
         config = COMMANDS[command](**values)
-        assert list(schema.problems(config)) == []
+        assert list(validation.problems(config)) == []
         return config
 
     return complete

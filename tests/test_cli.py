@@ -89,7 +89,7 @@ class TestHelp:
         for command in [*COMMANDS, "report"]:
             assert f"\n  {command} " in answer.out
         for group in [*GROUPS, "experiment"]:
-            assert " | ".join(options(group)) in answer.out
+            assert f" {group}= {' | '.join(options(group))}" in " ".join(answer.out.split())
         assert "\n  -m " in answer.out
         assert "\n  sstune finetune -m rule=bp,usf" in answer.out
         assert max(map(len, answer.out.splitlines())) <= 110

@@ -27,6 +27,8 @@ EXPERIMENTS = {
     "none": [],
     "quickstart": ["experiment=quickstart"],
     "cifar10_jpeg": ["experiment=cifar10_jpeg", "dataset.root=."],
+    "mnist_mlp": ["experiment=mnist_mlp"],
+    "mnist_mlp_trained": ["experiment=mnist_mlp_trained", "rule=pfa"],
 }
 
 

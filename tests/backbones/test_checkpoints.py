@@ -26,7 +26,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 def build(outputs: int = 10, name: str = "resnet20", seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return backbones.build(BackboneConfig(name), 3, outputs, MEAN, STD)
+    return backbones.build(BackboneConfig(name), (3, 32, 32), outputs, MEAN, STD)
 
 
 def state_of(network: Network) -> State:

@@ -39,7 +39,7 @@ def expected_parameters(depth: int, channels: int, outputs: int) -> int:
     ],
 )
 def test_parameter_counts_are_those_of_the_paper(name: str, millions: float, parameters: int) -> None:
-    module = BACKBONES[name](BackboneConfig(name), 3, 10).module
+    module = BACKBONES[name](BackboneConfig(name), (3, 32, 32), 10).module
     depth = int(name.removeprefix("resnet"))
     counted = sum(parameter.numel() for parameter in module.parameters())
     assert counted == parameters == expected_parameters(depth, 3, 10)
@@ -49,7 +49,7 @@ def test_parameter_counts_are_those_of_the_paper(name: str, millions: float, par
 
 @pytest.mark.parametrize(("channels", "outputs", "size"), [(1, 7, 8), (3, 200, 32), (4, 2, 9)])
 def test_other_channels_classes_and_sizes(channels: int, outputs: int, size: int) -> None:
-    module = BACKBONES["resnet20"](BackboneConfig("resnet20"), channels, outputs).module
+    module = BACKBONES["resnet20"](BackboneConfig("resnet20"), (channels, 32, 32), outputs).module
     counted = sum(parameter.numel() for parameter in module.parameters())
     assert counted == expected_parameters(20, channels, outputs)
     assert module(torch.rand(2, channels, size, size)).shape == (2, outputs)
@@ -127,7 +127,9 @@ class TestNetwork:
     @pytest.fixture
     def network(self) -> backbones.Network:
         torch.manual_seed(0)
-        return backbones.build(BackboneConfig("resnet20"), 3, 10, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]).eval()
+        return backbones.build(
+            BackboneConfig("resnet20"), (3, 32, 32), 10, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+        ).eval()
 
     def test_normalises_first(self, network: backbones.Network) -> None:
         images = torch.rand(2, 3, 8, 8)
@@ -152,7 +154,9 @@ class TestNetwork:
     )
     def test_as_many_constants_as_channels_or_one(self, mean: int, channels: int, fits: bool) -> None:
         def build() -> backbones.Network:
-            return backbones.build(BackboneConfig("resnet20"), channels, 2, [0.5] * mean, [0.5] * mean)
+            return backbones.build(
+                BackboneConfig("resnet20"), (channels, 8, 8), 2, [0.5] * mean, [0.5] * mean
+            )
 
         if fits:
             assert build()(torch.rand(1, channels, 8, 8)).shape == (1, 2)
@@ -164,7 +168,7 @@ class TestNetwork:
 
     def test_unknown_names_are_refused_with_the_nearest(self) -> None:
         with pytest.raises(RequestError, match=r"backbone\.name: unknown 'resnet21', did you mean 'resnet"):
-            backbones.build(BackboneConfig("resnet21"), 3, 10, [0.5], [0.5])
+            backbones.build(BackboneConfig("resnet21"), (3, 32, 32), 10, [0.5], [0.5])
 
 
 def test_the_family_is_registered() -> None:

@@ -19,7 +19,9 @@ PARAMETERS = 11_689_512  # of torchvision's and timm's, 1000 classes, 3 channels
 
 
 def build(stem: Stem, channels: int = 3, outputs: int = 10) -> backbones.Network:
-    return backbones.build(ResNet18Config("resnet18", stem), channels, outputs, [0.5], [0.25]).eval()
+    return backbones.build(
+        ResNet18Config("resnet18", stem), (channels, 32, 32), outputs, [0.5], [0.25]
+    ).eval()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -66,7 +68,7 @@ def test_pretrained_weights_that_cannot_be_had_are_a_request_error(tmp_path: Pat
         from sstune import backbones
         from sstune.schema import RequestError, ResNet18Config, Stem
         try:
-            backbones.build(ResNet18Config("resnet18", Stem.imagenet, pretrained=True), 3, 10, [0.5], [0.25])
+            backbones.build(ResNet18Config("resnet18", Stem.imagenet, pretrained=True), (3, 32, 32), 10, [0.5], [0.25])
         except RequestError as error:
             print(error)
     """

@@ -83,7 +83,7 @@ class TestOfARun:
         method = attacks.ATTACKS["pgd"](compose("attack", PGD).attack, config.seed)
         by_hand = {}
         for feedback in ("trained", "newly drawn"):
-            network = backbones.build(config.backbone, 1, 10, config.dataset.mean, config.dataset.std)
+            network = backbones.build(config.backbone, (1, 8, 8), 10, config.dataset.mean, config.dataset.std)
             source.load_weights(network)
             rules.convert(network.backbone, config.rule, config.seed)
             if feedback == "trained":

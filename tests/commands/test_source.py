@@ -54,7 +54,7 @@ class TestLoad:
     @pytest.fixture
     def network(self) -> backbones.Network:
         torch.manual_seed(1)
-        return backbones.build(BackboneConfig("resnet20"), 1, 10, [0.3], [0.4])
+        return backbones.build(BackboneConfig("resnet20"), (1, 8, 8), 10, [0.3], [0.4])
 
     def test_weights_and_feedback_are_those_of_the_run(
         self, finetuned: Path, network: backbones.Network
@@ -95,7 +95,7 @@ class TestInherit:
     ) -> None:
         source = open_source(trained)
         own = complete(
-            "attack", dataset="digits", rule="plain", seed=9, task="classification", backbone="cifar_resnet"
+            "attack", dataset="digits", rule="plain", seed=9, task="classification", backbone="plain"
         )
         own = replace(
             own,

@@ -220,7 +220,7 @@ class TestProcesses:
 def right(run: Path, config: RunConfig) -> dict[str, int]:
     """How many images a stored model classifies right, in a network of its own."""
     data = datasets.load(config.dataset)
-    network = backbones.build(config.backbone, 1, 10, config.dataset.mean, config.dataset.std)
+    network = backbones.build(config.backbone, (1, 8, 8), 10, config.dataset.mean, config.dataset.std)
     assert backbones.load_third_party(network, run / "model.pt") == []
     task = tasks.build(config.task, 10)
     splits = {"val": data.val, "test": data.test}
@@ -268,7 +268,7 @@ def make(short: list[str]) -> Make:
         config = compose("train", [*short, *overrides, f"optimizer.lr={lr}"])
         torch.manual_seed(0)
         data = datasets.load(config.dataset)
-        network = backbones.build(config.backbone, 1, 10, config.dataset.mean, config.dataset.std)
+        network = backbones.build(config.backbone, (1, 8, 8), 10, config.dataset.mean, config.dataset.std)
         rules.convert(network.backbone, config.rule, 0)
         optimizer = build_optimizer(config.optimizer, network.parameters())
         loader = Loader(data.train, config.batch_size, CPU, 0)

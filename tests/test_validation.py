@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from fractions import Fraction
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sstune import validation
+from sstune.composition import known_keys
+from sstune.schema import GROUPS, RequestError, RunConfig
+from sstune.validation import parse_eps, parse_step_size, validate
+
+Complete = Callable[..., RunConfig]
+
+
+def put(config: RunConfig, key: str, value: Any) -> RunConfig:
+    section, _, name = key.rpartition(".")
+    owner = getattr(config, section) if section else config
+    assert hasattr(owner, name), key
+    setattr(owner, name, value)
+    return config
+
+
+def option_with(key: str) -> dict[str, str]:
+    """The first option of a key's group that has it, as an argument of ``complete``."""
+    group, _, name = key.rpartition(".")
+    options = GROUPS.get(group, {})
+    return next(({group: o} for o, kind in options.items() if name in {f.name for f in fields(kind)}), {})
+
+
+class TestEps:
+    @given(st.integers(1, 1000).flatmap(lambda d: st.tuples(st.integers(0, d), st.just(d))))
+    def test_fractions(self, parts: tuple[int, int]) -> None:
+        numerator, denominator = parts
+        expected = numerator / denominator
+        assert parse_eps(f"{numerator}/{denominator}") == expected
+        assert parse_eps(f" {numerator} / {denominator} ") == expected
+
+    @given(st.floats(0, 1))
+    def test_decimals(self, value: float) -> None:
+        assert parse_eps(repr(value)) == value
+
+    @given(st.text("0123456789eE+-./ nainf_", max_size=8))
+    def test_anything_else_is_refused_by_name(self, text: str) -> None:
+        try:
+            expected = float(Fraction(text.replace(" ", "")))
+        except (ValueError, ArithmeticError):
+            expected = math.nan
+        if 0 <= expected <= 1:
+            assert parse_eps(text) == expected
+        else:
+            with pytest.raises(ValueError, match=re.escape(repr(text))):
+                parse_eps(text)
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("", "not a fraction"),
+            ("x", "not a fraction"),
+            ("8//255", "not a fraction"),
+            ("1/0", "not a fraction"),
+            ("nan", "not a fraction"),
+            ("inf", "not a fraction"),
+            ("1e400", "not a fraction"),
+            ("-1/255", "outside"),
+            ("256/255", "outside"),
+            ("8", "outside"),
+        ],
+    )
+    def test_refuses(self, text: str, said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            parse_eps(text)
+
+
+class TestStepSize:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("eps", 0.5),
+            ("eps/4", 0.125),
+            ("2*eps", 1.0),
+            ("2.5*eps/10", 0.125),
+            (" 2.5 * eps / 10 ", 0.125),
+            (".5*eps", 0.25),
+            ("2/255", 2 / 255),
+            ("0.01", 0.01),
+        ],
+    )
+    def test_table(self, text: str, expected: float) -> None:
+        assert parse_step_size(text, 0.5) == expected
+
+    @given(st.integers(1, 99), st.integers(1, 99), st.floats(0, 1))
+    def test_relative(self, factor: int, divisor: int, eps: float) -> None:
+        assert parse_step_size(f"{factor}*eps/{divisor}", eps) == pytest.approx(eps * factor / divisor)
+
+    @pytest.mark.parametrize(
+        "text", ["", "eps/0", "eps*2", "-eps", "eps-1", "..*eps", "2*3*eps", "-2/255", "x"]
+    )
+    def test_refuses(self, text: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(repr(text))):
+            parse_step_size(text, 0.5)
+
+
+class TestValidate:
+    def test_reports_everything_at_once(self, complete: Complete) -> None:
+        config = complete("train")
+        for key, value in {
+            "epochs": 0,
+            "optimizer.lr": -1.0,
+            "attack.eps": ["x", "8/255", "2"],
+            "device": "gpu",
+            "init_from": "no/where",
+        }.items():
+            put(config, key, value)
+        with pytest.raises(RequestError) as caught:
+            validate(config)
+        keys = [line.split(":")[0] for line in str(caught.value).splitlines()]
+        expected = ["epochs", "optimizer.lr", "init_from", "init_from", "device", "attack.eps", "attack.eps"]
+        assert sorted(keys) == sorted(expected)
+
+    @pytest.mark.parametrize(
+        ("options", "key", "value", "problem"),
+        [
+            ({}, "device", "cuda:x", "device: 'cuda:x' is none of auto, cpu, cuda, cuda:0"),
+            ({}, "init_from", "x", "init_from: x does not exist (a run directory or a checkpoint file)"),
+            ({}, "dataset.std", [0.5, 0.5], "dataset.std: needs as many values as dataset.mean"),
+            ({}, "dataset.std", [0.0], "dataset.std: [0.0] must be > 0"),
+            ({}, "attack.eps", [], "attack.eps: needs at least one value"),
+            ({}, "attack.eps", ["2"], "attack.eps: '2' lies outside [0, 1]"),
+            ({}, "attack.gradient", [], "attack.gradient: needs rule, exact or both"),
+            (
+                {"attack": "pgd"},
+                "attack.step_size",
+                "eps/x",
+                "attack.step_size: 'eps/x' is none of 2/255, eps/4, 2.5*eps/10",
+            ),
+            (
+                {"dataset": "folder"},
+                "dataset.root",
+                "no/where",
+                "dataset.root: no/where does not exist (a directory or a .tar[.xz|.gz])",
+            ),
+            ({}, "seed", -1, "seed: -1 is out of range, expected >= 0"),
+            ({}, "seed", 2**32, "seed: 4294967296 is out of range, expected >= 0 and <= 4294967295"),
+            (
+                {},
+                "dataset.val_fraction",
+                0.95,
+                "dataset.val_fraction: 0.95 is out of range, expected > 0 and <= 0.9",
+            ),
+            (
+                {},
+                "optimizer.momentum",
+                0.0,
+                "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false",
+            ),
+            (
+                {"rule": "pfa", "optimizer": "adamw"},
+                "rule.closed_form",
+                True,
+                "rule.closed_form: holds under sgd only, with adamw it must be false",
+            ),
+            (
+                {"rule": "pfa"},
+                "rule.density",
+                0.5,
+                "rule.closed_form: must be false where rule.density is below 1",
+            ),
+            ({"backbone": "mlp"}, "backbone.hidden", [0], "backbone.hidden: [0] must be widths > 0"),
+            (
+                {"optimizer": "adamw"},
+                "optimizer.betas",
+                [0.9],
+                "optimizer.betas: [0.9] must be two values >= 0 and < 1",
+            ),
+            (
+                {"optimizer": "adamw"},
+                "optimizer.betas",
+                [0.9, 1.0],
+                "optimizer.betas: [0.9, 1.0] must be two values >= 0 and < 1",
+            ),
+        ],
+    )
+    def test_table(
+        self, complete: Complete, options: dict[str, str], key: str, value: Any, problem: str
+    ) -> None:
+        config = put(complete(**options), key, value)
+        assert list(validation.problems(config)) == [problem]
+
+    @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
+    def test_devices(self, complete: Complete, device: str) -> None:
+        assert list(validation.problems(complete(device=device))) == []
+
+
+class TestRanges:
+    def test_every_range_is_of_a_key_that_exists(self) -> None:
+        assert set(validation._RANGES) <= known_keys()
+
+    def test_every_number_has_a_range(self) -> None:
+        numbers = set()
+        owners = {"": [RunConfig], **{group: list(options.values()) for group, options in GROUPS.items()}}
+        for group, kinds in owners.items():
+            for kind in kinds:
+                hints = get_type_hints(kind)
+                for item in fields(kind):
+                    hint = hints[item.name]
+                    if get_origin(hint) is not list and {int, float} & {hint, *get_args(hint)}:
+                        numbers.add(f"{group}.{item.name}".lstrip("."))
+        assert numbers == set(validation._RANGES)
+
+    @pytest.mark.parametrize("key", validation._RANGES)
+    def test_bounds(self, complete: Complete, key: str) -> None:
+        low, high, open_below = validation._RANGES[key]
+        config = complete(**option_with(key))
+
+        def problems(value: float) -> list[str]:
+            return [
+                line for line in validation.problems(put(config, key, value)) if line.startswith(f"{key}: ")
+            ]
+
+        assert (problems(low) != []) == open_below
+        assert problems(low - 1) != []
+        assert problems(math.nextafter(low, math.inf)) == []
+        assert problems(high) == []
+        assert problems(float("nan")) != []
+        if high < math.inf:
+            assert problems(high + 1) != []
+            assert problems(math.nextafter(high, math.inf)) != []
+        (line,) = problems(low - 1)
+        assert line.startswith(f"{key}: {low - 1:g} is out of range, expected >")
