@@ -5,6 +5,8 @@ Both are initialised by Glorot's uniform, biases zero, as its converted networks
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import nn
 
 from sstune.backbones.registry import BACKBONES, Backbone, Shape
@@ -24,18 +26,18 @@ def lenet_mnist(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
             f"dataset=mnist dataset.padding=2 has that size"
         )
     return _initialised(
-        nn.Conv2d(shape[0], 6, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 120, 5),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, outputs),
+        conv1=nn.Conv2d(shape[0], 6, 5),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(6, 16, 5),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        conv3=nn.Conv2d(16, 120, 5),
+        relu3=nn.ReLU(),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(120, 84),
+        relu4=nn.ReLU(),
+        fc2=nn.Linear(84, outputs),
     )
 
 
@@ -51,26 +53,26 @@ def lenet_cifar(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
             f"backbone.name: lenet_cifar needs 18x18 images at least, not {shape[1]}x{shape[2]}"
         )
     return _initialised(
-        nn.Conv2d(shape[0], 32, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(64, 128, 3),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(128, 256),
-        nn.ReLU(),
-        nn.Linear(256, outputs),
+        conv1=nn.Conv2d(shape[0], 32, 3),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(32, 64, 3),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        conv3=nn.Conv2d(64, 128, 3),
+        relu3=nn.ReLU(),
+        mean=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(128, 256),
+        relu4=nn.ReLU(),
+        fc2=nn.Linear(256, outputs),
     )
 
 
-def _initialised(*layers: nn.Module) -> Backbone:
-    for layer in layers:
+def _initialised(**layers: nn.Module) -> Backbone:
+    for layer in layers.values():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-    return Backbone(nn.Sequential(*layers), head=str(len(layers) - 1), stem="0")
+    return Backbone(nn.Sequential(OrderedDict(layers)), head="fc2", stem="conv1")

@@ -56,6 +56,7 @@ def _parser() -> _Parser:
 
 
 def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
+    from sstune.report.alignment import alignment_by_layer, alignment_table
     from sstune.report.figures import accuracy_against_eps
     from sstune.report.rows import write_rows
     from sstune.report.tables import table, to_csv, to_latex, wide
@@ -63,8 +64,11 @@ def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
 
     out.mkdir(parents=True, exist_ok=True)
     texts = {"table.csv": to_csv(table(rows)), "wide.csv": to_csv(wide(rows)), "table.tex": to_latex(rows)}
+    layers = alignment_table(rows)
+    if len(layers):
+        texts["alignment.csv"] = to_csv(layers)
     for name, text in texts.items():
         write_text(out / name, text)
     write_rows(rows, out / "rows.jsonl")
-    figures = accuracy_against_eps(rows, out / "accuracy")
+    figures = accuracy_against_eps(rows, out / "accuracy") + alignment_by_layer(rows, out / "alignment")
     return [*(out / name for name in texts), *figures, out / "rows.jsonl"]

@@ -29,8 +29,14 @@ COLOURS = {
     "frsf": "#E69F00",
     "brsf": "#009E73",
     "fa": "#D55E00",
+    "dfa": "#CC79A7",
+    "fa_signed": "#F0E442",
+    "kp": "#999933",
+    "wm": "#882255",
+    "pfa": "#56B4E9",
+    "pfa_o": "#332288",
 }
-OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#F0E442")
+OTHER_COLOURS = ("#AA4499", "#88CCEE", "#DDCC77")
 STYLES: dict[str, Literal["--", "-"]] = {"rule": "--", "exact": "-"}
 OTHER_STYLE: Literal["-."] = "-."
 MARKERS = "os^Dv*XP"
@@ -54,14 +60,20 @@ def accuracy_against_eps(rows: Iterable[Row], stem: str | Path) -> list[Path]:
     groups = cells.groupby(["dataset", "backbone"], sort=True)
     written = []
     for (dataset, backbone), group in groups:
-        suffix = f"-{_file_name(dataset)}-{_file_name(backbone)}" if len(groups) > 1 else ""
+        suffix = f"-{file_name(dataset)}-{file_name(backbone)}" if len(groups) > 1 else ""
         with matplotlib.style.context(STYLE):
-            figure = _figure(group, f"{backbone}, {dataset}", chance[str(dataset)])
-            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-                path = Path(f"{stem}{suffix}.{kind}")
-                with atomic_write(path) as temporary:
-                    figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
-                written.append(path)
+            written += save(_figure(group, f"{backbone}, {dataset}", chance[str(dataset)]), f"{stem}{suffix}")
+    return written
+
+
+def save(figure: Figure, stem: str | Path) -> list[Path]:
+    """Write ``stem.png`` and ``stem.svg``, byte for byte the same for the same figure; returns both."""
+    written = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        path = Path(f"{stem}.{kind}")
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+        written.append(path)
     return written
 
 
@@ -128,11 +140,16 @@ def _from_clean(curve: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([start.assign(eps_value=0.0), curve[curve["eps_value"] > 0]])
 
 
+def colours_of(rules: Iterable[str]) -> dict[str, str]:
+    """A colour for each rule: its own, or the next free one."""
+    others = [rule for rule in sorted(set(rules)) if rule not in COLOURS]
+    return COLOURS | dict(zip(others, itertools.cycle(OTHER_COLOURS), strict=False))
+
+
 def _looks(cells: pd.DataFrame) -> Looks:
     """The look of each (rule, variant)."""
-    others = [rule for rule in sorted(set(cells["rule"])) if rule not in COLOURS]
-    colours = COLOURS | dict(zip(others, itertools.cycle(OTHER_COLOURS), strict=False))
     rules = sorted(set(cells["rule"]), key=lambda name: rank(name, RULES))
+    colours = colours_of(rules)
     looks: Looks = {}
     for later, rule in enumerate(reversed(rules)):
         variants = sorted(set(cells.loc[cells["rule"] == rule, "variant"]))
@@ -167,5 +184,6 @@ def _gradients(cells: pd.DataFrame) -> Sequence[str]:
     return sorted(set(cells["gradient"]), key=lambda name: rank(name, GRADIENTS))
 
 
-def _file_name(label: object) -> str:
+def file_name(label: object) -> str:
+    """A label as part of a file's name."""
     return re.sub(r"[^\w.-]+", "_", str(label))

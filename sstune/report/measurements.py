@@ -24,7 +24,9 @@ CELL = ["attack", "eps", "gradient"]
 RESULT = ["n", "correct", "accuracy", "seconds", "identity"]
 TIDY = [*LABELS, "seed", "variant", "attack", "gradient", "eps", "eps_value", *RESULT]
 
-RULES = ("bp", "sham", "usf", "frsf", "brsf", "fa")
+RULES = (
+    "bp", "sham", "usf", "frsf", "brsf", "fa", "fa_signed", "dfa", "kp", "wm", "pfa", "pfa_o",
+)  # fmt: skip
 ATTACKS = ("clean", "fgsm", "pgd")
 GRADIENTS = ("rule", "exact")
 

@@ -1,0 +1,98 @@
+"""Layer by layer at the end of training: how far V is from W, and an update from the true gradient."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sstune.report.figures import MARKERS, STYLE, colours_of, file_name, save
+from sstune.report.measurements import LABELS, LINE, RULES, frame, model_settings, rank, without_seeds
+from sstune.report.rows import Row, unique
+
+MEASURED = {
+    "angle": "angle of V and W (°)",
+    "update_cosine": "cosine of update and true gradient",
+}
+COLUMNS = [*LINE, "layer", "seeds", "angle", "angle_std", "sign_agreement", "rms_ratio", "update_cosine"]
+
+
+def alignment_table(rows: Iterable[Row]) -> pd.DataFrame:
+    """One line per trained net and layer, in the network's order, columns :data:`COLUMNS`; empty if none.
+
+    Means over seeds, and the sample std of the angle. dfa has no V of W's shape, hence no angle.
+    """
+    rows = [row for row in unique(rows) if row.get("alignment")]
+    if not rows:
+        return pd.DataFrame(columns=COLUMNS)
+    named = frame(rows)
+    variants = {
+        _net(model): variant for model, variant in zip(named["model"], named["model_variant"], strict=True)
+    }
+    records: list[dict[str, Any]] = []
+    for row in rows:
+        config = row["config"]
+        labels = {
+            "backbone": config["backbone"]["name"],
+            "dataset": config["dataset"]["label"],
+            "rule": config["rule"]["name"],
+            "scale": config["rule"].get("scale", ""),
+            "variant": variants[_net(without_seeds(model_settings(row)))],
+        }
+        records += [{**labels, "depth": depth, **entry} for depth, entry in enumerate(row["alignment"])]
+    grouped = pd.DataFrame(records).groupby([*LINE, "depth", "layer"], sort=False)
+    table = grouped[["sign_agreement", "rms_ratio", "update_cosine"]].mean()
+    table["seeds"] = grouped["angle"].size()
+    table["angle"], table["angle_std"] = grouped["angle"].mean(), grouped["angle"].std()
+    table = table.reset_index()
+    table["order"] = [rank(rule, RULES) for rule in table["rule"]]
+    keys = ["backbone", "dataset", "order", "scale", "variant", "depth"]
+    return table.sort_values(keys, ignore_index=True)[COLUMNS]
+
+
+def _net(model: dict[str, str]) -> str:
+    return json.dumps(model, sort_keys=True)
+
+
+def alignment_by_layer(rows: Iterable[Row], stem: str | Path) -> list[Path]:
+    """Draw ``stem.png`` and ``stem.svg``, one figure per (dataset, backbone); nothing without such rows."""
+    table = alignment_table(rows)
+    groups = table.groupby(["dataset", "backbone"], sort=True)
+    written = []
+    for (dataset, backbone), group in groups:
+        suffix = f"-{file_name(dataset)}-{file_name(backbone)}" if len(groups) > 1 else ""
+        with matplotlib.style.context(STYLE):
+            written += save(_figure(group, f"{backbone}, {dataset}, last epoch"), f"{stem}{suffix}")
+    return written
+
+
+def _figure(table: pd.DataFrame, title: str) -> Figure:
+    layers = list(dict.fromkeys(table["layer"]))
+    figure = Figure(figsize=(7.4, 0.9 + max(2.0, 0.16 * len(layers))), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(MEASURED), sharey=True)
+    colours = colours_of(table["rule"])
+    for axes, (column, name) in zip(panels, MEASURED.items(), strict=True):
+        markers = dict.fromkeys(table["rule"], 0)
+        for _, line in table.groupby([*LABELS, "variant"], sort=False):
+            rule, variant = line["rule"].iloc[0], line["variant"].iloc[0]
+            places = [layers.index(layer) for layer in line["layer"]]
+            label = f"{rule} ({variant})" if variant else rule
+            marker = MARKERS[markers[rule] % len(MARKERS)]
+            axes.plot(line[column], places, color=colours[rule], marker=marker, linewidth=1, label=label)
+            markers[rule] += 1
+        axes.set_xlabel(name)
+    panels[0].set_yticks(range(len(layers)), layers)
+    panels[0].invert_yaxis()  # the first layer on top, as one reads a network
+    panels[0].set_xlim(0, 95)
+    panels[1].set_xlim(min(0.0, float(table["update_cosine"].min())), 1.02)
+    figure.suptitle(title)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
