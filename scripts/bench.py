@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -29,15 +31,36 @@ from sstune.runs import write_text
 from sstune.training import build_optimizer
 
 MIB = 2**20
+Key = TypeVar("Key")
+
+# Every rule, and both scales of those that fine-tuning compares; trained feedback away from V = W, where it
+# has something to do.
+RULES = [
+    "bp",
+    "sham",
+    "usf scale=xavier",
+    "usf",
+    "frsf",
+    "brsf scale=xavier",
+    "brsf",
+    "fa",
+    "fa_signed",
+    "dfa",
+    "kp start=random",
+    "wm start=random",
+    "pfa start=random",
+    "pfa start=random closed_form=false",
+    "pfa_o start=random",
+]
 
 
 class Contender:
     """A network under one rule, and its training step."""
 
     def __init__(self, rule: str, arguments: argparse.Namespace, device: torch.device) -> None:
-        name, _, scale = rule.partition("/")
+        name, *settings = rule.split()
         overrides = [f"backbone={arguments.backbone}", f"rule={name}"]
-        overrides += [f"rule.scale={scale}"] if scale else []
+        overrides += [f"rule.{setting}" for setting in settings]
         config = compose("train", overrides)
         torch.manual_seed(0)
         shape = (3, arguments.image_size, arguments.image_size)
@@ -80,9 +103,12 @@ class Contender:
         return self.held() + most
 
     def held(self) -> int:
-        """Bytes of feedback that stay between steps."""
+        """Bytes of feedback that stay between steps, and of its optimiser's state."""
         layers = rules.feedback_layers(self.network).values()
-        return sum(buffer.nbytes for layer in layers for buffer in layer.feedback.buffers())
+        kept = [buffer for layer in layers for buffer in layer.feedback.buffers()]
+        trained = rules.feedback_parameters(self.network)
+        states = [state for each in trained for state in self.optimizer.state[each].values()]
+        return sum(each.nbytes for each in [*kept, *trained, *states] if isinstance(each, Tensor))
 
     def weights(self) -> list[int]:
         """Bytes of each layer's weight."""
@@ -94,6 +120,34 @@ class Contender:
             torch.cuda.synchronize()
 
 
+def take_turns(
+    contenders: Mapping[Key, Contender], images: Tensor, labels: Tensor, rounds: int, warmup: int
+) -> dict[Key, list[float]]:
+    """Seconds of each contender's step in each round; the order rotates from round to round."""
+    for contender in contenders.values():
+        for _ in range(warmup):
+            contender.step(images, labels)
+    keys = list(contenders)
+    seconds: dict[Key, list[float]] = {key: [] for key in keys}
+    for turn in range(rounds):
+        start = turn % len(keys)
+        for key in keys[start:] + keys[:start]:
+            seconds[key].append(contenders[key].seconds(images, labels))
+    return seconds
+
+
+def ratio(own: list[float], bp: list[float]) -> dict[str, float]:
+    """Median seconds; median and quartiles of the ratio to bp of the same round."""
+    ratios = [one / other for one, other in zip(own, bp, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {
+        "seconds": round(statistics.median(own), 4),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_q1": round(low, 3),
+        "ratio_q3": round(high, 3),
+    }
+
+
 def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
     """One line per rule: median seconds, median ratio to bp with its quartiles, memory."""
     device = resolve_device(arguments.device)
@@ -101,28 +155,16 @@ def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (arguments.batch_size,), device=device)
     names = ["bp", *(rule for rule in arguments.rules if rule != "bp")]
-    contenders = [Contender(name, arguments, device) for name in names]
-    for contender in contenders:
-        for _ in range(arguments.warmup):
-            contender.step(images, labels)
-    peaks = {contender.name: contender.peak(images, labels) for contender in contenders}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(arguments.rounds):
-        start = turn % len(contenders)
-        for contender in contenders[start:] + contenders[:start]:
-            seconds[contender.name].append(contender.seconds(images, labels))
-    sizes = contenders[-1].weights()
+    contenders = {name: Contender(name, arguments, device) for name in names}
+    seconds = take_turns(contenders, images, labels, arguments.rounds, arguments.warmup)
+    peaks = {name: contender.peak(images, labels) for name, contender in contenders.items()}
+    sizes = next(reversed(contenders.values())).weights()
     lines = []
     for name in names:
-        ratios = [own / bp for own, bp in zip(seconds[name], seconds["bp"], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         lines.append(
             {
                 "rule": name,
-                "seconds": round(statistics.median(seconds[name]), 4),
-                "ratio": round(statistics.median(ratios), 3),
-                "ratio_q1": round(low, 3),
-                "ratio_q3": round(high, 3),
+                **ratio(seconds[name], seconds["bp"]),
                 "peak_over_bp_mib": round((peaks[name] - peaks["bp"]) / MIB, 2),
                 "weights_mib": round(sum(sizes) / MIB, 2),
                 "largest_layer_mib": round(max(sizes, default=0) / MIB, 2),
@@ -152,8 +194,8 @@ def main() -> None:
     step.add_argument(
         "--rules",
         nargs="+",
-        default=["bp", "sham", "usf/xavier", "usf", "frsf", "brsf/xavier", "brsf", "fa"],
-        help="RULE or RULE/SCALE",
+        default=RULES,
+        help="RULE, or 'RULE KEY=VALUE ...' with keys of rule.",
     )
     step.set_defaults(measure=bench_step)
     arguments = parser.parse_args()

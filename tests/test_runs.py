@@ -21,8 +21,9 @@ import yaml
 
 import sstune
 from sstune import runs
+from sstune.composition import compose
 from sstune.runs import SCHEMA_VERSION, Locked, Run, atomic_write, identity, read_result, write_json
-from sstune.schema import COMMANDS, GROUPS, Redraw, RequestError, RunConfig, Scale
+from sstune.schema import COMMANDS, GROUPS, Redraw, RequestError, RunConfig, Scale, Start, TrainedConfig
 
 Complete = Callable[..., RunConfig]
 ROOT = Path(sstune.__file__).parents[1]
@@ -38,8 +39,11 @@ NOT_SEMANTIC = {
     "dataset.cache",
     "dataset.download",
     "attack.batch_size",
+    "alignment",  # measures, and changes nothing
 }
-TRAINING = {"optimizer", "schedule", "epochs", "batch_size", "clip_norm", "precision"}
+# what has no effect in the company of the default values
+INERT = {"optimizer.weight_decay_gamma"}
+TRAINING = {"optimizer", "schedule", "epochs", "batch_size", "clip_norm", "select", "precision"}
 UNUSED = {"train": {"attack"}, "finetune": {"attack"}, "attack": TRAINING}
 
 
@@ -89,7 +93,7 @@ class TestIdentity:
         before = identity(config, "parent", "data")
         assert before == identity(copy.deepcopy(config), "parent", "data")
         for key, changed in changes(config):
-            counts = key not in NOT_SEMANTIC and key.split(".")[0] not in UNUSED[command]
+            counts = key not in NOT_SEMANTIC and key not in INERT and key.split(".")[0] not in UNUSED[command]
             assert (identity(changed, "parent", "data") != before) == counts, key
 
     def test_the_lists_name_only_keys_that_exist(self, complete: Complete) -> None:
@@ -121,6 +125,27 @@ class TestIdentity:
         config.rule.name = name
         changed = dataclasses.replace(config, rule=dataclasses.replace(config.rule, **change))
         assert (identity(config, None, None) != identity(changed, None, None)) == counts
+
+    def test_the_scale_of_a_random_start_counts_only_for_one(self, complete: Complete) -> None:
+        for start, counts in ((Start.weights, False), (Start.random, True)):
+            config = complete(rule="kp")
+            assert isinstance(config.rule, TrainedConfig)
+            config.rule.start = start
+            changed = copy.deepcopy(config)
+            changed.rule.scale = Scale.unit
+            assert (identity(config, None, None) != identity(changed, None, None)) == counts
+
+    def test_keys_that_came_later_left_older_identities_as_they_were(self) -> None:
+        """Rows that are committed keep the identities by which a rerun finds them."""
+        found = {}
+        for line in (ROOT / "results" / "quickstart" / "rows.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if row["command"] == "finetune":
+                chosen = [f"rule={row['config']['rule']['name']}", "experiment=quickstart"]
+                parent = row["lineage"][-1]["identity"]
+                found[row["identity"]] = identity(compose("finetune", chosen), parent, None)
+        assert len(found) == 4
+        assert all(before == now for before, now in found.items())
 
     def test_the_order_of_fields_does_not_count(
         self, complete: Complete, monkeypatch: pytest.MonkeyPatch

@@ -68,7 +68,8 @@ def test_pretrained_weights_that_cannot_be_had_are_a_request_error(tmp_path: Pat
         from sstune import backbones
         from sstune.schema import RequestError, ResNet18Config, Stem
         try:
-            backbones.build(ResNet18Config("resnet18", Stem.imagenet, pretrained=True), (3, 32, 32), 10, [0.5], [0.25])
+            config = ResNet18Config("resnet18", Stem.imagenet, pretrained=True)
+            backbones.build(config, (3, 32, 32), 10, [0.5], [0.25])
         except RequestError as error:
             print(error)
     """

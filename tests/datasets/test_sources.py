@@ -9,15 +9,17 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from sstune.datasets import SOURCES, Split, Splits, load
-from sstune.schema import Cifar10Config, DigitsConfig, RequestError
+from sstune.schema import Cifar10Config, DigitsConfig, MnistConfig, RequestError
 
 
 def contents(split: Split) -> set[bytes]:
@@ -29,7 +31,7 @@ class TestRegistry:
         with pytest.raises(ValueError, match="'digits' is registered twice"):
             SOURCES.register("digits")(lambda config: pytest.fail("never called"))
 
-    @pytest.mark.parametrize(("name", "hint"), [("cifar", "'cifar10'"), ("zzz", "cifar10, digits, folder")])
+    @pytest.mark.parametrize(("name", "hint"), [("cifar", "'cifar10'"), ("zzz", "cifar10, digits, fol")])
     def test_an_unknown_name_is_met_with_the_known(self, name: str, hint: str) -> None:
         with pytest.raises(RequestError, match=f"dataset.name: .*{name!r}.*{hint}"):
             load(DigitsConfig(name=name))
@@ -125,6 +127,84 @@ def server(tiny_cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield
         httpd.shutdown()
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """A file of the format in which MNIST is published: magic number, sizes, bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+
+
+class TestMnist:
+    @staticmethod
+    def config(root: Path, **changes: Any) -> MnistConfig:
+        values = {"val_fraction": 0.1, "download": False} | changes
+        return MnistConfig(name="mnist", label="mnist", mean=[0.1], std=[0.3], root=str(root), **values)
+
+    @pytest.fixture(scope="class")
+    def files(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+        """Files in the published format with other pixels: each image holds its own number and its label."""
+        root, raw = tmp_path_factory.mktemp("mnist"), {}
+        for part, n in (("train", 60_000), ("t10k", 10_000)):
+            number = np.arange(n)
+            images = np.zeros((n, 28, 28), np.uint8)
+            labels = (number % 10).astype(np.uint8)
+            images[:, 0, 0], images[:, 0, 1], images[:, 0, 2] = number % 251, number // 251, labels
+            write_idx(root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", images)
+            write_idx(root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", labels)
+            raw[part] = images
+        return root, raw
+
+    def test_torchvisions_files(self, files: tuple[Path, dict[str, np.ndarray]]) -> None:
+        root, raw = files
+        splits = load(self.config(root))
+        assert [len(split) for split in (splits.train, splits.val, splits.test)] == [54_000, 6_000, 10_000]
+        assert (splits.shape, splits.n_classes) == ((1, 28, 28), 10)
+        assert torch.equal(splits.test.images[:, 0], torch.from_numpy(raw["t10k"]))
+        for split in (splits.train, splits.val, splits.test):
+            assert torch.equal(split.images[:, 0, 0, 2].long(), split.labels)
+        pixels = torch.cat([splits.train.images, splits.val.images])[:, 0, 0].int()
+        numbers = pixels[:, 0] + 251 * pixels[:, 1]
+        assert torch.equal(numbers.sort().values, torch.arange(60_000, dtype=torch.int32))
+
+    def test_padding(self, files: tuple[Path, dict[str, np.ndarray]]) -> None:
+        plain, padded = load(self.config(files[0])), load(self.config(files[0], padding=2))
+        assert padded.shape == (1, 32, 32)
+        for one, other in ((plain.train, padded.train), (plain.test, padded.test)):
+            assert torch.equal(one.images, other.images[:, :, 2:-2, 2:-2])
+            assert int(other.images.sum()) == int(one.images.sum())
+
+    def test_absent_files_are_asked_for_by_name(self, tmp_path: Path) -> None:
+        with pytest.raises(RequestError) as caught:
+            load(self.config(tmp_path))
+        assert "dataset.root: MNIST is not in" in str(caught.value)
+        assert "train-images-idx3-ubyte.gz" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_another_tree_of_images_is_not_mnist(self, tmp_path: Path) -> None:
+        for split in ("train", "test"):
+            for label in ("0", "1"):
+                folder = tmp_path / split / label
+                folder.mkdir(parents=True)
+                for i in range(4):
+                    Image.fromarray(np.full((28, 28), i, np.uint8)).save(folder / f"{i}.png")
+        config = self.config(tmp_path, val_fraction=0.25, cache=str(tmp_path / "cache"))
+        expected = r"is not MNIST: 8 \+ 8 images \(1, 28, 28\) in 2 classes, expected 60000 \+ 10000"
+        with pytest.raises(RequestError, match=expected):
+            load(config)
+
+    def test_the_archive_holds_mnist(self, tmp_path: Path) -> None:
+        """By the figures that everybody normalises MNIST with, and by the count of each digit."""
+        archive = Path(__file__).parents[3] / "shared" / "data" / "mnist.tar.xz"
+        if not archive.exists():
+            pytest.skip("wants ../shared/data/mnist.tar.xz")
+        splits = load(self.config(archive, cache=str(tmp_path)))
+        whole = torch.cat([splits.train.images, splits.val.images]).float() / 255
+        assert float(whole.mean()) == pytest.approx(0.1307, abs=5e-5)
+        assert float(whole.std()) == pytest.approx(0.3081, abs=5e-5)
+        counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+        assert torch.bincount(splits.test.labels).tolist() == counts
 
 
 class TestCifar10:

@@ -26,13 +26,13 @@ def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "--warmup",
         "1",
     ]
-    rules = ["--rules", "usf/xavier", "frsf", "brsf"]
+    rules = ["--rules", "usf scale=xavier", "frsf", "brsf"]
     monkeypatch.setattr(
         sys, "argv", ["bench.py", "step", *small, *rules, "--device", "cpu", "--out", str(out)]
     )
     runpy.run_path(str(BENCH), run_name="__main__")
     frame = pd.read_csv(out).set_index("rule")
-    assert list(frame.index) == ["bp", "usf/xavier", "frsf", "brsf"]
+    assert list(frame.index) == ["bp", "usf scale=xavier", "frsf", "brsf"]
     assert frame.loc["bp", "ratio"] == 1
     assert frame.loc["bp", "peak_over_bp_mib"] == 0
     assert (frame["seconds"] > 0).all()
