@@ -45,17 +45,18 @@ reproduce-cifar10-jpeg: .venv/installed  ## ResNet-20 checkpoint, one epoch of f
 	    'init_from=runs/cifar10-jpeg/finetune/*'
 	$(BIN)/sstune report runs/cifar10-jpeg --out results/cifar10-jpeg
 
-# One line for each cell; two processes of one thread each are faster here than one of two.
-SEEDS := 0 1 2 3 4
-SHORTER := optimizer.weight_decay=5e-2 optimizer.weight_decay_gamma=0.0018
+# One line for each cell; two processes of one thread each are faster here than one of two. By the published
+# recipe pfa's feedback still shows how it began; with FORGET it forgets, and so does kp's, which has none.
+FORGET := optimizer.weight_decay=5e-2 optimizer.weight_decay_gamma=0.0018
 define MNIST_CELLS
-$(foreach seed,$(SEEDS),\
+$(foreach seed,0 1 2 3 4,\
 $(foreach rule,bp fa dfa usf,experiment=mnist_mlp rule=$(rule) seed=$(seed);)\
 $(foreach rule,pfa pfa_o,experiment=mnist_mlp_trained rule=$(rule) seed=$(seed);)\
-$(foreach rule,pfa pfa_o kp,experiment=mnist_mlp_trained $(SHORTER) rule=$(rule) seed=$(seed);))
+experiment=mnist_mlp_trained $(FORGET) rule=kp seed=$(seed);)\
+$(foreach seed,0 1,$(foreach rule,pfa pfa_o,experiment=mnist_mlp_trained $(FORGET) rule=$(rule) seed=$(seed);))
 endef
 
-reproduce-mnist: .venv/installed  ## the PFA paper's MNIST table: 45 runs, two side by side (about an hour)
+reproduce-mnist: .venv/installed  ## the PFA paper's MNIST table: 39 runs, two side by side (about an hour)
 	@echo '$(MNIST_CELLS)' | tr ';' '\n' | grep experiment | \
 	    xargs -P 2 -I CELL sh -c '$(BIN)/sstune train dataset.root=$(MNIST) CELL'
 	$(BIN)/python scripts/published.py mnist_mlp

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sstune import validation
 from sstune.composition import known_keys
-from sstune.schema import GROUPS, RequestError, RunConfig
+from sstune.schema import GROUPS, AdamWConfig, RequestError, RunConfig
 from sstune.validation import parse_eps, parse_step_size, validate
 
 Complete = Callable[..., RunConfig]
@@ -161,9 +161,9 @@ class TestValidate:
                 "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false",
             ),
             (
-                {"rule": "pfa", "optimizer": "adamw"},
-                "rule.closed_form",
-                True,
+                {"rule": "pfa"},
+                "optimizer",
+                AdamWConfig(name="adamw", lr=0.1),
                 "rule.closed_form: holds under sgd only, with adamw it must be false",
             ),
             (

@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from sstune.attacks.registry import Attack
 from sstune.datasets import Split, batches
-from sstune.rules import exact_gradients
+from sstune.rules import eval_mode, exact_gradients
 from sstune.schema import Gradient
-from sstune.tasks import eval_mode
 
 TOLERANCE = 1e-6
 CHECKED_AT_ZERO = 256

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ def once(run: Run, work: Work) -> dict[str, Any]:
         run.begin()
         began = time.perf_counter()
         try:
-            measured = work(run, device, stop)
+            with _no_subnormals():
+                measured = work(run, device, stop)
         except Exception as error:
             if not isinstance(error, RequestError):
                 traceback.print_exc()  # a sweep would show it only after its last cell
@@ -62,6 +63,17 @@ def once(run: Run, work: Work) -> dict[str, Any]:
         return row
 
 
+@contextmanager
+def _no_subnormals() -> Iterator[None]:
+    """Take subnormal numbers for zero: the errors of confident samples fade into them, and a CPU multiplies
+    them many times slower."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def resolve_device(name: str) -> torch.device:
     """``auto``: CUDA when present, otherwise the CPU.
 
@@ -72,8 +84,6 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RequestError(f"device: {name} is not available here, use device=cpu or device=auto")
-    # errors of confident samples fade into subnormal numbers, which a CPU multiplies many times slower
-    torch.set_flush_denormal(True)
     torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]  # no TF32 in what is measured
     return torch.device(name)
 

@@ -12,6 +12,7 @@ from sstune.rules.convert import (
     plain_state_dict,
 )
 from sstune.rules.feedback import FEEDBACKS, Feedback
+from sstune.rules.observation import eval_mode
 
 __all__ = [
     "FEEDBACKS",
@@ -22,6 +23,7 @@ __all__ = [
     "begin_step",
     "convert",
     "direct",
+    "eval_mode",
     "exact_gradients",
     "feedback_alignment",
     "feedback_layers",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sstune.rules.convert import exact_gradients, feedback_layers
+from sstune.rules.observation import eval_mode
 
 
 @dataclass(frozen=True)
@@ -61,28 +62,28 @@ def _update_cosines(
 ) -> list[float]:
     if loss is None or not weights:
         return [math.nan] * len(weights)
+    trained = [weight for weight in weights if weight.requires_grad]
     with _as_found(model), torch.enable_grad():
-        by_rule = torch.autograd.grad(loss(), weights, allow_unused=True)
+        by_rule = torch.autograd.grad(loss(), trained, allow_unused=True)
         with exact_gradients(model):
-            exact = torch.autograd.grad(loss(), weights, allow_unused=True)
-    return [
-        math.nan if one is None or two is None else _cosine(one.double().flatten(), two.double().flatten())
-        for one, two in zip(by_rule, exact, strict=True)
-    ]
+            exact = torch.autograd.grad(loss(), trained, allow_unused=True)
+    cosines = {
+        id(weight): _cosine(one.double().flatten(), two.double().flatten())
+        for weight, one, two in zip(trained, by_rule, exact, strict=True)
+        if one is not None and two is not None
+    }
+    return [cosines.get(id(weight), math.nan) for weight in weights]
 
 
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards each module's mode and every feedback's draws are as they were."""
-    modes = [(module, module.training) for module in model.modules()]
     feedback = [layer.feedback for layer in feedback_layers(model).values()]
     states = [dict(each.__dict__, _buffers=dict(each._buffers)) for each in feedback]
-    model.eval()
     try:
-        yield
+        with eval_mode(model):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         for each, state in zip(feedback, states, strict=True):
             each.__dict__.update(state)
 

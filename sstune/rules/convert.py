@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 
 from sstune.rules.direct import Broadcast, DirectFeedback
 from sstune.rules.feedback import FEEDBACKS
 from sstune.rules.layers import CONVERTED, FeedbackLayer, converted_class
+from sstune.rules.observation import Observed, observe
 from sstune.schema import RequestError, RuleConfig, nearest
 
 # Reads its projections' weights without calling the layers that own them: converting those would do nothing.
@@ -24,8 +24,8 @@ _OPAQUE = (nn.MultiheadAttention,)
 class Conversion:
     """What a conversion did.
 
-    ``feedback`` names the layers that now use feedback, ``exact`` the other modules with parameters, which
-    keep their exact derivative; each with its class.
+    ``feedback`` names the layers that now use feedback, ``exact`` the other modules with parameters of their
+    own, which keep their exact derivative; each with its class. The network itself has the name "".
     """
 
     feedback: dict[str, str]
@@ -60,10 +60,11 @@ def convert(
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if rule.name == "bp":
-        return Conversion({}, _with_parameters(modules))
+        return Conversion({}, _with_parameters(dict(model.named_modules())))
     feedback = FEEDBACKS[rule.name]
     selected = _select(modules, rule, aliases or {})
-    observed = _observe(model, {name: modules[name] for name in selected}, example)
+    layers = {name: modules[name] for name in selected}
+    observed = None if example is None else observe(model, layers, example)
     converted = {}
     for name in selected:
         layer = modules[name]
@@ -72,54 +73,11 @@ def convert(
         layer.__class__ = converted_class(layer)
     if issubclass(feedback, DirectFeedback):
         _connect(model, observed)
-    rest = {name: module for name, module in modules.items() if name not in selected}
+    rest = {name: module for name, module in model.named_modules() if name not in selected}
     return Conversion(converted, _with_parameters(rest))
 
 
-@dataclass(frozen=True)
-class _Observed:
-    """What a forward pass on an example showed: each layer's input without the batch, and the outputs."""
-
-    samples: dict[str, torch.Size]
-    outputs: torch.Size
-
-
-@torch.no_grad()
-def _observe(model: nn.Module, layers: dict[str, nn.Module], example: Tensor | None) -> _Observed | None:
-    if example is None:
-        return None
-    samples: dict[str, torch.Size] = {}
-
-    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            folded, *rest = args[0].shape  # windows or tokens may be folded into the batch
-            n, left_over = divmod(folded, len(example))
-            sample = torch.Size(rest if n == 1 else (n, *rest))
-            if left_over or samples.setdefault(name, sample) != sample:
-                samples[name] = torch.Size()
-
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in layers.items()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.random.fork_rng():
-            outputs = model.eval()(example)
-    finally:
-        for module, training in modes:
-            module.training = training
-        for each in hooks:
-            each.remove()
-    for name in layers:
-        if name not in samples:
-            raise RequestError(
-                f"rule.include: {name} is not called in a forward pass, though its weights may be read "
-                f"directly: its derivative would not pass through the feedback; add it to rule.exclude"
-            )
-    return _Observed(samples, outputs.shape)
-
-
-def _connect(model: nn.Module, observed: _Observed | None) -> None:
+def _connect(model: nn.Module, observed: Observed | None) -> None:
     """Give each layer of a dfa network its matrix, and the network the hooks that deliver the error."""
     if observed is None:
         raise ValueError("dfa needs an example batch: its feedback has the sizes of the layers' inputs")
@@ -135,7 +93,7 @@ def _connect(model: nn.Module, observed: _Observed | None) -> None:
             )
         layer.feedback.connect(broadcast, observed.samples[name], observed.outputs[1], layer.weight)
     model.register_forward_pre_hook(broadcast.begin)
-    model.register_forward_hook(broadcast.deliver)
+    model.register_forward_hook(broadcast.deliver, always_call=True)
 
 
 def _with_parameters(modules: dict[str, nn.Module]) -> dict[str, str]:
@@ -158,7 +116,7 @@ def _select(modules: dict[str, nn.Module], rule: RuleConfig, aliases: dict[str, 
     for name, module in modules.items():
         if not _matches(name, include) or _matches(name, exclude):
             continue
-        if converted_class(module):
+        if converted_class(module) and isinstance(module._parameters.get("weight"), nn.Parameter):
             selected.append(name)
         elif isinstance(module, (*CONVERTED, *_OPAQUE)) or (name in include and not _contains_layers(module)):
             raise RequestError(

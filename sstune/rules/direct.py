@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sstune.rules.feedback import FEEDBACKS, Feedback, constant_scale, draw
+from sstune.rules.feedback import FEEDBACKS, Feedback, constant_scale, draw, weight_of
 from sstune.schema import DfaConfig, Spread
 
 
@@ -47,18 +47,17 @@ class Broadcast:
     def __init__(self) -> None:
         self.zeros: list[Tensor] = []
         self.running = False
-        self.differentiated = False
 
     def begin(self, network: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the network's forward."""
         self.zeros.clear()
         self.running = True
-        self.differentiated = torch.is_grad_enabled()
 
-    def deliver(self, network: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
-        """After the network's forward."""
-        for zero in self.zeros:
-            logits = logits + zero.view_as(logits).to(logits.dtype)
+    def deliver(self, network: nn.Module, args: tuple[Any, ...], logits: Tensor | None) -> Tensor | None:
+        """After the network's forward; without logits if it failed."""
+        if logits is not None:
+            for zero in self.zeros:
+                logits = logits + zero.view_as(logits).to(logits.dtype)
         self.zeros.clear()
         self.running = False
         return logits
@@ -71,20 +70,15 @@ class Broadcast:
         """
         if self.running:
             self.zeros.append(zero)
-        elif (
-            torch._C._current_graph_task_id() == -1
-        ):  # else activation checkpointing: a forward for its tensors
+        elif torch._C._current_graph_task_id() == -1:
             raise RuntimeError(
                 f"dfa: {layer} was called outside the network's forward, where no output error exists"
             )
-
-    def refuse_detached(self, layer: str) -> None:
-        """Raises RuntimeError inside re-entrant activation checkpointing, which would lose the error."""
-        if self.running and self.differentiated:
+        elif torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             raise RuntimeError(
-                f"dfa: {layer} runs without gradients inside a forward that has them; "
+                f"dfa: {layer} is run again in a backward pass, where the error has no way to it; "
                 f"checkpoint activations with use_reentrant=False"
-            )
+            )  # with saved-tensor hooks it is that very form, which runs a layer again for its tensors only
 
 
 @FEEDBACKS.register("dfa")
@@ -101,7 +95,7 @@ class DirectFeedback(Feedback):
     def __init__(self, module: nn.Module, rule: DfaConfig, seed: int, layer: str) -> None:
         super().__init__(module, rule, seed, layer)
         self.spread = rule.spread
-        self.channel = -1 if isinstance(module, nn.Linear) else 0
+        self.channel = -1 if isinstance(module, nn.Linear) else 1 - weight_of(module).dim()
 
     def connect(self, broadcast: Broadcast, sample: torch.Size, outputs: int, weight: Tensor) -> None:
         """Draw B for inputs of ``sample`` shape (without the batch) and logits of ``outputs`` columns."""
@@ -122,12 +116,10 @@ class DirectFeedback(Feedback):
         Raises:
             RuntimeError: ``x`` is of another size than at conversion, or the error could not reach it.
         """
-        if not x.requires_grad:
+        if not (x.requires_grad and torch.is_grad_enabled()):
             return x
-        if not torch.is_grad_enabled():
-            self.broadcast.refuse_detached(self.layer)
-            return x
-        if x.numel() % self.sample.numel():
+        inner = self.sample[1:]  # the first size may be folded into the batch
+        if self.sample not in (x.shape, x.shape[1:]) and (x.shape[1:] != inner or len(x) % self.sample[0]):
             raise RuntimeError(
                 f"dfa: {self.layer} was given {tuple(x.shape)}, its feedback is for samples of "
                 f"{tuple(self.sample)}"

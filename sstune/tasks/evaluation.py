@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sstune.datasets import Split, batches
+from sstune.rules import eval_mode
 from sstune.tasks.registry import Task
 
 BATCH_SIZE = 128  # larger ones outgrow a CPU's caches
@@ -25,18 +24,6 @@ class Judgement:
     @property
     def n_correct(self) -> int:
         return int(self.correct.sum())
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, the whole network is in eval mode; afterwards each module is in its own mode again."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @torch.no_grad()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
+from variants import rule_of
 
-from sstune.schema import BrsfConfig, RuleConfig, Scale
+from sstune.schema import RuleConfig
 
 
 @pytest.fixture(scope="session")
 def rule_config() -> Callable[..., RuleConfig]:
-    """``rule_config("frsf", Scale.xavier, exclude=["head"])``."""
+    """``rule_config("frsf", Scale.xavier, exclude=["head"])``; names as in :mod:`variants`."""
+    return rule_of
 
-    def config(name: str, scale: Scale = Scale.weight_rms, **fields: Any) -> RuleConfig:
-        schema = BrsfConfig if name == "brsf" else RuleConfig
-        return schema(name=name, scale=scale, **fields)
 
-    return config
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The networks here are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

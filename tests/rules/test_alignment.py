@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from variants import LOCAL
 
-from sstune.rules import FEEDBACKS, alignment, begin_step, convert, feedback_layers
+from sstune.rules import alignment, begin_step, convert, feedback_layers
 from sstune.schema import Redraw, RuleConfig, Scale
 
 Rule = Callable[..., RuleConfig]
 
 
 @pytest.mark.parametrize("scale", list(Scale))
-@pytest.mark.parametrize("name", list(FEEDBACKS))
+@pytest.mark.parametrize("name", LOCAL)
 def test_equals_numpy(name: str, scale: Scale, rule_config: Rule) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
@@ -34,7 +35,8 @@ def test_equals_numpy(name: str, scale: Scale, rule_config: Rule) -> None:
         assert entry.angle == pytest.approx(np.degrees(np.arccos(min(cosine, 1.0))), abs=1e-5)
         assert entry.sign_agreement == np.mean(np.sign(weight) == np.sign(matrix))
         assert entry.rms_ratio == pytest.approx(np.sqrt(np.mean(matrix**2) / np.mean(weight**2)), rel=1e-10)
-        assert (entry.sign_agreement == 1.0) == (name != "fa")
+        assert (entry.sign_agreement == 1.0) == (name in ["sham", "usf", "frsf", "brsf", "kp", "pfa_o"])
+        assert math.isnan(entry.update_cosine)
 
 
 # How to draw W, and the cosine of W and sign(W): mean |W| over RMS. That of uniform magnitudes is sqrt(3)/2.
@@ -60,6 +62,16 @@ WEIGHTS = {
         ("brsf", "gaussian", 46),
         ("brsf", "laplacian", 52),
         ("fa", "gaussian", 90),
+        ("fa_signed", "uniform", 30),
+        ("fa_signed", "gaussian", 37),
+        ("kp", "gaussian", 0),
+        ("kp-random", "gaussian", 90),
+        ("wm", "gaussian", 0),
+        ("wm-random", "gaussian", 90),
+        ("pfa", "gaussian", 17.5),
+        ("pfa-random", "gaussian", 90),
+        ("pfa_o", "gaussian", 0),
+        ("pfa_o-random", "gaussian", 90),
     ],
 )
 def test_angle_of_a_large_layer(
@@ -71,11 +83,14 @@ def test_angle_of_a_large_layer(
     network = nn.Sequential(layer)
     convert(network, rule_config(name, scale), seed=0)
     (measured,) = alignment(network)
-    theory = {"sham": 1.0, "usf": cosine, "fa": 0.0}.get(name, cosine * math.sqrt(3) / 2)
+    theory = {"usf": cosine, "fa_signed": cosine, "pfa": 1 / math.sqrt(1.1)}.get(name, 1.0)
+    theory = cosine * math.sqrt(3) / 2 if name in ("frsf", "brsf") else theory
+    theory = 0.0 if degrees == 90 else theory
     assert measured.angle == pytest.approx(math.degrees(math.acos(theory)), abs=0.4)
     assert measured.angle == pytest.approx(degrees, abs=0.8)
-    assert measured.sign_agreement == pytest.approx(0.5 if name == "fa" else 1.0, abs=0.01)
-    if scale is Scale.weight_rms:
+    if name != "pfa":
+        assert measured.sign_agreement == pytest.approx(0.5 if degrees == 90 else 1.0, abs=0.01)
+    if scale is Scale.weight_rms and not name.startswith("pfa"):
         assert measured.rms_ratio == pytest.approx(1.0, abs=1e-5)
 
 
@@ -83,12 +98,12 @@ def test_is_empty_for_a_plain_network() -> None:
     assert alignment(nn.Sequential(nn.Linear(2, 2))) == []
 
 
-@pytest.mark.parametrize("name", list(FEEDBACKS))
+@pytest.mark.parametrize("name", LOCAL)
 def test_of_zero_weights_is_not_a_number_and_does_not_fail(name: str, rule_config: Rule) -> None:
     network = nn.Sequential(nn.Linear(3, 2))
     convert(network, rule_config(name), seed=0)
     nn.init.zeros_(network[0].weight)
-    (measured,) = alignment(network)
+    (measured,) = alignment(network, lambda: network(torch.ones(1, 3)).square().sum())
     assert math.isnan(measured.angle)
     assert math.isnan(measured.rms_ratio)
 

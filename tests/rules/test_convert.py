@@ -11,14 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from variants import DFA, EVERY, IS_BP, LOCAL, WITH_PARAMETERS
 
 from sstune.backbones.cifar_resnet import CifarResNet
 from sstune.rules import (
-    FEEDBACKS,
     begin_step,
     convert,
     exact_gradients,
     feedback_layers,
+    feedback_parameters,
     plain_state_dict,
 )
 from sstune.rules.layers import CONVERTED
@@ -40,14 +41,19 @@ def images(n: int = 4, seed: int = 0) -> Tensor:
     return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def own_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Without those that trained feedback adds."""
+    return {name: value for name, value in network.named_parameters() if ".feedback." not in name}
+
+
 def gradients(network: nn.Module, x: Tensor) -> list[Tensor]:
-    """Of the input and every parameter, for a loss that is the same for every network."""
+    """Of the input and the network's own parameters, for a loss that is the same for every network."""
     network.zero_grad()
     x = x.clone().requires_grad_()
     F.cross_entropy(network(x), torch.arange(len(x))).backward()
     assert x.grad is not None
     found = [x.grad]
-    for parameter in network.parameters():
+    for parameter in own_parameters(network).values():
         assert parameter.grad is not None
         found.append(parameter.grad.clone())
     return found
@@ -173,14 +179,14 @@ class TestRefusals:
             convert(network, rule_config("frsf"), seed=0)
 
 
-@pytest.mark.parametrize("name", ["bp", *FEEDBACKS])
+@pytest.mark.parametrize("name", ["bp", *EVERY])
 class TestForwardIsUntouched:
     def test_parameters_stay_the_same_objects(self, name: str, rule_config: Rule) -> None:
         network = resnet()
         before = dict(network.named_parameters())
         values = {key: value.detach().clone() for key, value in before.items()}
-        convert(network, rule_config(name), seed=0)
-        after = dict(network.named_parameters())
+        convert(network, rule_config(name), seed=0, example=images())
+        after = own_parameters(network)
         assert list(after) == list(before)
         assert all(after[key] is before[key] for key in before)
         assert all(torch.equal(after[key], values[key]) for key in before)
@@ -188,39 +194,54 @@ class TestForwardIsUntouched:
     def test_an_optimiser_made_before_still_trains(self, name: str, rule_config: Rule) -> None:
         network = resnet()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        convert(network, rule_config(name), seed=0)
-        before = copy.deepcopy(list(network.parameters()))
+        convert(network, rule_config(name), seed=0, example=images())
+        before = copy.deepcopy(own_parameters(network))
         F.cross_entropy(network(images()), torch.arange(4)).backward()
         optimizer.step()
-        assert not any(torch.equal(p, q) for p, q in zip(before, network.parameters(), strict=True))
+        assert not any(torch.equal(before[key], value) for key, value in own_parameters(network).items())
 
     def test_outputs_are_bit_equal(self, name: str, rule_config: Rule) -> None:
         network = resnet().eval()
         expected = network(images())
-        convert(network, rule_config(name), seed=0)
+        convert(network, rule_config(name), seed=0, example=images())
         assert torch.equal(network(images()), expected)
 
     def test_hooks_and_sharing_survive(self, name: str, rule_config: Rule) -> None:
         network, seen = resnet(), []
         network.conv1.register_forward_hook(lambda module, args, output: seen.append(output.shape))
-        convert(network, rule_config(name), seed=0)
+        convert(network, rule_config(name), seed=0, example=images())
+        seen.clear()  # the forward on the example
         network(images())
         assert seen == [(4, 16, 8, 8)]
 
     def test_global_random_state_is_untouched(self, name: str, rule_config: Rule) -> None:
         network = resnet()
         before = torch.get_rng_state()
-        convert(network, rule_config(name), seed=0)
+        convert(network, rule_config(name), seed=0, example=images())
         begin_step(network)
         gradients(network, images())
         assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", list(FEEDBACKS))
+# What each rule keeps; the others keep nothing.
+KEPT = {
+    **dict.fromkeys(["frsf", "brsf"], ("magnitude", "_extra_state")),
+    **dict.fromkeys(["fa", "fa_signed"], ("frozen",)),
+    **dict.fromkeys(["wm", "wm-random"], ("mirrored", "_extra_state")),
+    **dict.fromkeys(["kp-random", "pfa_o-random"], ("difference", "decay")),
+    "pfa": ("mix",),
+    "pfa-random": ("mix", "difference", "decay"),
+    **dict.fromkeys(["pfa-literal", "pfa_o-literal"], ("fixed", "trained")),
+    "pfa-sparse": ("fixed", "trained", "mask"),
+    **dict.fromkeys(DFA, ("projection",)),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
 class TestStateDict:
     def test_a_plain_one_loads_and_comes_back_bit_for_bit(self, name: str, rule_config: Rule) -> None:
         plain, converted = resnet(seed=1), resnet(seed=2)
-        convert(converted, rule_config(name), seed=0)
+        convert(converted, rule_config(name), seed=0, example=images())
         feedback = {key: value for key, value in converted.state_dict().items() if ".feedback." in key}
         feedback = copy.deepcopy(feedback)
         converted.load_state_dict(plain.state_dict())
@@ -236,7 +257,7 @@ class TestStateDict:
 
     def test_what_else_a_plain_one_lacks_is_still_missed(self, name: str, rule_config: Rule) -> None:
         converted = resnet()
-        convert(converted, rule_config(name), seed=0)
+        convert(converted, rule_config(name), seed=0, example=images())
         state = plain_state_dict(converted)
         del state["conv1.weight"]
         with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "conv1.weight"\.'):
@@ -244,17 +265,15 @@ class TestStateDict:
 
     def test_keys_besides_the_plain_ones(self, name: str, rule_config: Rule) -> None:
         plain, converted = resnet(), resnet()
-        convert(converted, rule_config(name), seed=0)
+        convert(converted, rule_config(name), seed=0, example=images())
         extra = set(converted.state_dict()) - set(plain.state_dict())
-        drawn = name in ("frsf", "brsf", "fa")
-        layers = [*CONVOLUTIONS, "linear"] if drawn else []
-        suffixes = ("magnitude", "_extra_state")
-        assert extra == {f"{layer}.feedback.{suffix}" for layer in layers for suffix in suffixes}
+        layers = [*CONVOLUTIONS, "linear"]
+        assert extra == {f"{layer}.feedback.{kept}" for layer in layers for kept in KEPT.get(name, ())}
         assert set(plain_state_dict(converted)) == set(plain.state_dict())
 
     def test_a_resumed_network_goes_on_exactly(self, name: str, rule_config: Rule) -> None:
         trained = resnet()
-        convert(trained, rule_config(name), seed=0)
+        convert(trained, rule_config(name), seed=0, example=images())
         for _ in range(3):
             begin_step(trained)
         file = io.BytesIO()
@@ -262,7 +281,7 @@ class TestStateDict:
         file.seek(0)
         state = torch.load(file, weights_only=True)
         resumed = resnet(seed=5)
-        convert(resumed, rule_config(name), seed=0)
+        convert(resumed, rule_config(name), seed=0, example=images())
         resumed.load_state_dict(state)
         for _ in range(2):
             assert equal(gradients(resumed, images()), gradients(trained, images()))
@@ -272,33 +291,44 @@ class TestStateDict:
     def test_feedback_is_restored_under_another_seed_too(self, name: str, rule_config: Rule) -> None:
         """Magnitudes come from the file, not from the seed."""
         trained, other = resnet(), resnet(seed=5)
-        convert(trained, rule_config(name), seed=0)
-        convert(other, rule_config(name), seed=1)
+        convert(trained, rule_config(name), seed=0, example=images())
+        convert(other, rule_config(name), seed=1, example=images())
         other.load_state_dict(trained.state_dict())
         assert equal(gradients(other, images()), gradients(trained, images()))
 
-    def test_a_layer_under_two_names(self, name: str, rule_config: Rule) -> None:
-        def shared() -> nn.Module:
-            layer = nn.Linear(4, 4)
-            return nn.ModuleDict({"one": layer, "two": layer})
 
-        plain, converted = shared(), shared()
-        convert(converted, rule_config(name), seed=0)
-        assert list(plain_state_dict(converted)) == list(plain.state_dict())
-        converted.load_state_dict(plain.state_dict())
-        plain.load_state_dict(plain_state_dict(converted))
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_layer_under_two_names(name: str, rule_config: Rule) -> None:
+    def shared() -> nn.Module:
+        layer = nn.Linear(4, 4)
+        return nn.ModuleDict({"one": layer, "two": layer})
+
+    plain, converted = shared(), shared()
+    convert(converted, rule_config(name), seed=0)
+    assert list(plain_state_dict(converted)) == list(plain.state_dict())
+    converted.load_state_dict(plain.state_dict())
+    plain.load_state_dict(plain_state_dict(converted))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_feedback_parameters_are_those_of_trained_feedback(name: str, rule_config: Rule) -> None:
+    network = resnet()
+    convert(network, rule_config(name), seed=0, example=images())
+    named = {id(value) for key, value in network.named_parameters() if ".feedback." in key}
+    assert {id(parameter) for parameter in feedback_parameters(network)} == named
+    assert len(named) == (8 if name in WITH_PARAMETERS else 0)
 
 
 class TestExactGradients:
-    @pytest.mark.parametrize("name", ["bp", *FEEDBACKS])
+    @pytest.mark.parametrize("name", ["bp", *EVERY])
     def test_are_bit_equal_to_the_plain_networks(self, name: str, rule_config: Rule) -> None:
         plain, converted = resnet(), resnet()
-        convert(converted, rule_config(name), seed=0)
+        convert(converted, rule_config(name), seed=0, example=images())
         expected, before = gradients(plain, images()), gradients(converted, images())
         with exact_gradients(converted):
             assert equal(gradients(converted, images()), expected)
         assert equal(gradients(converted, images()), before)
-        assert torch.equal(before[0], expected[0]) == (name in ("bp", "sham"))
+        assert torch.equal(before[0], expected[0]) == (name in ["bp", *IS_BP])
 
     def test_nest(self, rule_config: Rule) -> None:
         plain, converted = resnet(), resnet()
@@ -355,13 +385,13 @@ def test_sham_trains_resnet20_as_bp_does(rule_config: Rule) -> None:
     torch.testing.assert_close(plain_state_dict(sham), dict(plain.state_dict()), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["usf", "frsf", "brsf", "fa"])
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("sham", "kp", "pfa_o")])
 def test_other_rules_learn_along_another_path(name: str, rule_config: Rule) -> None:
     plain, converted = resnet(), resnet()
-    convert(converted, rule_config(name), seed=0)
+    convert(converted, rule_config(name), seed=0, example=images())
     expected, losses = train(plain, 6), train(converted, 6)
     assert torch.equal(losses[0], expected[0])  # one forward pass, and the same weights
     assert not torch.allclose(losses[-1], expected[-1], atol=1e-4)
     again = resnet()
-    convert(again, rule_config(name), seed=0)
+    convert(again, rule_config(name), seed=0, example=images())
     assert equal(train(again, 6), losses)

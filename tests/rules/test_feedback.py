@@ -11,15 +11,15 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
+from variants import DRAWN, LOCAL
 
 from sstune.rules import FEEDBACKS, Feedback, begin_step, convert
-from sstune.rules.feedback import Factors, feedback_matrix
-from sstune.schema import Redraw, RequestError, RuleConfig, Scale
+from sstune.rules.feedback import constant_scale, fixed, signed
+from sstune.schema import Redraw, RequestError, RuleConfig, Scale, Start
 
 Rule = Callable[..., RuleConfig]
 Array = npt.NDArray[np.float64]
 
-DRAWN = ["frsf", "brsf", "fa"]
 SCALES = list(Scale)
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -57,8 +57,31 @@ def rms(values: Tensor | Array) -> float:
     return float(np.sqrt(np.mean(np.asarray(values) ** 2)))
 
 
+def layer_of(weight: Tensor) -> Any:
+    """A layer with this weight; as many groups as SHAPES says."""
+    out, into, *kernel = weight.shape
+    if not kernel:
+        layer: Any = nn.Linear(into, out)
+    else:
+        groups = out if into == 1 else 1
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel) - 1]
+        layer = kind(into * groups, out, tuple(kernel), groups=groups)
+    layer.weight = nn.Parameter(weight.clone())
+    return layer
+
+
 def make(weight: Tensor, rule: RuleConfig, seed: int = 0, layer: str = "conv1") -> Any:
-    return FEEDBACKS[rule.name](weight, rule, seed, layer)
+    return FEEDBACKS[rule.name](layer_of(weight), rule, seed, layer)
+
+
+def formed(feedback: Feedback, weight: Tensor) -> Tensor:
+    """V of a forward pass that runs now."""
+    form, operands, _ = feedback(weight)
+    return form(weight, *operands)
+
+
+def drawn_by(feedback: Any) -> Tensor:
+    return feedback.frozen if hasattr(feedback, "frozen") else feedback.magnitude
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -70,7 +93,7 @@ class TestDefinitions:
         for values in (weight, -2 * weight, weight_of(shape, seed=1)):  # signs and RMS are today's
             expected = scale_of(values.numpy(), scale) * np.sign(values.numpy())
             np.testing.assert_allclose(feedback.matrix(values), expected, **EXACT)
-            np.testing.assert_allclose(feedback_matrix(values, feedback(values)), expected, **EXACT)
+            np.testing.assert_allclose(formed(feedback, values), expected, **EXACT)
 
     @pytest.mark.parametrize("name", ["frsf", "brsf"])
     def test_random_magnitudes_and_live_signs(
@@ -84,7 +107,7 @@ class TestDefinitions:
         for values in (weight, -2 * weight, weight_of(shape, seed=1)):
             expected = scale_of(values.numpy(), scale) * magnitude * np.sign(values.numpy())
             np.testing.assert_allclose(feedback.matrix(values), expected, **EXACT)
-            np.testing.assert_allclose(feedback_matrix(values, feedback(values)), expected, **EXACT)
+            np.testing.assert_allclose(formed(feedback, values), expected, **EXACT)
 
     def test_fa_is_fixed_and_independent_of_the_weights(
         self, shape: tuple[int, ...], scale: Scale, rule_config: Rule
@@ -102,7 +125,40 @@ class TestDefinitions:
         weight, other = weight_of(shape), weight_of(shape, seed=1)
         feedback = make(weight, rule_config("sham", scale))
         assert torch.equal(feedback.matrix(weight), weight)
-        assert torch.equal(feedback_matrix(other, feedback(other)), other)
+        assert torch.equal(formed(feedback, other), other)
+
+    def test_fa_signed_keeps_the_signs_of_conversion(
+        self, shape: tuple[int, ...], scale: Scale, rule_config: Rule
+    ) -> None:
+        weight, other = weight_of(shape), weight_of(shape, seed=1)
+        feedback = make(weight, rule_config("fa_signed", scale))
+        assert feedback.frozen.element_size() == 1
+        for values in (weight, -2 * weight, other):  # its RMS is today's
+            expected = scale_of(values.numpy(), scale) * np.sign(weight.numpy())
+            np.testing.assert_allclose(feedback.matrix(values), expected, **EXACT)
+            np.testing.assert_allclose(formed(feedback, values), expected, **EXACT)
+
+    @pytest.mark.parametrize("name", ["kp", "wm", "pfa_o"])
+    def test_trained_feedback_starts_at_the_weights(
+        self, name: str, shape: tuple[int, ...], scale: Scale, rule_config: Rule
+    ) -> None:
+        weight = weight_of(shape)
+        feedback = make(weight, rule_config(name, scale))
+        assert torch.equal(feedback.matrix(weight), weight)
+        assert not list(feedback.parameters())
+        if name == "wm":  # learns from phases alone; the others follow W at once
+            assert torch.equal(feedback.matrix(2 * weight), weight)
+        else:
+            assert torch.equal(feedback.matrix(2 * weight), 2 * weight)
+
+    @pytest.mark.parametrize("name", ["kp", "wm"])
+    def test_trained_feedback_starts_at_random(
+        self, name: str, shape: tuple[int, ...], scale: Scale, rule_config: Rule
+    ) -> None:
+        weight = weight_of(shape)
+        fa = make(weight, rule_config("fa", scale)).matrix(weight)  # one distribution, and one draw
+        feedback = make(weight, rule_config(name, scale, start=Start.random))
+        np.testing.assert_allclose(feedback.matrix(weight), fa, **EXACT)
 
     @pytest.mark.parametrize("name", DRAWN)
     def test_weight_rms_gives_v_the_rms_of_w(
@@ -127,14 +183,14 @@ def test_zero_weights_have_sign_zero_and_give_finite_feedback(
 
 
 def test_xavier_and_he_values_that_one_can_check_by_hand() -> None:
-    from sstune.rules.feedback import constant_scale
-
     conv, linear = torch.Size((64, 32, 3, 3)), torch.Size((10, 64))
-    assert constant_scale(conv, Scale.xavier) == pytest.approx(math.sqrt(2 / (288 + 576)), rel=1e-12)
-    assert constant_scale(linear, Scale.xavier) == pytest.approx(math.sqrt(2 / 74), rel=1e-12)
-    assert constant_scale(conv, Scale.he_fan_out) == pytest.approx(1 / math.sqrt(288), rel=1e-12)
-    assert constant_scale(linear, Scale.he_fan_out) == pytest.approx(1 / 8, rel=1e-12)
-    assert constant_scale(conv, Scale.unit) == constant_scale(linear, Scale.unit) == 1.0
+    transposed = torch.Size((32, 16, 3, 3))  # of 4 groups: 64 output channels
+    assert constant_scale(conv, Scale.xavier, 64) == pytest.approx(math.sqrt(2 / (288 + 576)), rel=1e-12)
+    assert constant_scale(linear, Scale.xavier, 10) == pytest.approx(math.sqrt(2 / 74), rel=1e-12)
+    assert constant_scale(conv, Scale.he_fan_out, 64) == pytest.approx(1 / math.sqrt(288), rel=1e-12)
+    assert constant_scale(transposed, Scale.he_fan_out, 64) == pytest.approx(1 / math.sqrt(288), rel=1e-12)
+    assert constant_scale(linear, Scale.he_fan_out, 10) == pytest.approx(1 / 8, rel=1e-12)
+    assert constant_scale(conv, Scale.unit, 64) == constant_scale(linear, Scale.unit, 10) == 1.0
 
 
 # |V|/s of a large layer: (mean, RMS, largest possible value or None).
@@ -182,17 +238,17 @@ class TestDraws:
     def test_are_keyed_by_seed_and_layer(self, name: str, rule_config: Rule) -> None:
         weight = weight_of((4, 3))
         keys = [(0, "a"), (1, "a"), (0, "b"), (12, "a")]
-        drawn = [make(weight, rule_config(name), *key).magnitude for key in keys]
-        again = [make(weight + 1, rule_config(name), *key).magnitude for key in keys]
+        drawn = [drawn_by(make(weight, rule_config(name), *key)) for key in keys]
+        again = [drawn_by(make(weight + 1, rule_config(name), *key)) for key in keys]
         assert all(torch.equal(one, two) for one, two in zip(drawn, again, strict=True))
         assert len({tuple(magnitude.flatten().tolist()) for magnitude in drawn}) == len(keys)
 
-    @pytest.mark.parametrize("name", ["usf", "sham", "frsf", "fa"])
-    def test_a_step_changes_nothing_but_for_brsf(self, name: str, rule_config: Rule) -> None:
+    @pytest.mark.parametrize("name", [name for name in LOCAL if name not in ("brsf", "wm", "wm-random")])
+    def test_a_step_changes_nothing_but_for_brsf_and_wm(self, name: str, rule_config: Rule) -> None:
         weight = weight_of((4, 3))
         feedback: Feedback = make(weight, rule_config(name))
         before = feedback.matrix(weight).clone()
-        feedback.begin_step()
+        feedback.begin_step(weight)
         assert torch.equal(feedback.matrix(weight), before)
 
     def test_matrix_draws_nothing(self, rule_config: Rule) -> None:
@@ -247,7 +303,7 @@ class TestBrsf:
         weight = weight_of((4, 3))
         by_step, by_forward = (make(weight, rule_config("brsf", redraw=redraw)) for redraw in Redraw)
         for _ in range(3):
-            by_step.begin_step()
+            by_step.begin_step(weight)
             by_forward(weight)
             assert torch.equal(by_step.magnitude, by_forward.magnitude)
 
@@ -281,22 +337,32 @@ class TestBrsf:
         weight = weight_of((4, 3))
         uninterrupted, resumed = make(weight, rule_config("brsf")), make(weight, rule_config("brsf"))
         for _ in range(3):
-            uninterrupted.begin_step()
+            uninterrupted.begin_step(weight)
         resumed.load_state_dict(uninterrupted.state_dict())
         assert torch.equal(resumed.magnitude, uninterrupted.magnitude)
         for _ in range(2):
-            uninterrupted.begin_step()
-            resumed.begin_step()
+            uninterrupted.begin_step(weight)
+            resumed.begin_step(weight)
             assert torch.equal(resumed.magnitude, uninterrupted.magnitude)
 
 
-@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_he_fan_out_of_a_transposed_convolution_counts_its_true_output_channels(
+    groups: int, rule_config: Rule
+) -> None:
+    layer = nn.ConvTranspose2d(4, 6, (3, 2), groups=groups)
+    feedback = FEEDBACKS["usf"](layer, rule_config("usf", Scale.he_fan_out), 0, "layer")
+    expected = math.sqrt(2 / (3 * 2 * 6)) * np.sign(layer.weight.detach().numpy())
+    np.testing.assert_allclose(feedback.matrix(layer.weight), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", [signed, fixed])
 @pytest.mark.parametrize("scale", [None, torch.tensor(0.5, dtype=torch.float64)])
-def test_forming_v_changes_none_of_its_factors(signed: bool, scale: Tensor | None) -> None:
+def test_forming_v_changes_none_of_its_operands(form: Callable[..., Tensor], scale: Tensor | None) -> None:
     weight, magnitude = weight_of((4, 3)), weight_of((4, 3), seed=1).abs()
     kept = weight.clone(), magnitude.clone()
-    matrix = feedback_matrix(weight, Factors(scale, magnitude, signed))
-    expected = (0.5 if scale is not None else 1) * magnitude * (weight.sign() if signed else 1)
+    matrix = form(weight, scale, magnitude)
+    expected = (0.5 if scale is not None else 1) * magnitude * (weight.sign() if form is signed else 1)
     np.testing.assert_allclose(matrix, expected, **EXACT)
     assert torch.equal(weight, kept[0])
     assert torch.equal(magnitude, kept[1])

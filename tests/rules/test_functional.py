@@ -10,10 +10,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from cases import CASES
 from torch import Tensor, nn
+from torch.func import functional_call
+from variants import LOCAL
 
-from sstune.rules import FEEDBACKS, convert
-from sstune.rules.feedback import Factors
+from sstune.rules import convert
+from sstune.rules.feedback import Pathway, fixed, itself
 from sstune.rules.functional import Geometry, convolution, linear
 from sstune.schema import RuleConfig, Scale
 
@@ -34,11 +37,10 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape)).requires_grad_()
 
 
-def sham(weight: Tensor) -> Factors:
-    return Factors(None, weight.detach(), signed=False)
+SHAM = Pathway(itself)
 
 
-class TestGradcheckOfSham:
+class TestGradcheck:
     """With V = W the rule is backpropagation, so finite differences are the oracle."""
 
     @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 2, 5), (2, 1, 2, 5)])
@@ -47,7 +49,7 @@ class TestGradcheckOfSham:
     def test_linear(self, shape: tuple[int, ...], out: int, has_bias: bool) -> None:
         bias = gaussian(out, seed=2) if has_bias else None
         operands = (gaussian(*shape), gaussian(out, 5, seed=1), bias)
-        assert torch.autograd.gradcheck(lambda x, w, b: linear(x, w, b, sham(w)), operands)
+        assert torch.autograd.gradcheck(lambda x, w, b: linear(x, w, b, SHAM), operands)
 
     @pytest.mark.parametrize("which", GEOMETRIES)
     @pytest.mark.parametrize("has_bias", [True, False])
@@ -55,17 +57,30 @@ class TestGradcheckOfSham:
         x, weight, out, geometry = GEOMETRIES[which]
         bias = gaussian(out, seed=2) if has_bias else None
         operands = (gaussian(*x), gaussian(*weight, seed=1), bias)
-        assert torch.autograd.gradcheck(lambda x, w, b: convolution(x, w, b, sham(w), geometry), operands)
+        assert torch.autograd.gradcheck(lambda x, w, b: convolution(x, w, b, SHAM, geometry), operands)
+
+    @pytest.mark.parametrize("name", ["sham", "kp", "pfa_o"])
+    @pytest.mark.parametrize("which", ["linear-3d", "conv2d-groups", "conv2d-same-reflect", "transpose2d"])
+    def test_whole_layers_whose_feedback_is_the_weight(
+        self, which: str, name: str, rule_config: Rule
+    ) -> None:
+        make, shape, call = CASES[which]
+        layer = make().double()
+        convert(nn.ModuleList([layer]), rule_config(name), seed=0)
+        names = [name for name, _ in layer.named_parameters()]
+
+        def f(x: Tensor, *parameters: Tensor) -> Tensor:
+            return functional_call(layer, dict(zip(names, parameters, strict=True)), (x,), call)
+
+        assert torch.autograd.gradcheck(f, (gaussian(*shape), *layer.parameters()))
 
 
-def linear_2(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
-    return linear(
-        x.flatten(1), weight.flatten(1), bias, factors._replace(magnitude=factors.magnitude.flatten(1))
-    )
+def linear_2(x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Tensor) -> Tensor:
+    return linear(x.flatten(1), weight.flatten(1), bias, Pathway(fixed, (None, matrix.flatten(1))))
 
 
-def convolution_1(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
-    return convolution(x, weight, bias, factors, PLAIN_1D)
+def convolution_1(x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Tensor) -> Tensor:
+    return convolution(x, weight, bias, Pathway(fixed, (None, matrix)), PLAIN_1D)
 
 
 @pytest.mark.parametrize("function", [linear_2, convolution_1])
@@ -77,8 +92,7 @@ def test_what_needs_no_gradient_gets_none_and_changes_no_other(
         operands = [gaussian(2, 3, 4), gaussian(5, 3, 4, seed=1), gaussian(5, seed=2)]
         for operand, needs in zip(operands, wanted, strict=True):
             operand.requires_grad_(needs)
-        factors = Factors(None, gaussian(5, 3, 4, seed=3).detach(), signed=False)
-        function(*operands, factors).square().sum().backward()
+        function(*operands, gaussian(5, 3, 4, seed=3).detach()).square().sum().backward()
         return [operand.grad for operand in operands]
 
     for needs, found, expected in zip(wanted, gradients(wanted), gradients((True,) * 3), strict=True):
@@ -89,19 +103,20 @@ def test_what_needs_no_gradient_gets_none_and_changes_no_other(
 @pytest.mark.parametrize("function", [linear_2, convolution_1])
 def test_an_expanded_or_strided_upstream_gradient(function: Callable[..., Tensor]) -> None:
     """``y.sum()`` and slices hand down gradients that are not contiguous."""
-    weight, factors = gaussian(5, 3, 4, seed=1), Factors(None, gaussian(5, 3, 4, seed=3).detach(), False)
+    weight, matrix = gaussian(5, 3, 4, seed=1), gaussian(5, 3, 4, seed=3).detach()
     x = gaussian(6, 3, 4)
     for reduce in (lambda y: y.sum(), lambda y: y[::2].sum(), lambda y: y.transpose(0, 1)[1:].sum()):
         x.grad = weight.grad = None
-        y = function(x, weight, None, factors)
+        y = function(x, weight, None, matrix)
         reduce(y).backward()
         delta = torch.zeros_like(y.detach()).requires_grad_()
         (upstream,) = torch.autograd.grad(reduce(delta), delta)
         rows = upstream.reshape(6, 5)
         assert x.grad is not None
         assert weight.grad is not None
-        matrix = factors.magnitude.reshape(5, 12)
-        np.testing.assert_allclose(x.grad.reshape(6, 12), rows @ matrix, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(
+            x.grad.reshape(6, 12), rows @ matrix.reshape(5, 12), rtol=1e-10, atol=1e-10
+        )
         expected = rows.T @ x.detach().reshape(6, 12)
         np.testing.assert_allclose(weight.grad.reshape(5, 12), expected, rtol=1e-10, atol=1e-10)
 
@@ -150,19 +165,19 @@ class TestMemory:
         assert not list(converted.buffers())
 
     @pytest.mark.parametrize("which", LAYERS)
-    @pytest.mark.parametrize("name", ["sham", "frsf", "brsf", "fa"])
+    @pytest.mark.parametrize("name", [name for name in LOCAL if name != "usf"])
     def test_other_rules_keep_what_is_there_anyway(self, which: str, name: str, rule_config: Rule) -> None:
         layer, shape = LAYERS[which]
         bp, _ = self.kept(layer, rule_config("bp"), shape)
         kept, converted = self.kept(layer, rule_config(name), shape)
         resident = {
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for tensor in converted.buffers()
+            for tensor in (*converted.feedback.buffers(), *converted.feedback.parameters())
         }
         extra = sum(size for pointer, size in kept.items() if pointer not in resident)
         assert extra - sum(bp.values()) <= 4
 
-    @pytest.mark.parametrize("name", list(FEEDBACKS))
+    @pytest.mark.parametrize("name", LOCAL)
     def test_nothing_is_kept_without_gradients(self, name: str, rule_config: Rule) -> None:
         layer = copy.deepcopy(LAYERS["linear"][0])
         convert(nn.ModuleList([layer]), rule_config(name), seed=0)

@@ -1,12 +1,8 @@
-"""Every converted layer against autograd of an expression whose input gradient travels through V alone.
-
-``f(x.detach(), W) + f(x, V.detach()) - f(x, V.detach()).detach()``
-"""
+"""Every converted layer against autograd of an expression whose input gradient travels through V alone."""
 
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -14,163 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import CASES, small_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import EXACT, assert_equals_oracle, feedback_of, gaussian, oracle
 from torch import Tensor, nn
-from torch.func import functional_call
+from variants import LOCAL, RULES
 
-from sstune.rules import FEEDBACKS, begin_step, convert, feedback_layers
+from sstune.rules import begin_step, convert, feedback_layers
 from sstune.schema import RuleConfig, Scale
 
 Rule = Callable[..., RuleConfig]
-Case = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, Any]]
-
-RULES = [(name, scale) for name in FEEDBACKS for scale in Scale if name != "sham" or scale is Scale.unit]
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
-
-
-def case(
-    layer: Callable[..., nn.Module], *args: Any, x: tuple[int, ...], call: Any = None, **kwargs: Any
-) -> Case:
-    return (lambda: layer(*args, **kwargs)), x, call or {}
-
-
-PADDING_MODES = ["zeros", "reflect", "replicate", "circular"]
-
-CASES: dict[str, Case] = {
-    "linear-1d": case(nn.Linear, 5, 3, x=(5,)),
-    "linear-2d": case(nn.Linear, 5, 3, x=(4, 5)),
-    "linear-3d": case(nn.Linear, 5, 3, x=(2, 4, 5)),
-    "linear-4d": case(nn.Linear, 5, 3, x=(2, 3, 2, 5)),
-    "linear-out-1": case(nn.Linear, 5, 1, x=(4, 5)),
-    "linear-out-1-1d": case(nn.Linear, 5, 1, x=(5,)),
-    "linear-in-1": case(nn.Linear, 1, 3, x=(4, 1)),
-    "linear-no-bias": case(nn.Linear, 5, 3, bias=False, x=(4, 5)),
-    "linear-one": case(nn.Linear, 5, 3, x=(1, 5)),
-    "linear-none": case(nn.Linear, 5, 3, x=(0, 5)),
-    "conv1d": case(nn.Conv1d, 2, 3, 3, stride=2, padding=2, dilation=2, x=(2, 2, 9)),
-    "conv1d-unbatched": case(nn.Conv1d, 2, 3, 3, padding=1, x=(2, 7)),
-    "conv1d-same": case(nn.Conv1d, 2, 3, 3, padding="same", dilation=2, bias=False, x=(2, 2, 7)),
-    "conv1d-same-even": case(nn.Conv1d, 2, 3, 4, padding="same", x=(2, 2, 7)),
-    "conv2d": case(nn.Conv2d, 3, 4, 3, x=(2, 3, 6, 5)),
-    "conv2d-1x1": case(nn.Conv2d, 3, 4, 1, stride=2, bias=False, x=(2, 3, 5, 5)),
-    "conv2d-stride": case(nn.Conv2d, 3, 4, (3, 2), stride=(2, 3), padding=(1, 0), x=(2, 3, 7, 8)),
-    "conv2d-dilation": case(nn.Conv2d, 3, 4, (2, 3), dilation=(3, 2), padding=(2, 1), x=(2, 3, 7, 8)),
-    "conv2d-groups": case(nn.Conv2d, 4, 6, 3, groups=2, padding=1, x=(2, 4, 5, 5)),
-    "conv2d-depthwise": case(nn.Conv2d, 4, 8, 3, groups=4, stride=2, padding=1, x=(2, 4, 5, 5)),
-    "conv2d-no-bias": case(nn.Conv2d, 3, 4, 3, padding=1, bias=False, x=(2, 3, 5, 5)),
-    "conv2d-one": case(nn.Conv2d, 3, 4, 3, padding=1, x=(1, 3, 5, 5)),
-    "conv2d-unbatched": case(nn.Conv2d, 3, 4, 3, padding=1, x=(3, 5, 5)),
-    "conv2d-valid": case(nn.Conv2d, 3, 4, 3, padding="valid", stride=2, x=(2, 3, 6, 6)),
-    "conv2d-same-odd": case(nn.Conv2d, 3, 4, 3, padding="same", x=(2, 3, 5, 6)),
-    "conv2d-same-even": case(nn.Conv2d, 3, 4, (2, 4), padding="same", dilation=(3, 1), x=(2, 3, 5, 6)),
-    "conv3d": case(
-        nn.Conv3d, 2, 4, 2, stride=(1, 2, 1), padding=1, dilation=(1, 1, 2), groups=2, x=(2, 2, 3, 4, 4)
-    ),
-    "conv3d-unbatched": case(nn.Conv3d, 2, 3, 2, bias=False, x=(2, 3, 3, 3)),
-    "conv3d-same": case(nn.Conv3d, 1, 2, (1, 2, 3), padding="same", x=(1, 1, 3, 3, 3)),
-    **{
-        f"conv1d-{mode}": case(nn.Conv1d, 2, 3, 3, padding=2, stride=2, padding_mode=mode, x=(2, 2, 6))
-        for mode in PADDING_MODES
-    },
-    **{
-        f"conv2d-{mode}": case(nn.Conv2d, 2, 3, (3, 2), padding=(2, 1), padding_mode=mode, x=(2, 2, 5, 4))
-        for mode in PADDING_MODES
-    },
-    **{
-        f"conv2d-same-{mode}": case(nn.Conv2d, 2, 3, (4, 3), padding="same", padding_mode=mode, x=(2, 5, 6))
-        for mode in PADDING_MODES
-    },
-    **{
-        f"conv2d-valid-{mode}": case(nn.Conv2d, 2, 3, 2, padding="valid", padding_mode=mode, x=(1, 2, 4, 4))
-        for mode in PADDING_MODES
-    },
-    **{
-        f"conv3d-{mode}": case(nn.Conv3d, 1, 2, 2, padding=(1, 0, 1), padding_mode=mode, x=(1, 1, 3, 3, 3))
-        for mode in PADDING_MODES
-    },
-    "transpose1d": case(nn.ConvTranspose1d, 2, 3, 3, stride=3, output_padding=2, padding=1, x=(2, 2, 4)),
-    "transpose1d-size": case(nn.ConvTranspose1d, 2, 3, 3, stride=2, x=(2, 2, 4), call={"output_size": [10]}),
-    "transpose2d": case(
-        nn.ConvTranspose2d, 4, 6, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), groups=2,
-        dilation=(2, 1), x=(2, 4, 3, 4),
-    ),
-    "transpose2d-size": case(
-        nn.ConvTranspose2d, 3, 2, 3, stride=2, padding=1, bias=False, x=(2, 3, 4, 4),
-        call={"output_size": [8, 7]},
-    ),
-    "transpose2d-unbatched": case(nn.ConvTranspose2d, 3, 2, 2, stride=2, x=(3, 3, 3)),
-    "transpose3d": case(nn.ConvTranspose3d, 2, 1, 2, stride=2, output_padding=1, x=(1, 2, 2, 2, 3)),
-    "transpose3d-size": case(
-        nn.ConvTranspose3d, 2, 2, 2, stride=2, groups=2, x=(1, 2, 2, 2, 2), call={"output_size": [4, 5, 4]}
-    ),
-}  # fmt: skip
-
-
-def feedback_of(rule: RuleConfig, layer: nn.Module) -> Tensor:
-    """V by its definition: only the drawn numbers are taken from the layer."""
-    weight: Tensor = layer.weight.detach()
-    if rule.name == "sham":
-        return weight
-    out, into, *kernel = weight.shape
-    taps = math.prod(kernel)
-    scale = {
-        Scale.unit: 1.0,
-        Scale.weight_rms: math.sqrt(float(weight.square().mean())),
-        Scale.xavier: math.sqrt(2 / (taps * (into + out))),
-        Scale.he_fan_out: math.sqrt(2 / (taps * out)) if kernel else 1 / math.sqrt(into),
-    }[rule.scale]
-    if rule.name == "usf":
-        return scale * weight.sign()
-    magnitude: Tensor = layer.feedback.magnitude
-    return scale * magnitude * (1 if rule.name == "fa" else weight.sign())
-
-
-def oracle(plain: nn.Module, matrix: Tensor, x: Tensor, call: dict[str, Any] | None = None) -> Tensor:
-    def f(x: Tensor, weight: Any, bias: Any) -> Tensor:
-        parameters = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        result: Tensor = functional_call(plain, parameters, (x,), call)
-        return result
-
-    weight, bias = plain.weight, plain.bias
-    through_v = f(x, matrix.detach(), None if bias is None else bias.detach())
-    return f(x.detach(), weight, bias) + through_v - through_v.detach()
-
-
-def assert_equals_oracle(layer: nn.Module, rule: RuleConfig, x: Tensor, call: dict[str, Any]) -> None:
-    """Output, dx, dW and db; W has a zero, and not the values that it had at conversion."""
-    plain = copy.deepcopy(layer)
-    convert(nn.ModuleList([layer]), rule, seed=3)
-    for module in (layer, plain):
-        weight: Any = module.weight
-        with torch.no_grad():
-            weight.mul_(-1.5)[0, 0] *= torch.arange(weight[0, 0].numel()).reshape(weight[0, 0].shape)
-    operands = [x.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2)]
-    outputs = [layer(operands[0], **call), oracle(plain, feedback_of(rule, layer), operands[1], call)]
-    upstream = torch.from_numpy(np.random.default_rng(1).normal(size=outputs[0].shape))
-    found = []
-    for module, operand, output in zip((layer, plain), operands, outputs, strict=True):
-        output.backward(upstream)
-        gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
-        found.append({"output": output.detach(), "dx": operand.grad, **gradients})
-    assert found[0].keys() == found[1].keys()
-    for name, expected in found[1].items():
-        np.testing.assert_allclose(found[0][name], expected, **EXACT, err_msg=name)
-
-
-def gaussian(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).normal(size=shape)).to(dtype)
-
-
-def is_defined(layer: str, scale: Scale) -> bool:
-    """Xiao et al. have no transposed convolution, and its C_out is where torch's fan-out has C_in."""
-    return not (layer.startswith("transpose") and scale is Scale.he_fan_out)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # the plain layer's
 @pytest.mark.parametrize(
     ("which", "name", "scale"),
-    [(which, *rule) for which in CASES for rule in RULES if is_defined(which, rule[1])],
+    [(which, *rule) for which in CASES for rule in RULES],
 )
 def test_layer_equals_oracle(which: str, name: str, scale: Scale, rule_config: Rule) -> None:
     make, shape, call = CASES[which]
@@ -220,12 +76,11 @@ class TestShapesByHypothesis:
         into, out = groups * draw(1, 2), groups * draw(1, 2)
         layer = kinds[spatial - 1](into, out, kernel, groups=groups, bias=data.draw(st.booleans()), **options)
         batch = data.draw(st.sampled_from([(), (1,), (3,)]))
-        chosen = [rule for rule in RULES if is_defined("transpose" if transposed else "conv", rule[1])]
-        rule = rule_config(*data.draw(st.sampled_from(chosen)))
+        rule = rule_config(*data.draw(st.sampled_from(RULES)))
         assert_equals_oracle(layer.double(), rule, gaussian(*batch, into, *size), {})
 
 
-@pytest.mark.parametrize("name", list(FEEDBACKS))
+@pytest.mark.parametrize("name", LOCAL)
 @pytest.mark.parametrize("groups", [1, 4])
 def test_channels_last(name: str, groups: int, rule_config: Rule) -> None:
     layer = nn.Conv2d(4, 8, 3, padding=1, stride=2, groups=groups).double()
@@ -236,7 +91,7 @@ def test_channels_last(name: str, groups: int, rule_config: Rule) -> None:
     assert layer(x).is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", list(FEEDBACKS))
+@pytest.mark.parametrize("name", LOCAL)
 def test_moving_a_converted_layer_to_channels_last_changes_no_gradient(name: str, rule_config: Rule) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(4, 8, 3).double())
@@ -250,7 +105,7 @@ def test_moving_a_converted_layer_to_channels_last_changes_no_gradient(name: str
     np.testing.assert_allclose(gradients[0], gradients[1], **EXACT)
 
 
-@pytest.mark.parametrize("name", list(FEEDBACKS))
+@pytest.mark.parametrize("name", LOCAL)
 @pytest.mark.parametrize("layer", [nn.Linear, lambda i, o: nn.Conv2d(i, o, 3, padding="same")])
 def test_training_goes_on_in_another_precision(name: str, layer: Any, rule_config: Rule) -> None:
     """``.to(float64)`` after a conversion in float32: feedback moves along."""
@@ -264,7 +119,7 @@ def test_training_goes_on_in_another_precision(name: str, layer: Any, rule_confi
     assert all(
         tensor.dtype == torch.float64
         for tensor in converted.state_dict().values()
-        if isinstance(tensor, Tensor)
+        if isinstance(tensor, Tensor) and tensor.is_floating_point()
     )
     x = gaussian(2, 4, 4, 4).requires_grad_()
     expected = x.detach().clone().requires_grad_()
@@ -295,7 +150,7 @@ class TestReuse:
         network = nn.Sequential(layer, nn.Tanh(), layer)
         rule = rule_config(name, scale)
         convert(network, rule, seed=0)
-        actual = self.gradients(network, x)
+        actual = self.gradients(network, x)[:3]
         matrix = feedback_of(rule, layer)
         operand = x.clone().requires_grad_()
         middle = torch.tanh(oracle(plain, matrix, operand))
@@ -303,7 +158,7 @@ class TestReuse:
         for found, expected in zip(actual, [operand.grad, plain.weight.grad, plain.bias.grad], strict=True):
             np.testing.assert_allclose(found, expected, **EXACT)
 
-    @pytest.mark.parametrize("name", list(FEEDBACKS))
+    @pytest.mark.parametrize("name", LOCAL)
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
     def test_a_copy_is_equal_and_independent(self, name: str, copied: Any, rule_config: Rule) -> None:
         torch.manual_seed(0)
@@ -332,20 +187,6 @@ class TestReuse:
         assert not torch.equal(before, magnitudes[1])
 
 
-def small_network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding="same", groups=2),
-        nn.ReLU(),
-        nn.ConvTranspose2d(8, 4, 3, stride=2, output_padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(4 * 18 * 18, 5),
-    )
-
-
 class TestAutocast:
     @pytest.mark.parametrize("which", ["linear-3d", "conv2d-groups", "conv2d-reflect", "transpose2d"])
     @pytest.mark.parametrize(("name", "scale"), RULES)
@@ -364,7 +205,8 @@ class TestAutocast:
                 outputs = network(operand)
             assert outputs.dtype == (torch.bfloat16 if enabled else torch.float32)
             outputs.backward(upstream.to(outputs.dtype))
-            found.append([outputs.detach(), operand.grad, *(p.grad for p in network.parameters())])
+            gradients = [p.grad for p in network.parameters() if p.dim() > 0]  # but c's, which is zero
+            found.append([outputs.detach(), operand.grad, *gradients])
         for i, (full, half) in enumerate(zip(*found, strict=True)):
             assert i == 0 or half.dtype == torch.float32
             assert 0 < float((half - full).norm() / full.norm()) < 0.01
@@ -391,29 +233,3 @@ class TestAutocast:
         convert(network, rule_config("usf"), seed=0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert network(gaussian(1, 3, 8, 8)).dtype == torch.float64
-
-
-@pytest.mark.parametrize(
-    ("name", "autocast"), [("usf", False), ("frsf", False), ("fa", False), ("brsf", False), ("usf", True)]
-)
-def test_compiled_without_a_graph_break_equals_eager(name: str, autocast: bool, rule_config: Rule) -> None:
-    network = small_network()
-    convert(network, rule_config(name), seed=0)
-    torch.compiler.reset()
-    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    x = gaussian(2, 3, 8, 8, dtype=torch.float32)
-    for _ in range(3):  # signs, scale and magnitudes of brsf change between steps
-        begin_step(network)
-        found = []
-        for each in (network, compiled):
-            network.zero_grad()
-            operand = x.clone().requires_grad_()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-                outputs = each(operand)
-            outputs.square().sum().backward()
-            found.append([outputs.detach(), operand.grad, *(p.grad for p in network.parameters())])
-        for eager, other in zip(*found, strict=True):
-            torch.testing.assert_close(other, eager, rtol=1e-4, atol=1e-5)
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.sub_(0.05 * parameter.grad.sign())

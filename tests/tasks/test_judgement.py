@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sstune import tasks
 from sstune.datasets import Split
+from sstune.rules import eval_mode
 from sstune.schema import ClassificationConfig
-from sstune.tasks import eval_mode, evaluate
+from sstune.tasks import evaluate
 from sstune.tasks.evaluation import BATCH_SIZE
 
 CPU = torch.device("cpu")

@@ -1,0 +1,67 @@
+"""What one forward pass shows of a network: which layers are really called, and with inputs of which size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sstune.schema import RequestError
+
+
+@contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, the whole network is in eval mode; afterwards each module is in its own mode again."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Each layer's input without the batch, empty if it has no one size; and the shape of the outputs."""
+
+    samples: dict[str, torch.Size]
+    outputs: torch.Size
+
+
+@torch.no_grad()
+def observe(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> Observed:
+    """Run ``model`` once on ``example``, in eval mode and without a trace in the global random state.
+
+    Raises:
+        RequestError: one of ``layers`` is never called.
+    """
+    samples: dict[str, torch.Size] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            leading, *rest = (args or tuple(kwargs.values()))[0].shape
+            n, left_over = divmod(leading, len(example))  # windows or frames may be folded into the batch
+            sample = torch.Size(rest if n == 1 else (n, *rest))
+            if left_over or samples.setdefault(name, sample) != sample:
+                samples[name] = torch.Size()
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(look(name), with_kwargs=True) for name, layer in layers.items()]
+    try:
+        with eval_mode(model), torch.random.fork_rng():
+            outputs = model(example)
+    finally:
+        for each in hooks:
+            each.remove()
+    for name in layers:
+        if name not in samples:
+            raise RequestError(
+                f"rule.include: {name} is not called in a forward pass, though its weights may be read "
+                f"directly: its derivative would not pass through the feedback; add it to rule.exclude"
+            )
+    return Observed(samples, outputs.shape)
