@@ -85,12 +85,17 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         "precision": str(config.precision),
         "notes": notes,
         "layers": asdict(conversion),
-        "alignment": [entry for entry in progress.alignment if entry["epoch"] == config.epochs],
+        "alignment": [_known(entry) for entry in progress.alignment if entry["epoch"] == config.epochs],
         "datasets": {
             name: {"n": len(split), "digest": split.digest}
             for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
         },
     }
+
+
+def _known(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry for a row, which is JSON: what is not defined is null."""
+    return {key: None if value != value else value for key, value in entry.items()}
 
 
 def _epoch_line(entry: dict[str, float], epochs: int) -> str:

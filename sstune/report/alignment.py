@@ -20,6 +20,7 @@ MEASURED = {
     "angle": "angle of V and W (°)",
     "update_cosine": "cosine of update and true gradient",
 }
+MEANS = ["angle", "sign_agreement", "rms_ratio", "update_cosine"]
 COLUMNS = [*LINE, "layer", "seeds", "angle", "angle_std", "sign_agreement", "rms_ratio", "update_cosine"]
 
 
@@ -46,10 +47,11 @@ def alignment_table(rows: Iterable[Row]) -> pd.DataFrame:
             "variant": variants[_net(without_seeds(model_settings(row)))],
         }
         records += [{**labels, "depth": depth, **entry} for depth, entry in enumerate(row["alignment"])]
-    grouped = pd.DataFrame(records).groupby([*LINE, "depth", "layer"], sort=False)
-    table = grouped[["sign_agreement", "rms_ratio", "update_cosine"]].mean()
-    table["seeds"] = grouped["angle"].size()
-    table["angle"], table["angle_std"] = grouped["angle"].mean(), grouped["angle"].std()
+    found = pd.DataFrame(records)
+    found[MEANS] = found[MEANS].astype(float)  # null where not defined
+    grouped = found.groupby([*LINE, "depth", "layer"], sort=False)
+    table = grouped[MEANS].mean()
+    table["seeds"], table["angle_std"] = grouped["angle"].size(), grouped["angle"].std()
     table = table.reset_index()
     table["order"] = [rank(rule, RULES) for rule in table["rule"]]
     keys = ["backbone", "dataset", "order", "scale", "variant", "depth"]

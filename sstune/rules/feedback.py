@@ -98,7 +98,7 @@ def draw(into: Tensor, scale: Scale, positive: bool, *key: int | str) -> Tensor:
         width = 1.0 if scale is Scale.he_fan_out else math.sqrt(3)
         into.uniform_(0.0 if positive else -width, width, generator=generator)
     if scale is Scale.weight_rms:
-        into.div_(rms(into))
+        into.mul_(math.sqrt(into.numel()) / torch.linalg.vector_norm(into))
     return into
 
 

@@ -11,7 +11,7 @@ import pytest
 from sstune.report.alignment import COLUMNS, alignment_by_layer, alignment_table
 
 
-def entries(angles: list[float]) -> list[dict[str, Any]]:
+def entries(angles: list[float | None]) -> list[dict[str, Any]]:
     return [
         {"epoch": 3, "layer": layer, "angle": angle, "sign_agreement": 0.9, "rms_ratio": 1.0,
          "update_cosine": 0.5 + 0.1 * place}
@@ -23,7 +23,7 @@ def rows(make: Any) -> list[dict[str, Any]]:
     measured = [
         make.finetune("usf", 0) | {"alignment": entries([30, 40, 50])},
         make.finetune("usf", 1) | {"alignment": entries([32, 40, 53])},
-        make.finetune("dfa", 0) | {"alignment": entries([math.nan] * 3)},
+        make.finetune("dfa", 0) | {"alignment": entries([None] * 3)},
     ]
     return [*measured, make.finetune("bp", 0) | {"alignment": []}, make.attack(measured[0])]
 
