@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Folder with data/ and checkpoints/ for the experiments on real CIFAR images; see README.
+# Folder with data/ and checkpoints/ for the experiments on CIFAR images and MNIST; see README.
 SHARED ?= ../shared
 CIFAR := $(SHARED)/data/cifar10.tar.xz
 MNIST := $(SHARED)/data/mnist.tar.xz
@@ -36,6 +36,11 @@ ifneq ($(wildcard $(CIFAR)),)
 	$(MAKE) reproduce-cifar10-jpeg
 else
 	@echo "left out: cifar10-jpeg, as $(CIFAR) is not there (make reproduce SHARED=FOLDER)"
+endif
+ifneq ($(wildcard $(MNIST)),)
+	$(MAKE) reproduce-mnist
+else
+	@echo "left out: mnist-mlp, as $(MNIST) is not there (make reproduce SHARED=FOLDER)"
 endif
 
 reproduce-cifar10-jpeg: .venv/installed  ## ResNet-20 checkpoint, one epoch of fine-tuning on cifar10-jpeg

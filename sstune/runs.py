@@ -37,11 +37,8 @@ _NOT_SEMANTIC = {
 }
 # What has no part in a command's outcome: training does not depend on a later attack, and an attack's
 # training settings are its parent's.
-_UNUSED = {
-    "train": ("attack",),
-    "finetune": ("attack",),
-    "attack": ("optimizer", "schedule", "epochs", "batch_size", "clip_norm", "select", "precision"),
-}
+TRAINING_KEYS = ("optimizer", "schedule", "epochs", "batch_size", "clip_norm", "select", "precision")
+_UNUSED = {"train": ("attack",), "finetune": ("attack",), "attack": TRAINING_KEYS}
 _UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
 
 

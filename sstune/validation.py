@@ -79,6 +79,9 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield from _product_feedback(config)
     if isinstance(config.backbone, MlpConfig) and not all(width > 0 for width in config.backbone.hidden):
         yield f"backbone.hidden: {config.backbone.hidden} must be widths > 0"
+    milestones = config.optimizer.weight_decay_milestones
+    if milestones != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
+        yield f"optimizer.weight_decay_milestones: {milestones} must be epochs >= 1 in ascending order"
     if isinstance(config.optimizer, AdamWConfig):
         betas = config.optimizer.betas
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -130,7 +133,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "optimizer.momentum": (0, 0.99999, False),
     "optimizer.weight_decay_gamma": (0, float("inf"), False),
     "rule.rate": (0, 1, True),
-    "rule.decay": (0, 1, False),
+    "rule.decay": (0, 1, True),
     "rule.samples": (1, 1e6, False),
     "rule.expansion": (0, 1000, True),
     "rule.density": (0, 1, True),

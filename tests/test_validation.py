@@ -172,6 +172,12 @@ class TestValidate:
                 0.5,
                 "rule.closed_form: must be false where rule.density is below 1",
             ),
+            (
+                {},
+                "optimizer.weight_decay_milestones",
+                [3, 2],
+                "optimizer.weight_decay_milestones: [3, 2] must be epochs >= 1 in ascending order",
+            ),
             ({"backbone": "mlp"}, "backbone.hidden", [0], "backbone.hidden: [0] must be widths > 0"),
             (
                 {"optimizer": "adamw"},

@@ -16,13 +16,12 @@ from sstune.commands.finetune import finetune
 from sstune.commands.source import Source, default_parent, inherit, open_source
 from sstune.commands.train import measurement
 from sstune.interrupt import StopFlag
-from sstune.runs import Run, atomic_write
+from sstune.runs import TRAINING_KEYS, Run, atomic_write
 from sstune.schema import RequestError, RunConfig
 from sstune.validation import parse_eps
 
 # Every run attacks the same test images, whatever its seed, so that rules and seeds are paired.
 SAMPLE_SEED = 0
-TRAINING_KEYS = ("optimizer", "schedule", "epochs", "batch_size", "clip_norm", "select", "precision")
 
 
 def attack(config: RunConfig, asked: set[str]) -> Run:

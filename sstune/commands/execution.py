@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -40,8 +40,7 @@ def once(run: Run, work: Work) -> dict[str, Any]:
         run.begin()
         began = time.perf_counter()
         try:
-            with _no_subnormals():
-                measured = work(run, device, stop)
+            measured = work(run, device, stop)
         except Exception as error:
             if not isinstance(error, RequestError):
                 traceback.print_exc()  # a sweep would show it only after its last cell
@@ -61,17 +60,6 @@ def once(run: Run, work: Work) -> dict[str, Any]:
         if stop:  # came in the last step: this run is done, but a sweep's next cell must not begin
             raise stop.stop()
         return row
-
-
-@contextmanager
-def _no_subnormals() -> Iterator[None]:
-    """Take subnormal numbers for zero: the errors of confident samples fade into them, and a CPU multiplies
-    them many times slower."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -14,6 +14,7 @@ from sstune.backbones import Network, load_third_party
 from sstune.composition import compose, restore
 from sstune.runs import file_digest, read_result
 from sstune.schema import FinetuneConfig, RequestError, RunConfig
+from sstune.validation import validate
 
 MODEL = "model.pt"
 
@@ -87,13 +88,16 @@ def inherit(config: RunConfig, source: Source, asked: set[str], sections: tuple[
 
 
 def default_parent(config: RunConfig) -> RunConfig:
-    """The run that a command without ``init_from`` starts from.
+    """The run that a command without ``init_from`` starts from; checked, as nobody has seen it.
 
     ``finetune``: what ``sstune train`` makes of the same backbone, dataset, task and seed. ``attack``: what
     ``sstune finetune`` makes of the same configuration.
     """
     shared = ("backbone", "dataset", "task", "seed", "device", "threads", "out")
     if config.command == "finetune":
-        return replace(compose("train"), **{name: getattr(config, name) for name in shared})
-    values = {item.name: getattr(config, item.name) for item in fields(config)}
-    return FinetuneConfig(**{**values, "command": "finetune", "force": False})
+        parent: RunConfig = replace(compose("train"), **{name: getattr(config, name) for name in shared})
+    else:
+        values = {item.name: getattr(config, item.name) for item in fields(config)}
+        parent = FinetuneConfig(**{**values, "command": "finetune", "force": False})
+    validate(parent)
+    return parent

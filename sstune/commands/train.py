@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,9 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     progress = training.load(checkpoint, run.identity, network, optimizer) or training.Progress()
     if progress.epoch or progress.step:
         print(f"  resuming in epoch {progress.epoch + 1} at step {progress.step}", flush=True)
-    training.Trainer(config, network, task, loader, data.val, optimizer, device, save, stop).fit(progress)
+    trainer = training.Trainer(config, network, task, loader, data.val, optimizer, device, save, stop)
+    with subnormals_as_zero():
+        trainer.fit(progress)
     write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
 
     network.load_state_dict(progress.best["network"])
@@ -85,12 +89,26 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         "precision": str(config.precision),
         "notes": notes,
         "layers": asdict(conversion),
-        "alignment": [_known(entry) for entry in progress.alignment if entry["epoch"] == config.epochs],
+        "alignment": [_known(asdict(layer)) for layer in trainer.alignment()],
         "datasets": {
             name: {"n": len(split), "digest": split.digest}
             for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
         },
     }
+
+
+@contextmanager
+def subnormals_as_zero() -> Iterator[None]:
+    """Inside, a single CPU thread takes subnormal numbers for zero.
+
+    The errors of confident samples fade into them in training, and a CPU multiplies them many times slower.
+    The setting is one thread's own, so with several threads it would depend on which thread computes what.
+    """
+    torch.set_flush_denormal(torch.get_num_threads() == 1)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _known(entry: dict[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,8 @@ def fingerprint(config: DatasetConfig) -> str | None:
 
     Returns:
         A folder dataset: sha256 (hex) of the archive, or of the sorted (relative path, size) of a directory's
-        images, which is quick but does not see a file edited to the same size. MNIST from an archive: that
-        archive's. Other datasets: None.
+        images, which is quick but does not see a file edited to the same size. MNIST from an image tree:
+        that tree's. Other datasets: None.
 
     Raises:
         RequestError: the root cannot be read.
@@ -37,7 +37,12 @@ def fingerprint(config: DatasetConfig) -> str | None:
     if not isinstance(config, FolderConfig | MnistConfig):
         return None
     root = Path(config.root).expanduser()
-    return digests(root)[0] if isinstance(config, FolderConfig) or root.is_file() else None
+    return digests(root)[0] if isinstance(config, FolderConfig) or is_tree(root) else None
+
+
+def is_tree(root: Path) -> bool:
+    """Whether ``root`` is an archive, or a directory with a train split."""
+    return root.is_file() or (root / "train").is_dir()
 
 
 def digests(root: Path) -> tuple[str, str]:

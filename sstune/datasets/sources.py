@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from sstune.datasets.archive import is_tree
 from sstune.datasets.folder import load_folder
 from sstune.datasets.splits import Split, Splits, split_off
 from sstune.registry import Registry
@@ -62,8 +63,7 @@ def mnist(config: MnistConfig) -> Splits:
         RequestError: neither is there, or what is there has other numbers, sizes or classes.
     """
     root = Path(config.root).expanduser()
-    tree = root.is_file() or (root / "train").is_dir()
-    splits = _mnist_tree(config) if tree else _mnist_files(config, root)
+    splits = _mnist_tree(config) if is_tree(root) else _mnist_files(config, root)
     found = len(splits.train) + len(splits.val), len(splits.test), splits.shape, splits.n_classes
     if found != (60_000, 10_000, (1, 28, 28), 10):
         raise RequestError(

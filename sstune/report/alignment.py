@@ -1,4 +1,4 @@
-"""Layer by layer at the end of training: how far V is from W, and an update from the true gradient."""
+"""Layer by layer in the chosen epoch: how far V is from W, and an update from the true gradient."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def alignment_by_layer(rows: Iterable[Row], stem: str | Path) -> list[Path]:
     for (dataset, backbone), group in groups:
         suffix = f"-{file_name(dataset)}-{file_name(backbone)}" if len(groups) > 1 else ""
         with matplotlib.style.context(STYLE):
-            written += save(_figure(group, f"{backbone}, {dataset}, last epoch"), f"{stem}{suffix}")
+            written += save(_figure(group, f"{backbone}, {dataset}, chosen epoch"), f"{stem}{suffix}")
     return written
 
 
@@ -93,7 +93,7 @@ def _figure(table: pd.DataFrame, title: str) -> Figure:
     panels[0].set_yticks(range(len(layers)), layers)
     panels[0].invert_yaxis()  # the first layer on top, as one reads a network
     panels[0].set_xlim(0, 95)
-    panels[1].set_xlim(min(0.0, float(table["update_cosine"].min())), 1.02)
+    panels[1].set_xlim(min([0.0, *table["update_cosine"].dropna()]), 1.02)
     figure.suptitle(title)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -87,7 +87,7 @@ def _read(source: Path) -> Iterator[Row]:
             continue
         where = f"{source}:{number}" if many else str(source)
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=lambda name: None)  # NaN is no JSON
         except ValueError as error:
             raise RequestError(f"{where}: expected one JSON row ({error})") from None
         problem = _problem(row)

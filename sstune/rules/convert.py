@@ -81,8 +81,9 @@ def _connect(model: nn.Module, observed: Observed | None) -> None:
     """Give each layer of a dfa network its matrix, and the network the hooks that deliver the error."""
     if observed is None:
         raise ValueError("dfa needs an example batch: its feedback has the sizes of the layers' inputs")
-    if len(observed.outputs) != 2:
-        raise RequestError(f"rule.name: dfa needs outputs (N, classes), not {tuple(observed.outputs)}")
+    if observed.outputs is None or len(observed.outputs) != 2:
+        found = "no tensor" if observed.outputs is None else tuple(observed.outputs)
+        raise RequestError(f"rule.name: dfa needs outputs (N, classes), the network gives {found}")
     broadcast = Broadcast()
     for name, layer in feedback_layers(model).items():
         assert isinstance(layer.feedback, DirectFeedback)

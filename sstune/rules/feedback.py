@@ -128,10 +128,6 @@ class Feedback(nn.Module):
         """M for the forward pass that is running."""
         return None
 
-    def magnitude_last(self, weight: Tensor) -> Tensor | None:
-        """M of the latest forward pass; draws nothing."""
-        return self.magnitude_now(weight)
-
     def scale_now(self, weight: Tensor) -> Tensor | None:
         """s, a 0-d tensor on the weight's device."""
         if self.scale is Scale.unit:
@@ -145,8 +141,8 @@ class Feedback(nn.Module):
         return Pathway(signed, (self.scale_now(weight), self.magnitude_now(weight)))
 
     def last(self, weight: Tensor) -> Pathway:
-        """The pathway of the latest forward pass; draws nothing."""
-        return Pathway(signed, (self.scale_now(weight), self.magnitude_last(weight)))
+        """The pathway of the latest forward pass; unlike a forward, it never draws."""
+        return self.forward(weight)
 
     @torch.no_grad()
     def matrix(self, weight: Tensor) -> Tensor:
@@ -155,7 +151,7 @@ class Feedback(nn.Module):
         return form(weight.detach(), *operands)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A plain network's state dict knows no feedback: the feedback made at conversion then stays.
+        # A plain network's state dict knows no feedback: what was made at conversion then stays.
         if any(key.startswith(prefix) for key in state_dict):
             super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -169,6 +165,3 @@ class Sham(Feedback):
 
     def forward(self, weight: Tensor) -> Pathway:
         return Pathway(itself)
-
-    def last(self, weight: Tensor) -> Pathway:
-        return self.forward(weight)

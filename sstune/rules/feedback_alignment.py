@@ -25,9 +25,6 @@ class FrozenFeedback(Feedback):
     def forward(self, weight: Tensor) -> Pathway:
         return Pathway(fixed, (self.scale_now(weight), self.frozen))
 
-    def last(self, weight: Tensor) -> Pathway:
-        return self.forward(weight)
-
 
 @FEEDBACKS.register("fa")
 class FeedbackAlignment(FrozenFeedback):

@@ -1,4 +1,4 @@
-"""Kolen-Pollack feedback: V gets every update that W gets (Akrout et al. 2019, arXiv 1904.05391, eq. 16-17).
+"""Kolen-Pollack feedback: V gets every update that W gets (Akrout et al. 2019, arXiv 1904.05391).
 
 With dV = dW through the same optimiser with the same settings, only weight decay acts on V - W. So
 
@@ -6,8 +6,9 @@ With dV = dW through the same optimiser with the same settings, only weight deca
 
 where c_t is what the optimiser makes of the number 1 when its gradient is zero. It is kept as a parameter
 that rides in the optimiser with gradient zero, so every schedule of learning rate and weight decay applies by
-itself. This is exact for SGD (linear in the gradient) and for AdamW (equal gradients give equal steps), and V
-needs neither a gradient nor optimiser state of its own.
+itself, provided that the parameter is in its weight's group (recipes that spare parameters without axes
+from weight decay must not spare this one). This is exact for SGD (linear in the gradient) and for AdamW
+(equal gradients give equal steps), and V needs neither a gradient nor optimiser state of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sstune.rules.feedback import FEEDBACKS, Feedback, Pathway, constant_scale, draw, itself, rms, weight_of
+from sstune.rules.feedback import (
+    FEEDBACKS,
+    Feedback,
+    Pathway,
+    constant_scale,
+    draw,
+    itself,
+    n_outputs,
+    rms,
+    weight_of,
+)
 from sstune.schema import Scale, Start, TrainedConfig
 
 
@@ -36,15 +47,11 @@ class TrainedFeedback(Feedback):
         super().__init__(module, rule, seed, layer)
         self.start = rule.start
 
-    def random_start(self, weight: Tensor, shape: torch.Size | None = None, outputs: int = 0) -> Tensor:
-        """Random numbers of ``rule.scale``, of ``weight``'s shape or of that of a layer with ``outputs``."""
-        into = torch.empty_like(weight) if shape is None else weight.new_empty(shape)
-        constant = self.constant if shape is None else constant_scale(shape, self.scale, outputs)
-        drawn = draw(into, self.scale, False, self.seed, "feedback", self.layer, 0)
-        return drawn * (rms(weight) if self.scale is Scale.weight_rms else constant)
-
-    def last(self, weight: Tensor) -> Pathway:
-        return self.forward(weight)
+    def random_start(self, weight: Tensor, shape: torch.Size, outputs: int) -> Tensor:
+        """Random numbers of ``rule.scale`` for a layer of ``shape`` with ``outputs`` output channels."""
+        drawn = draw(weight.new_empty(shape), self.scale, False, self.seed, "feedback", self.layer, 0)
+        by_weight = self.scale is Scale.weight_rms
+        return drawn * (rms(weight) if by_weight else constant_scale(shape, self.scale, outputs))
 
 
 class FollowingFeedback(TrainedFeedback):
@@ -56,7 +63,8 @@ class FollowingFeedback(TrainedFeedback):
     def set_difference(self, difference: Tensor | None) -> None:
         self.register_buffer("difference", difference)
         if difference is not None:
-            self.decay = nn.Parameter(torch.ones((), dtype=difference.dtype, device=difference.device))
+            # float64: a step takes less off it than float32 resolves near 1
+            self.decay = nn.Parameter(torch.ones((), dtype=torch.float64, device=difference.device))
 
     def forward(self, weight: Tensor) -> Pathway:
         if self.difference is None:
@@ -71,5 +79,7 @@ class KolenPollack(FollowingFeedback):
     def __init__(self, module: nn.Module, rule: TrainedConfig, seed: int, layer: str) -> None:
         super().__init__(module, rule, seed, layer)
         weight = weight_of(module)
-        at_random = self.start is Start.random
-        self.set_difference(self.random_start(weight) - weight if at_random else None)
+        if self.start is Start.weights:
+            self.set_difference(None)
+        else:
+            self.set_difference(self.random_start(weight, weight.shape, n_outputs(module)) - weight)

@@ -26,10 +26,10 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Observed:
-    """Each layer's input without the batch, empty if it has no one size; and the shape of the outputs."""
+    """Each layer's input without the batch, empty if it has no one size; the outputs' shape, if a tensor."""
 
     samples: dict[str, torch.Size]
-    outputs: torch.Size
+    outputs: torch.Size | None
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def observe(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> 
     for name in layers:
         if name not in samples:
             raise RequestError(
-                f"rule.include: {name} is not called in a forward pass, though its weights may be read "
-                f"directly: its derivative would not pass through the feedback; add it to rule.exclude"
+                f"rule.include: {name} is not called by a forward pass in eval mode; if its weights are read "
+                f"directly, their derivative does not pass through the feedback; add it to rule.exclude"
             )
-    return Observed(samples, outputs.shape)
+    return Observed(samples, outputs.shape if isinstance(outputs, Tensor) else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sstune.rules.feedback import FEEDBACKS, Feedback, draw, weight_of
+from sstune.rules.feedback import FEEDBACKS, Feedback, Pathway, draw, signed, weight_of
 from sstune.schema import BrsfConfig, Redraw, RuleConfig
 
 
@@ -64,5 +64,5 @@ class BatchwiseRandomSign(FixedRandomSign):
             self.redraw_into(torch.empty_like(self.magnitude))  # a pending backward holds the old one
         return self.magnitude
 
-    def magnitude_last(self, weight: Tensor) -> Tensor:
-        return self.magnitude
+    def last(self, weight: Tensor) -> Pathway:
+        return Pathway(signed, (self.scale_now(weight), self.magnitude))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sstune.rules.feedback import FEEDBACKS, Pathway, fixed, weight_of
+from sstune.rules.feedback import FEEDBACKS, Pathway, fixed, n_outputs, weight_of
 from sstune.rules.kolen_pollack import TrainedFeedback
 from sstune.rules.layout import Layout
 from sstune.schema import Start, WeightMirrorConfig
@@ -20,8 +20,8 @@ class WeightMirror(TrainedFeedback):
 
         V <- (1 - decay) V + rate <y x^T>,
 
-    the mean taken over ``samples`` noise vectors (arXiv 1904.05391, eq. 7, with decay), converges to
-    (rate/decay) W. A convolution is given noise patches of its kernel's size.
+    the mean taken over ``samples`` noise vectors, converges to (rate/decay) W, up to sampling noise. A
+    convolution is given noise patches of its kernel's size.
     """
 
     mirrored: Tensor
@@ -32,8 +32,8 @@ class WeightMirror(TrainedFeedback):
         self.layout = Layout.of(module)
         self.rate, self.decay, self.samples = rule.rate, rule.decay, rule.samples
         self.phases = 0
-        at_random = self.start is Start.random
-        self.register_buffer("mirrored", self.random_start(weight) if at_random else weight.clone())
+        at_random = self.random_start(weight, weight.shape, n_outputs(module))
+        self.register_buffer("mirrored", weight.clone() if self.start is Start.weights else at_random)
 
     @torch.no_grad()
     def begin_step(self, weight: Tensor) -> None:

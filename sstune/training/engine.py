@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sstune import rules
-from sstune.datasets import Loader, Split, batches
+from sstune.datasets import SPLIT_SEED, Loader, Split, batches
 from sstune.interrupt import StopFlag
 from sstune.schema import Precision, RunConfig, Select
 from sstune.tasks import Task, evaluate
@@ -53,6 +53,7 @@ class Trainer:
         self.device = device
         self.save = save
         self.stop = stop
+        self.probe, _ = loader.split.sample(PROBE, SPLIT_SEED)  # stored images are sorted by class
         self.factor = build_schedule(config.schedule, config.epochs, len(loader))
         self.autocast = torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=config.precision is Precision.bf16
@@ -149,7 +150,7 @@ class Trainer:
         if last or judged.n_correct > progress.best.get("val_correct", -1):
             network = _copied(self.network.state_dict())
             progress.best = {"epoch": epoch, "val_correct": judged.n_correct, "network": network}
-        layers = self._alignment()
+        layers = self.alignment()
         progress.alignment += [{"epoch": epoch, **asdict(layer)} for layer in layers]
         return {
             "epoch": epoch,
@@ -165,12 +166,11 @@ class Trainer:
             "seconds": time.perf_counter() - began,
         }
 
-    def _alignment(self) -> list[rules.LayerAlignment]:
-        """Feedback and updates on the first training images, unless ``alignment=false``."""
+    def alignment(self) -> list[rules.LayerAlignment]:
+        """Feedback and updates of the network as it is, on training images, unless ``alignment=false``."""
         if not self.config.alignment or not rules.feedback_layers(self.network):
             return []
-        probe = self.loader.split.take(torch.arange(min(PROBE, len(self.loader.split))))
-        ((images, labels),) = batches(probe, PROBE, self.device)
+        ((images, labels),) = batches(self.probe, PROBE, self.device)
         return rules.alignment(self.network, lambda: self.task.loss(self.network(images), labels))
 
 

@@ -353,6 +353,16 @@ class TestSteps:
         for name, gradient in clipped.items():
             torch.testing.assert_close(gradient, free[name] * 0.01 / own, rtol=1e-4, atol=1e-9)
 
+    def test_updates_are_compared_on_images_of_every_class(self, make: Make) -> None:
+        """Though a source may store its images sorted by class."""
+        trainer = make("rule=usf")
+        order = trainer.loader.split.labels.argsort()
+        by_class = Loader(trainer.loader.split.take(order), 50, CPU, 0)
+        again = Trainer(trainer.config, trainer.network, trainer.task, by_class, trainer.val,
+                        trainer.optimizer, CPU, trainer.save, StopFlag())  # fmt: skip
+        assert len(again.probe) == 128
+        assert set(again.probe.labels.tolist()) == set(range(10))
+
     @pytest.mark.parametrize("rule", [["brsf", "rule.redraw=forward"], ["usf"], ["wm"], ["dfa"]])
     def test_measuring_alignment_changes_no_weight(self, make: Make, rule: list[str]) -> None:
         states = []
