@@ -199,6 +199,9 @@ def main() -> None:
     )
     step.set_defaults(measure=bench_step)
     arguments = parser.parse_args()
+    # before any thread is made, so that all have it: else the cost of a step would depend on whether the
+    # network has become so confident that its errors are subnormal
+    torch.set_flush_denormal(True)
     frame = arguments.measure(arguments)
     fixed = ["backbone", "batch_size", "rounds", "threads", "device", "torch"]
     print(", ".join(f"{name} {frame[name].iloc[0]}" for name in fixed))

@@ -178,6 +178,7 @@ def main() -> int:
         return subprocess.run([python, __file__, *sys.argv[1:]], check=False).returncode
     warnings.filterwarnings("ignore", message=".*non-full backward hook.*")  # BioTorch's dfa
     print(f"{BIOTORCH}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    torch.set_flush_denormal(arguments.what == "step")  # see bench.py
     succeeded = True
     for what in [arguments.what] if arguments.what else ["gradients", "cases"]:
         frame, right = COMPARISONS[what](arguments)

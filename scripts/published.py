@@ -41,7 +41,8 @@ def compare(rows: list[Row], published: dict[str, float]) -> pd.DataFrame:
         difference=100 * ours["mean"] - beside,
     )
     lines["within_tolerance"] = lines["difference"].abs().le(TOLERANCE).where(beside.notna())
-    angles = alignment_table(rows).pivot(index=LINE, columns="layer", values="angle")
+    layers = alignment_table(rows)
+    angles = layers.pivot(index=LINE, columns="layer", values="angle")[layers["layer"].unique()]
     keys = pd.MultiIndex.from_frame(ours[LINE])
     return lines.join(angles.reindex(keys).reset_index(drop=True).add_prefix("angle_"))
 

@@ -263,7 +263,8 @@ class TestRefusals:
             convert(mlp(), rule_config("dfa"), seed=0)
 
     def test_outputs_that_are_not_logits(self, rule_config: Rule) -> None:
-        with pytest.raises(RequestError, match=r"dfa needs outputs \(N, classes\), the network gives \(2, 4, 6, 6\)"):
+        expected = r"dfa needs outputs \(N, classes\), the network gives \(2, 4, 6, 6\)"
+        with pytest.raises(RequestError, match=expected):
             convert(nn.Sequential(nn.Conv2d(3, 4, 3)), rule_config("dfa"), 0, example=torch.rand(2, 3, 8, 8))
 
     def test_a_layer_with_inputs_of_several_sizes(self, rule_config: Rule) -> None:
