@@ -82,12 +82,14 @@ def _figure(table: pd.DataFrame, title: str) -> Figure:
     colours = colours_of(table["rule"])
     for axes, (column, name) in zip(panels, MEASURED.items(), strict=True):
         markers = dict.fromkeys(table["rule"], 0)
-        for _, line in table.groupby([*LABELS, "variant"], sort=False):
+        lines = [line for _, line in table.groupby([*LABELS, "variant"], sort=False)]
+        for later, line in enumerate(reversed(lines)):
             rule, variant = line["rule"].iloc[0], line["variant"].iloc[0]
             places = [layers.index(layer) for layer in line["layer"]]
             label = f"{rule} ({variant})" if variant else rule
             marker = MARKERS[markers[rule] % len(MARKERS)]
-            axes.plot(line[column], places, color=colours[rule], marker=marker, linewidth=1, label=label)
+            size = 3 + 0.8 * (len(lines) - later)  # falling, so that what lies below leaves a rim
+            axes.plot(line[column], places, color=colours[rule], marker=marker, markersize=size, label=label)
             markers[rule] += 1
         axes.set_xlabel(name)
     panels[0].set_yticks(range(len(layers)), layers)
@@ -96,5 +98,5 @@ def _figure(table: pd.DataFrame, title: str) -> Figure:
     panels[1].set_xlim(min([0.0, *table["update_cosine"].dropna()]), 1.02)
     figure.suptitle(title)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
