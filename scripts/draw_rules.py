@@ -72,7 +72,14 @@ def draw_feedback() -> Figure:
         weight, feedback, angle = entries(specimen)
         axes.axhline(0, color="0.8", linewidth=0.8)
         axes.axline((0, 0), slope=1, color="0.8", linewidth=0.8)
-        axes.plot(weight.flatten(), feedback.flatten(), ".", markersize=2, color=COLOURS[specimen.split()[0]])
+        axes.plot(
+            weight.flatten(),
+            feedback.flatten(),
+            ".",
+            markersize=2,
+            color=COLOURS[specimen.split()[0]],
+            rasterized=True,
+        )
         axes.set_title(f"{specimen}: {angle:.0f}°")
         axes.set_xlim(-0.3, 0.3)
         axes.set_ylim(-0.3, 0.3)
@@ -86,6 +93,7 @@ def draw_update() -> Figure:
     figure = Figure(figsize=(7.6, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    torch.manual_seed(0)
     images, labels = torch.rand(128, 3, 32, 32), torch.randint(0, 10, (128,))
     for specimen in ["sham", "pfa", "usf", "brsf", "fa", "dfa"]:
         torch.manual_seed(0)

@@ -13,7 +13,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sstune.report.figures import MARKERS, STYLE, colours_of, file_name, save
-from sstune.report.measurements import LABELS, LINE, RULES, frame, model_settings, rank, without_seeds
+from sstune.report.measurements import (
+    LABELS,
+    LINE,
+    RULES,
+    frame,
+    labels_of,
+    model_settings,
+    rank,
+    without_seeds,
+)
 from sstune.report.rows import Row, unique
 
 MEASURED = {
@@ -38,14 +47,7 @@ def alignment_table(rows: Iterable[Row]) -> pd.DataFrame:
     }
     records: list[dict[str, Any]] = []
     for row in rows:
-        config = row["config"]
-        labels = {
-            "backbone": config["backbone"]["name"],
-            "dataset": config["dataset"]["label"],
-            "rule": config["rule"]["name"],
-            "scale": config["rule"].get("scale", ""),
-            "variant": variants[_net(without_seeds(model_settings(row)))],
-        }
+        labels = labels_of(row) | {"variant": variants[_net(without_seeds(model_settings(row)))]}
         records += [{**labels, "depth": depth, **entry} for depth, entry in enumerate(row["alignment"])]
     found = pd.DataFrame(records)
     found[MEANS] = found[MEANS].astype(float)  # null where not defined

@@ -67,15 +67,20 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _records(row: Row) -> Iterable[dict[str, Any]]:
-    model, settings = model_settings(row), attack_settings(row)
+def labels_of(row: Row) -> dict[str, str]:
+    """The columns :data:`LABELS` of a row."""
     config = row["config"]
-    labels = {
+    return {
         "backbone": config["backbone"]["name"],
         "dataset": config["dataset"]["label"],
         "rule": config["rule"]["name"],
         "scale": config["rule"].get("scale", ""),
     }
+
+
+def _records(row: Row) -> Iterable[dict[str, Any]]:
+    model, settings = model_settings(row), attack_settings(row)
+    config, labels = row["config"], labels_of(row)
     for found in row["measurements"]:
         if found["split"] != "test":
             continue

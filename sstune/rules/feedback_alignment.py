@@ -9,8 +9,12 @@ from sstune.rules.feedback import FEEDBACKS, Feedback, Pathway, draw, fixed, wei
 from sstune.schema import RuleConfig
 
 
-class FrozenFeedback(Feedback):
-    """V = s B with B made once; s follows ``rule.scale`` (``weight_rms``: RMS of W as it is now)."""
+@FEEDBACKS.register("fa")
+class FeedbackAlignment(Feedback):
+    """Feedback alignment: V = s B, random and independent of W (Lillicrap et al. 2016).
+
+    B is made once; s follows ``rule.scale`` (``weight_rms``: RMS of W as it is now).
+    """
 
     frozen: Tensor
 
@@ -20,22 +24,14 @@ class FrozenFeedback(Feedback):
 
     def make(self, weight: Tensor) -> Tensor:
         """B, of ``weight``'s shape."""
-        raise NotImplementedError
+        return draw(torch.empty_like(weight), self.scale, False, self.seed, "feedback", self.layer, 0)
 
     def forward(self, weight: Tensor) -> Pathway:
         return Pathway(fixed, (self.scale_now(weight), self.frozen))
 
 
-@FEEDBACKS.register("fa")
-class FeedbackAlignment(FrozenFeedback):
-    """Feedback alignment: V = s B, random and independent of W (Lillicrap et al. 2016)."""
-
-    def make(self, weight: Tensor) -> Tensor:
-        return draw(torch.empty_like(weight), self.scale, False, self.seed, "feedback", self.layer, 0)
-
-
 @FEEDBACKS.register("fa_signed")
-class SignedFeedbackAlignment(FrozenFeedback):
+class SignedFeedbackAlignment(FeedbackAlignment):
     """V = s sign(W at conversion), frozen: signs that were right once (in the code of Xiao et al.).
 
     The signs are kept as one byte each.
