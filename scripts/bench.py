@@ -2,6 +2,7 @@
 
     python scripts/bench.py step                              # ResNet-18, CIFAR stem, batch 64, float32
     python scripts/bench.py step --backbone resnet20 --rounds 30 --out results/bench/step.csv
+    python scripts/bench.py step --device cuda --batch-size 512 --compile --precision bf16 --warmup 5
 
 Time: one training step (redraw, forward, backward, SGD update). All networks take turns within a round and
 the order rotates, so a machine that slows down slows all of them; the figure is the median over rounds of
@@ -21,6 +22,7 @@ from typing import TypeVar
 
 import pandas as pd
 import torch
+import torch._dynamo.utils
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -68,12 +70,15 @@ class Contender:
         rules.convert(network.backbone, config.rule, config.seed, network.aliases, torch.zeros(2, *shape))
         self.name = rule
         self.network = network.to(device).to(memory_format=torch.channels_last)
+        self.forward = torch.compile(self.network, fullgraph=True) if arguments.compile else self.network
         self.optimizer = build_optimizer(config.optimizer, self.network.parameters())
         self.device = device
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16")
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         rules.begin_step(self.network)
-        loss = nn.functional.cross_entropy(self.network(images), labels)
+        with self.autocast:
+            loss = nn.functional.cross_entropy(self.forward(images), labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -148,6 +153,11 @@ def ratio(own: list[float], bp: list[float]) -> dict[str, float]:
     }
 
 
+def compiled_graphs() -> int:
+    """How many graphs torch.compile has made so far, of all contenders together."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
 def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
     """One line per rule: median seconds, median ratio to bp with its quartiles, memory."""
     device = resolve_device(arguments.device)
@@ -155,8 +165,12 @@ def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (arguments.batch_size,), device=device)
     names = ["bp", *(rule for rule in arguments.rules if rule != "bp")]
+    torch._dynamo.config.recompile_limit *= len(names)  # all contenders are compilations of one forward
     contenders = {name: Contender(name, arguments, device) for name in names}
-    seconds = take_turns(contenders, images, labels, arguments.rounds, arguments.warmup)
+    take_turns(contenders, images, labels, 0, arguments.warmup)
+    graphs = compiled_graphs()
+    seconds = take_turns(contenders, images, labels, arguments.rounds, warmup=0)
+    recompiled = compiled_graphs() - graphs
     peaks = {name: contender.peak(images, labels) for name, contender in contenders.items()}
     sizes = next(reversed(contenders.values())).weights()
     lines = []
@@ -168,7 +182,10 @@ def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
                 "peak_over_bp_mib": round((peaks[name] - peaks["bp"]) / MIB, 2),
                 "weights_mib": round(sum(sizes) / MIB, 2),
                 "largest_layer_mib": round(max(sizes, default=0) / MIB, 2),
+                "recompiled": recompiled,
                 "backbone": arguments.backbone,
+                "compiled": arguments.compile,
+                "precision": arguments.precision,
                 "batch_size": arguments.batch_size,
                 "rounds": arguments.rounds,
                 "threads": torch.get_num_threads(),
@@ -190,6 +207,8 @@ def main() -> None:
     step.add_argument("--rounds", type=int, default=15)
     step.add_argument("--warmup", type=int, default=2)
     step.add_argument("--device", default="auto")
+    step.add_argument("--precision", choices=["float32", "bf16"], default="float32")
+    step.add_argument("--compile", action="store_true", help="torch.compile(fullgraph=True)")
     step.add_argument("--out", type=Path, help="CSV file")
     step.add_argument(
         "--rules",
@@ -203,7 +222,7 @@ def main() -> None:
     # network has become so confident that its errors are subnormal
     torch.set_flush_denormal(True)
     frame = arguments.measure(arguments)
-    fixed = ["backbone", "batch_size", "rounds", "threads", "device", "torch"]
+    fixed = ["backbone", "compiled", "precision", "batch_size", "rounds", "threads", "device", "torch"]
     print(", ".join(f"{name} {frame[name].iloc[0]}" for name in fixed))
     print(frame.drop(columns=fixed).to_string(index=False))
     if arguments.out is not None:

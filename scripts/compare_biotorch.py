@@ -106,7 +106,9 @@ def compare_gradients(arguments: argparse.Namespace) -> tuple[pd.DataFrame, bool
 
 def compare_step(arguments: argparse.Namespace) -> tuple[pd.DataFrame, bool]:
     """One line per rule and side: median over rounds of the ratio to bp of the same round, and quartiles."""
-    settings = argparse.Namespace(backbone=arguments.backbone, image_size=32)
+    settings = argparse.Namespace(
+        backbone=arguments.backbone, image_size=32, compile=False, precision="float32"
+    )
     images = torch.rand(arguments.batch_size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (arguments.batch_size,))
 
