@@ -137,25 +137,26 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """Files in the published format with other pixels: each image holds its own number and its label."""
+    root, raw = tmp_path_factory.mktemp("mnist"), {}
+    for part, n in (("train", 60_000), ("t10k", 10_000)):
+        number = np.arange(n)
+        images = np.zeros((n, 28, 28), np.uint8)
+        labels = (number % 10).astype(np.uint8)
+        images[:, 0, 0], images[:, 0, 1], images[:, 0, 2] = number % 251, number // 251, labels
+        write_idx(root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", images)
+        write_idx(root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", labels)
+        raw[part] = images
+    return root, raw
+
+
 class TestMnist:
     @staticmethod
     def config(root: Path, **changes: Any) -> MnistConfig:
         values = {"val_fraction": 0.1, "download": False} | changes
         return MnistConfig(name="mnist", label="mnist", mean=[0.1], std=[0.3], root=str(root), **values)
-
-    @pytest.fixture(scope="class")
-    def files(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-        """Files in the published format with other pixels: each image holds its own number and its label."""
-        root, raw = tmp_path_factory.mktemp("mnist"), {}
-        for part, n in (("train", 60_000), ("t10k", 10_000)):
-            number = np.arange(n)
-            images = np.zeros((n, 28, 28), np.uint8)
-            labels = (number % 10).astype(np.uint8)
-            images[:, 0, 0], images[:, 0, 1], images[:, 0, 2] = number % 251, number // 251, labels
-            write_idx(root / "MNIST" / "raw" / f"{part}-images-idx3-ubyte", images)
-            write_idx(root / "MNIST" / "raw" / f"{part}-labels-idx1-ubyte", labels)
-            raw[part] = images
-        return root, raw
 
     def test_torchvisions_files(self, files: tuple[Path, dict[str, np.ndarray]]) -> None:
         root, raw = files
