@@ -248,14 +248,18 @@ class TestCifar10:
         root.mkdir(parents=True)
         (root / CIFAR10.filename).write_bytes(tiny_cifar10.read_bytes())
         self.check(load(self.config(root, download)), root)
+        assert (root / CIFAR10.base_folder).is_dir()
 
     @pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
     def test_a_damaged_file_is_replaced(self, name: str, root: Path, tiny_cifar10: Path) -> None:
         root.mkdir(parents=True)
         (root / CIFAR10.filename).write_bytes(tiny_cifar10.read_bytes())
-        load(self.config(root))
+        before = load(self.config(root))
         (root / CIFAR10.base_folder / name).write_bytes(b"damaged")
-        self.check(load(self.config(root)), root)
+        splits = load(self.config(root))
+        self.check(splits, root)
+        assert (root / CIFAR10.base_folder / name).read_bytes() != b"damaged"
+        assert splits.train.digest == before.train.digest
 
     @pytest.mark.usefixtures("tiny_cifar10")
     @pytest.mark.parametrize("download", [False, True])

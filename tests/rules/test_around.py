@@ -169,6 +169,8 @@ class TestNothingWaits:
         with NoWait():
             begin_step(network)
             F.cross_entropy(network(x), labels).backward()
+        gradients = [x.grad, *(parameter.grad for parameter in network.parameters())]
+        assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
 @EACH_RULE

@@ -5,27 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sstune.rules import FEEDBACKS
-from sstune.schema import (
-    BrsfConfig,
-    DfaConfig,
-    OrthogonalPfaConfig,
-    PfaConfig,
-    RuleConfig,
-    Scale,
-    Spread,
-    Start,
-    TrainedConfig,
-    WeightMirrorConfig,
-)
-
-SCHEMAS: dict[str, type[RuleConfig]] = {
-    "brsf": BrsfConfig,
-    "dfa": DfaConfig,
-    "kp": TrainedConfig,
-    "wm": WeightMirrorConfig,
-    "pfa": PfaConfig,
-    "pfa_o": OrthogonalPfaConfig,
-}
+from sstune.schema import GROUPS, RuleConfig, Scale, Spread, Start
 
 # Names beyond the rules' own: (rule, settings).
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,4 +37,6 @@ RULES = [
 def rule_of(form: str, scale: Scale = Scale.weight_rms, **fields: Any) -> RuleConfig:
     """``rule_of("pfa-random", Scale.xavier, exclude=["head"])``."""
     name, settings = FORMS.get(form, (form, {}))
-    return SCHEMAS.get(name, RuleConfig)(name=name, scale=scale, **{**settings, **fields})
+    schema = GROUPS["rule"].get(name, RuleConfig)
+    config: RuleConfig = schema(name=name, scale=scale, **{**settings, **fields})
+    return config

@@ -232,6 +232,17 @@ def right(run: Path, config: RunConfig) -> dict[str, int]:
     return {name: tasks.evaluate(network, task, split, CPU).n_correct for name, split in splits.items()}
 
 
+def spoiled(overrides: list[str], tmp_path: Path) -> tuple[RunConfig, dict[str, Any], list[float]]:
+    """A run whose last learning rate spoils the network; its row and validation accuracies."""
+    recipe = ["epochs=4", "batch_size=32", "dataset.flip=false", "optimizer.lr=0.05"]
+    config = compose("train", [*overrides, *recipe, "schedule=multistep", "schedule.milestones=[3]"])
+    assert isinstance(config.schedule, MultistepConfig)
+    config.schedule.gamma = 400.0
+    row = work(config, tmp_path)
+    history = outcome(directory(tmp_path))["history"]
+    return config, row, [float(line["val_accuracy"]) for line in history]
+
+
 class TestChoice:
     def test_the_best_epoch_on_validation_is_kept_and_measured_once_on_test(self, trained: Path) -> None:
         row = json.loads((trained / "result.json").read_text())
@@ -247,14 +258,7 @@ class TestChoice:
         assert test["correct"] > 0.5 * test["n"]
 
     def test_an_earlier_epoch_can_be_the_best(self, short: list[str], tmp_path: Path) -> None:
-        """The last epoch's learning rate is so high that it spoils the network."""
-        recipe = ["epochs=4", "batch_size=32", "dataset.flip=false", "optimizer.lr=0.05"]
-        config = compose("train", [*short, *recipe, "schedule=multistep", "schedule.milestones=[3]"])
-        assert isinstance(config.schedule, MultistepConfig)
-        config.schedule.gamma = 400.0
-        row = work(config, tmp_path)
-        history = outcome(directory(tmp_path))["history"]
-        accuracies = [float(line["val_accuracy"]) for line in history]
+        config, row, accuracies = spoiled(short, tmp_path)
         assert row["epoch"] == accuracies.index(max(accuracies)) + 1 < 4
         assert max(accuracies) > 0.3 > accuracies[-1]
         counts = {entry["split"]: entry["correct"] for entry in row["measurements"]}
@@ -262,13 +266,7 @@ class TestChoice:
         assert counts == right(directory(tmp_path), config)
 
     def test_the_last_epoch_is_kept_when_asked_for(self, short: list[str], tmp_path: Path) -> None:
-        recipe = ["epochs=4", "batch_size=32", "dataset.flip=false", "optimizer.lr=0.05", "select=last"]
-        config = compose("train", [*short, *recipe, "schedule=multistep", "schedule.milestones=[3]"])
-        assert isinstance(config.schedule, MultistepConfig)
-        config.schedule.gamma = 400.0
-        row = work(config, tmp_path)
-        history = outcome(directory(tmp_path))["history"]
-        accuracies = [float(line["val_accuracy"]) for line in history]
+        config, row, accuracies = spoiled([*short, "select=last"], tmp_path)
         assert row["epoch"] == 4
         assert max(accuracies) > accuracies[-1]
         counts = {entry["split"]: entry["correct"] for entry in row["measurements"]}
