@@ -113,7 +113,7 @@ def options(group: str) -> list[str]:
 def restore(values: dict[str, Any]) -> RunConfig:
     """A configuration from the plain values of a run's ``config.yaml``.
 
-    The dataclass of each group is the one with just those fields.
+    The dataclass of each group is the smallest one with all those fields; an older version may have had less.
 
     Raises:
         RequestError: the values fit no schema of this version.
@@ -125,12 +125,11 @@ def restore(values: dict[str, Any]) -> RunConfig:
     for group, choices in GROUPS.items():
         section = values.get(group)
         names = set(section) if isinstance(section, dict) else set()
-        for option in choices.values():
-            if {item.name for item in fields(option)} == names:
-                root[group] = OmegaConf.merge(OmegaConf.structured(option), section)
-                break
-        else:
+        able = [option for option in choices.values() if names <= {item.name for item in fields(option)}]
+        if not names or not able:
             raise RequestError(f"{group}: {sorted(names)} are the keys of no {group} of this version")
+        smallest = min(able, key=lambda option: len(fields(option)))
+        root[group] = OmegaConf.merge(OmegaConf.structured(smallest), section)
     try:
         rest = {key: value for key, value in values.items() if key not in GROUPS}
         merged = OmegaConf.merge(root, rest)

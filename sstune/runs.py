@@ -25,21 +25,58 @@ from typing import Any
 import yaml
 
 from sstune import __version__
-from sstune.schema import RequestError, RunConfig, Select, Start
+from sstune.schema import RequestError, RunConfig, Start
 
 SCHEMA_VERSION = 1
 
 # Where and how a run is computed, not what: changing these does not make another run.
 _NOT_SEMANTIC = {
-    "": ("device", "threads", "out", "force", "init_from", "alignment"),
+    "": (
+        "device",
+        "threads",
+        "workers",
+        "compile",
+        "deterministic",
+        "out",
+        "force",
+        "init_from",
+        "alignment",
+    ),
     "dataset": ("root", "cache", "download"),
     "attack": ("batch_size",),
 }
 # What has no part in a command's outcome: training does not depend on a later attack, and an attack's
 # training settings are its parent's.
-TRAINING_KEYS = ("optimizer", "schedule", "epochs", "batch_size", "clip_norm", "select", "precision")
+TRAINING_KEYS = (
+    "optimizer",
+    "schedule",
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "clip_norm",
+    "ema",
+    "select",
+    "patience",
+    "precision",
+)
 _UNUSED = {"train": ("attack",), "finetune": ("attack",), "attack": TRAINING_KEYS}
 _UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
+# Values with which a key changes nothing: it is left out, so runs from before there was the key are found.
+_NEUTRAL: dict[str, dict[str, Any]] = {
+    "": {"select": "best", "accumulate": 1, "ema": None, "patience": None},
+    "dataset": {
+        "crop_scale": None,
+        "transforms": {},
+        "cutout": 0,
+        "train_n": None,
+        "shots": None,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "stream": False,
+        "skip_corrupt": False,
+    },
+    "optimizer": {"lr_factors": {}, "freeze": []},
+}
 
 
 class Locked(Exception):
@@ -59,7 +96,12 @@ def semantic(config: RunConfig) -> dict[str, Any]:
         values["rule"].pop(key)
     for section, inert in _inert(config).items():
         for key in inert:
-            (values[section] if section else values).pop(key, None)
+            values[section].pop(key, None)
+    for section, neutral in _NEUTRAL.items():
+        owner = values.get(section, {}) if section else values
+        for key, value in neutral.items():
+            if key in owner and owner[key] == value:
+                del owner[key]
     return values
 
 
@@ -68,8 +110,8 @@ def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
     inert: dict[str, tuple[str, ...]] = {}
     if getattr(config.rule, "start", None) is Start.weights:
         inert["rule"] = ("scale",)  # that of a random start
-    if config.select is Select.best:
-        inert[""] = ("select",)  # as before there was a choice
+    if config.dataset.train_n is None and config.dataset.shots is None:
+        inert["dataset"] = ("subset_seed",)
     if not config.optimizer.weight_decay_milestones and config.command != "attack":
         inert["optimizer"] = ("weight_decay_milestones", "weight_decay_gamma")
     return inert

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -56,18 +57,35 @@ class Select(StrEnum):
     last = "last"
 
 
-class Stem(StrEnum):
-    """First layers of a ResNet: 3x3 stride 1 (cifar), or 7x7 stride 2 and max-pooling (imagenet)."""
+class Variant(StrEnum):
+    """A network as published for ImageNet, or as is customary for small images; see docs/scaling.md."""
 
+    auto = "auto"
     cifar = "cifar"
     imagenet = "imagenet"
+
+
+class Interpolation(StrEnum):
+    """How an image is resized."""
+
+    bilinear = "bilinear"
+    bicubic = "bicubic"
 
 
 class Precision(StrEnum):
     """Arithmetic of the training step; evaluation and attacks are always float32."""
 
     float32 = "float32"
+    tf32 = "tf32"
     bf16 = "bf16"
+
+
+class Compile(StrEnum):
+    """Modes of torch.compile, by their names there; reduce_overhead is CUDA graphs."""
+
+    default = "default"
+    reduce_overhead = "reduce-overhead"
+    max_autotune = "max-autotune"
 
 
 class Gradient(StrEnum):
@@ -85,9 +103,27 @@ class BackboneConfig:
 
 
 @dataclass
-class ResNet18Config(BackboneConfig):
-    stem: Stem = Stem.cifar
+class PretrainedConfig(BackboneConfig):
+    """A network with published ImageNet weights, which ``pretrained`` takes with their own preprocessing.
+
+    Images are resized inside the network to ``input_size`` pixels (null: to the size of the weights when
+    pre-trained, otherwise not at all).
+    """
+
     pretrained: bool = False
+    input_size: int | None = None
+
+
+@dataclass
+class TimmConfig(PretrainedConfig):
+    """``name`` is any of timm's models."""
+
+
+@dataclass
+class ConvNetConfig(PretrainedConfig):
+    """``variant`` auto: imagenet if pre-trained or for images of 64 pixels and more, otherwise cifar."""
+
+    variant: Variant = Variant.auto
 
 
 @dataclass
@@ -98,23 +134,35 @@ class MlpConfig(BackboneConfig):
 
 
 @dataclass
-class VitConfig(BackboneConfig):
-    """``patch_size`` in pixels; must divide the image's height and width."""
+class VitConfig(PretrainedConfig):
+    """``patch_size`` in pixels must divide the image's height and width (null: chosen to suit them)."""
 
-    patch_size: int = 4
+    patch_size: int | None = None
 
 
 @dataclass
 class DatasetConfig:
-    """Where images come from; ``label`` is what tables call them, ``mean``/``std`` normalise [0,1] inputs."""
+    """Where images come from; ``label`` is what tables call them, ``mean``/``std`` normalise [0,1] inputs.
+
+    Training images are cropped (out of a frame of ``crop_padding`` zeros, or to a random share of the area
+    from ``crop_scale`` to 1, resized), mirrored, put through ``transforms`` (torchvision v2, by name, with
+    arguments: ``{RandAugment: {num_ops: 2}}``) and have a square of ``cutout`` pixels blanked. ``train_n``
+    of them are used, or ``shots`` of each class, as ``subset_seed`` draws them (null: all).
+    """
 
     name: str = MISSING
     label: str = MISSING
     mean: list[float] = MISSING
     std: list[float] = MISSING
     crop_padding: int = 0
+    crop_scale: float | None = None
     flip: bool = False
+    transforms: dict[str, Any] = field(default_factory=dict)
+    cutout: int = 0
     val_fraction: float = 0.1
+    train_n: int | None = None
+    shots: int | None = None
+    subset_seed: int = 0
 
 
 @dataclass
@@ -123,21 +171,40 @@ class DigitsConfig(DatasetConfig):
 
 
 @dataclass
-class Cifar10Config(DatasetConfig):
+class TorchvisionConfig(DatasetConfig):
+    """Small images by torchvision: its directory, and whether it may download what is not there."""
+
     root: str = "data"
     download: bool = True
 
 
 @dataclass
 class FolderConfig(DatasetConfig):
-    """An ImageFolder tree ``<split>/<class>/<image>``: a directory, or a .tar / .tar.xz / .tar.gz of one."""
+    """An ImageFolder tree ``<split>/<class>/<image>``: a directory, or a .tar / .tar.xz / .tar.gz of one.
+
+    Images are decoded once and held in memory; with ``stream`` (a directory only) they are read anew by
+    worker processes whenever they are needed. Either way the shorter side is resized to ``image_size`` /
+    ``crop_pct`` and the centre is cropped. ``skip_corrupt`` leaves out images that cannot be decoded, and
+    counts them.
+    """
 
     root: str = MISSING
     train_split: str = "train"
     val_split: str | None = None
     test_split: str = "test"
     image_size: int | None = None
+    crop_pct: float = 1.0
+    interpolation: Interpolation = Interpolation.bilinear
+    stream: bool = False
+    skip_corrupt: bool = False
     cache: str = "~/.cache/sstune"
+
+
+@dataclass
+class DownloadedFolderConfig(FolderConfig):
+    """An image tree that torchvision can download into ``root``."""
+
+    download: bool = True
 
 
 @dataclass
@@ -235,10 +302,16 @@ class PgdConfig(AttackConfig):
 
 @dataclass
 class OptimizerConfig:
-    """``weight_decay`` is multiplied by ``weight_decay_gamma`` at each of its milestones (epochs)."""
+    """``weight_decay`` is multiplied by ``weight_decay_gamma`` at each of its milestones (epochs).
+
+    ``lr_factors`` multiplies the learning rate of the layers that a pattern names (the last that does), and
+    the layers that ``freeze`` names are not trained; patterns are as in ``rule.include``.
+    """
 
     name: str = MISSING
     lr: float = MISSING
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    freeze: list[str] = field(default_factory=list)
     weight_decay: float = 0.0
     weight_decay_milestones: list[int] = field(default_factory=list)
     weight_decay_gamma: float = 0.1
@@ -277,15 +350,17 @@ class MultistepConfig(ScheduleConfig):
 GROUPS: dict[str, dict[str, type]] = {
     "backbone": {
         "plain": BackboneConfig,
-        "resnet18": ResNet18Config,
+        "convnet": ConvNetConfig,
         "mlp": MlpConfig,
-        "vit_tiny": VitConfig,
+        "vit": VitConfig,
+        "timm": TimmConfig,
     },
     "dataset": {
         "digits": DigitsConfig,
         "mnist": MnistConfig,
-        "cifar10": Cifar10Config,
+        "torchvision": TorchvisionConfig,
         "folder": FolderConfig,
+        "downloaded_folder": DownloadedFolderConfig,
     },
     "task": {"classification": ClassificationConfig},
     "rule": {
@@ -307,8 +382,11 @@ GROUPS: dict[str, dict[str, type]] = {
 class RunConfig:
     """One run of one command; ``init_from`` is a run directory or a file (null: see the command).
 
-    ``select`` says which epoch is kept; ``alignment`` whether each epoch ends by comparing feedback and
-    updates with weights and true gradients.
+    ``batch_size`` images make an optimiser step, ``accumulate`` parts one after the other. ``ema`` is the
+    decay per step of the average of the weights that is evaluated and kept instead of them. ``select`` says
+    which epoch is kept; ``patience`` stops after so many epochs without a better one. ``alignment``: whether
+    each epoch ends by comparing feedback and updates with weights and true gradients. ``workers`` are
+    processes that read images that do not stay in memory.
     """
 
     command: str = MISSING
@@ -321,14 +399,20 @@ class RunConfig:
     schedule: ScheduleConfig = MISSING
     epochs: int = MISSING
     batch_size: int = MISSING
+    accumulate: int = 1
     clip_norm: float | None = None
+    ema: float | None = None
     select: Select = Select.best
+    patience: int | None = None
     alignment: bool = True
     init_from: str | None = None
     seed: int = 0
     precision: Precision = Precision.float32
+    compile: Compile | None = None
+    deterministic: bool = False
     device: str = "auto"
     threads: int | None = None
+    workers: int | None = None
     out: str = "runs"
     force: bool = False
 

@@ -17,8 +17,10 @@ from sstune.schema import (
     OrthogonalPfaConfig,
     PfaConfig,
     PgdConfig,
+    Redraw,
     RequestError,
     RunConfig,
+    Select,
     SgdConfig,
 )
 
@@ -77,6 +79,9 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false"
     if config.command != "attack":
         yield from _product_feedback(config)
+        yield from _training(config)
+    if config.dataset.train_n is not None and config.dataset.shots is not None:
+        yield "dataset.shots: says how many images of each class are used, so dataset.train_n cannot"
     if isinstance(config.backbone, MlpConfig) and not all(width > 0 for width in config.backbone.hidden):
         yield f"backbone.hidden: {config.backbone.hidden} must be widths > 0"
     milestones = config.optimizer.weight_decay_milestones
@@ -102,6 +107,18 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield "attack.gradient: needs rule, exact or both"
 
 
+def _training(config: RunConfig) -> Iterator[str]:
+    if config.accumulate > config.batch_size:
+        yield f"accumulate: a batch of {config.batch_size} images cannot be divided in {config.accumulate}"
+    if config.patience is not None and config.select is not Select.best:
+        yield "patience: waits for a better epoch, so select must be best"
+    if config.compile is not None and getattr(config.rule, "redraw", None) is Redraw.forward:
+        yield "compile: cannot draw feedback in the forward pass; use rule.redraw=step"
+    for pattern, factor in config.optimizer.lr_factors.items():
+        if not 0 < factor < float("inf"):
+            yield f"optimizer.lr_factors: {pattern} has {factor}, expected > 0 (or use optimizer.freeze)"
+
+
 def _product_feedback(config: RunConfig) -> Iterator[str]:
     rule = config.rule
     if not isinstance(rule, OrthogonalPfaConfig) or not rule.closed_form:
@@ -118,11 +135,21 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "batch_size": (1, 1e6, False),
     "threads": (1, 1024, False),
     "clip_norm": (0, float("inf"), True),
+    "workers": (0, 1024, False),
+    "accumulate": (1, 1e6, False),
+    "ema": (0, 0.999999, True),
+    "patience": (1, 1e6, False),
     "seed": (0, 2**32 - 1, False),
     "dataset.crop_padding": (0, 1024, False),
     "dataset.val_fraction": (0, 0.9, True),
     "dataset.test_fraction": (0, 0.9, True),
     "dataset.image_size": (1, 4096, False),
+    "dataset.crop_scale": (0, 1, True),
+    "dataset.crop_pct": (0, 1, True),
+    "dataset.cutout": (0, 4096, False),
+    "dataset.train_n": (2, float("inf"), False),
+    "dataset.shots": (1, float("inf"), False),
+    "dataset.subset_seed": (0, 2**32 - 1, False),
     "task.label_smoothing": (0, 0.999, False),
     "attack.n": (1, float("inf"), False),
     "attack.batch_size": (1, 1e6, False),
@@ -138,6 +165,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "rule.expansion": (0, 1000, True),
     "rule.density": (0, 1, True),
     "backbone.patch_size": (1, 1024, False),
+    "backbone.input_size": (8, 4096, False),
     "dataset.padding": (0, 1024, False),
     "schedule.warmup_epochs": (0, 1e6, False),
     "schedule.final_factor": (0, 1, False),

@@ -103,7 +103,13 @@ _GIVEN: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 8,
 }
-_NAMES = {("backbone", "plain"): "resnet20", ("rule", "plain"): "usf"}
+_NAMES = {
+    ("backbone", "plain"): "resnet20",
+    ("backbone", "convnet"): "resnet18",
+    ("backbone", "vit"): "vit_tiny",
+    ("dataset", "torchvision"): "cifar10",
+    ("rule", "plain"): "usf",
+}
 
 Complete = Callable[..., RunConfig]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from sstune.backbones.registry import BACKBONES, Backbone, Shape
-from sstune.schema import RequestError, ResNet18Config, Stem
+from sstune.schema import ConvNetConfig, RequestError, Variant
 
 
 @BACKBONES.register("resnet18")
-def resnet18(config: ResNet18Config, shape: Shape, outputs: int) -> Backbone:
+def resnet18(config: ConvNetConfig, shape: Shape, outputs: int) -> Backbone:
     """timm's resnet18; ``pretrained`` takes timm's default weights from its hub (or the hub's cache).
 
     Raises:
@@ -30,10 +30,10 @@ def resnet18(config: ResNet18Config, shape: Shape, outputs: int) -> Backbone:
             f"backbone.pretrained: the weights of {hub} are neither in the hub's cache (HF_HOME) nor to be "
             f"had ({type(error).__name__}); run once with network, or use init_from=FILE"
         ) from error
-    if config.stem is Stem.cifar:
+    if config.variant is not Variant.imagenet:
         module.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
         module.maxpool = nn.Identity()
         if config.pretrained:
-            notes.append("backbone.stem=cifar: the first convolution is new, all else is pre-trained")
+            notes.append("backbone.variant=cifar: the first convolution is new, all else is pre-trained")
     return Backbone(module, head="fc", stem="conv1", notes=tuple(notes))

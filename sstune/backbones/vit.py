@@ -16,15 +16,14 @@ def vit_tiny(config: VitConfig, shape: Shape, outputs: int) -> Backbone:
     import timm  # takes seconds, and the other backbones do without
 
     channels, height, width = shape
-    if height % config.patch_size or width % config.patch_size:
-        raise RequestError(
-            f"backbone.patch_size: {config.patch_size} does not divide {height}x{width} pixels"
-        )
+    patch_size = config.patch_size or 4
+    if height % patch_size or width % patch_size:
+        raise RequestError(f"backbone.patch_size: {patch_size} does not divide {height}x{width} pixels")
     module = timm.create_model(
         "vit_tiny_patch16_224",
         pretrained=False,
         img_size=(height, width),
-        patch_size=config.patch_size,
+        patch_size=patch_size,
         in_chans=channels,
         num_classes=outputs,
     )

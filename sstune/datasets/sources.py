@@ -18,12 +18,12 @@ from sstune.datasets.folder import load_folder
 from sstune.datasets.splits import Split, Splits, split_off
 from sstune.registry import Registry
 from sstune.schema import (
-    Cifar10Config,
     DatasetConfig,
     DigitsConfig,
     FolderConfig,
     MnistConfig,
     RequestError,
+    TorchvisionConfig,
 )
 
 Source = Callable[[Any], Splits]
@@ -100,7 +100,7 @@ def _padded(split: Split, padding: int) -> Split:
 
 
 @SOURCES.register("cifar10")
-def cifar10(config: Cifar10Config) -> Splits:
+def cifar10(config: TorchvisionConfig) -> Splits:
     """CIFAR-10 by torchvision, which checks every file's md5; validation images are split off train."""
     root = Path(config.root).expanduser()
     found = _open_cifar10(root)

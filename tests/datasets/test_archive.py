@@ -11,7 +11,7 @@ import pytest
 
 from sstune.datasets import archive
 from sstune.datasets.archive import digests, fingerprint, place, read
-from sstune.schema import Cifar10Config, DigitsConfig, FolderConfig, RequestError
+from sstune.schema import DigitsConfig, FolderConfig, RequestError, TorchvisionConfig
 
 Pack = Callable[..., Path]
 Config = Callable[..., FolderConfig]
@@ -19,7 +19,7 @@ Config = Callable[..., FolderConfig]
 
 def test_only_folders_have_a_fingerprint() -> None:
     assert fingerprint(DigitsConfig(name="digits")) is None
-    assert fingerprint(Cifar10Config(name="cifar10")) is None
+    assert fingerprint(TorchvisionConfig(name="cifar10")) is None
 
 
 def test_fingerprint_of_an_archive_is_its_sha256_and_follows_its_content(

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
 from sstune.datasets import SOURCES, Split, Splits, load
-from sstune.schema import Cifar10Config, DigitsConfig, MnistConfig, RequestError
+from sstune.schema import DigitsConfig, MnistConfig, RequestError, TorchvisionConfig
 
 
 def contents(split: Split) -> set[bytes]:
@@ -216,8 +216,8 @@ class TestCifar10:
         return tmp_path / "deep" / "data"
 
     @staticmethod
-    def config(root: Path, download: bool = True) -> Cifar10Config:
-        return Cifar10Config(name="cifar10", root=str(root), download=download, val_fraction=0.2)
+    def config(root: Path, download: bool = True) -> TorchvisionConfig:
+        return TorchvisionConfig(name="cifar10", root=str(root), download=download, val_fraction=0.2)
 
     @staticmethod
     def check(splits: Splits, root: Path) -> None:

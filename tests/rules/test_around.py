@@ -20,7 +20,7 @@ from variants import EVERY
 
 from sstune.backbones import build
 from sstune.rules import begin_step, convert, plain_state_dict
-from sstune.schema import ResNet18Config, RuleConfig, Scale, VitConfig
+from sstune.schema import ConvNetConfig, RuleConfig, Scale, VitConfig
 
 Rule = Callable[..., RuleConfig]
 
@@ -187,7 +187,7 @@ def test_no_random_numbers_but_its_own(name: str, rule_config: Rule) -> None:
 
 
 @pytest.mark.parametrize(
-    "backbone", [ResNet18Config(name="resnet18"), VitConfig(name="vit_tiny")], ids=lambda config: config.name
+    "backbone", [ConvNetConfig(name="resnet18"), VitConfig(name="vit_tiny")], ids=lambda config: config.name
 )
 def test_sham_trains_as_backpropagation_does(backbone: Any, rule_config: Rule) -> None:
     torch.manual_seed(0)
