@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from sstune import backbones, rules
-from sstune.commands.execution import resolve_device
+from sstune.commands.execution import prepare
 from sstune.composition import compose
 from sstune.runs import write_text
-from sstune.training import build_optimizer
+from sstune.training import ALONE, build_optimizer
 
 MIB = 2**20
 Key = TypeVar("Key")
@@ -71,7 +71,7 @@ class Contender:
         self.name = rule
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.forward = torch.compile(self.network, fullgraph=True) if arguments.compile else self.network
-        self.optimizer = build_optimizer(config.optimizer, self.network.parameters())
+        self.optimizer = build_optimizer(config.optimizer, self.network)
         self.device = device
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16")
 
@@ -160,7 +160,7 @@ def compiled_graphs() -> int:
 
 def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
     """One line per rule: median seconds, median ratio to bp with its quartiles, memory."""
-    device = resolve_device(arguments.device)
+    device = prepare(compose("train", [f"device={arguments.device}"]), ALONE)
     images = torch.rand(arguments.batch_size, 3, arguments.image_size, arguments.image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (arguments.batch_size,), device=device)

@@ -12,11 +12,12 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from sstune import __version__
 from sstune.interrupt import Stopped
-from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
+from sstune.schema import COMMANDS, GROUPS, RequestError, nearest
 
 _SUMMARY = {
     "train": "train a network from scratch (backpropagation unless rule= says otherwise)",
@@ -43,19 +44,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbose = "-v" in arguments or os.environ.get("SSTUNE_DEBUG") == "1"
     arguments = [argument for argument in arguments if argument != "-v"]
     try:
-        return _dispatch(arguments, verbose)
+        with nullcontext() if _speaks() else redirect_stdout(None):
+            return _dispatch(arguments, verbose)
     except RequestError as error:
         if verbose:
             traceback.print_exc()
-        for line in str(error).splitlines():
-            print(f"sstune: {line}", file=sys.stderr)
+        if _speaks():
+            for line in str(error).splitlines():
+                print(f"sstune: {line}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print("sstune: stopped by a signal; the same line goes on from here", file=sys.stderr)
+        if _speaks():
+            print("sstune: stopped by a signal; the same line goes on from here", file=sys.stderr)
         return int(str(stopped.code))
     except KeyboardInterrupt:
         print("sstune: interrupted", file=sys.stderr)
         return 130
+
+
+def _speaks() -> bool:
+    """Whether this process, of those that torchrun started, says what all would say."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _dispatch(arguments: list[str], verbose: bool) -> int:
@@ -82,6 +91,7 @@ def _dispatch(arguments: list[str], verbose: bool) -> int:
 
 def _run(command: str, arguments: list[str], verbose: bool) -> int:
     from sstune import composition
+    from sstune.commands import execute
     from sstune.runs import Locked
     from sstune.validation import validate
 
@@ -97,14 +107,21 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
         if {"-m", "--multirun"} & set(arguments):
             if len(overrides) < len(arguments) - 1:
                 raise RequestError("-m: cannot be combined with another option")
-            composition.cells(command, overrides)
-            _hydra_main(command, arguments)
+            if "WORLD_SIZE" in os.environ and os.environ["WORLD_SIZE"] != "1":
+                raise RequestError(
+                    "-m: several processes share one run, not a sweep; leave -m or torchrun away"
+                )
+            from sstune.sweeps import sweep
+
+            if unfinished := sweep(command, overrides):
+                print(f"sstune: {unfinished} cells are not done; the same line runs them", file=sys.stderr)
+                return 1
         elif len(overrides) < len(arguments):
             _hydra_main(command, arguments)
         else:
             config = composition.compose(command, overrides)
             validate(config)
-            _execute(config, overrides)
+            execute(config, composition.asked(command, config, overrides))
     except Locked as error:
         print(f"sstune: {error}", file=sys.stderr)
         return 1
@@ -118,30 +135,17 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
     return 0
 
 
-def _execute(config: RunConfig, overrides: Sequence[str]) -> None:
-    from sstune.commands import execute
-    from sstune.composition import asked
-
-    execute(config, asked(config.command, config, overrides))
-
-
 def _hydra_main(command: str, arguments: list[str]) -> None:
-    """Sweeps (``-m``) and Hydra's own questions (``--cfg job``) are Hydra's to answer."""
+    """Hydra's own questions (``--cfg job``) are Hydra's to answer."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     from sstune import composition, schema
-    from sstune.runs import Locked
 
     def task(config: DictConfig) -> None:
-        try:
-            _execute(composition.typed(config, command), HydraConfig.get().overrides.task)
-        except (Locked, RequestError) as error:
-            print(f"sstune: {error}", file=sys.stderr)  # Hydra would show it only after the last cell
-            raise
+        """Never called: the options of ours that reach Hydra only show the configuration."""
 
     schema.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are, instead of Hydra's exit status 1

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,14 +36,33 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         RequestError: it does not compose; one line with file or key and the nearest right spelling.
     """
-    schema.register()
-    initialised = GlobalHydra.instance().is_initialized()
-    context = nullcontext() if initialised else hydra.initialize_config_dir(str(CONF), version_base="1.3")
     try:
-        with context:
-            return typed(hydra.compose(command, list(overrides)), command)
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        plain = [override for override in parsed if _sets_a_value(override)]
+        choices = [override.input_line for override in parsed if override not in plain]
+        config = copy.deepcopy(_composed(CONF, command, tuple(map(str, choices))))
+        for override in plain:
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        return typed(config, command)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: rule=null
         raise RequestError(explain(error, command)) from error
+
+
+def _sets_a_value(override: Override) -> bool:
+    """Whether an override sets one value, and does not choose among configurations."""
+    key = override.key_or_group
+    chooses = key in GROUPS or key == "experiment" or "/" in key or override.package is not None
+    return override.type is OverrideType.CHANGE and not chooses and not override.is_sweep_override()
+
+
+@cache
+def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes; kept, as a sweep's cells often differ in values only and composing takes 0.1 s."""
+    schema.register()
+    initialised = GlobalHydra.instance().is_initialized()
+    context = nullcontext() if initialised else hydra.initialize_config_dir(str(conf), version_base="1.3")
+    with context:
+        return hydra.compose(command, list(choices))
 
 
 def typed(config: DictConfig, command: str) -> RunConfig:
@@ -58,8 +80,16 @@ def typed(config: DictConfig, command: str) -> RunConfig:
     return result
 
 
-def cells(command: str, overrides: Sequence[str]) -> list[RunConfig]:
-    """Every configuration of a sweep, composed and validated before the first is run.
+class Cell(NamedTuple):
+    """One run of a sweep: its part of the command line, and what that asks for."""
+
+    overrides: list[str]
+    config: RunConfig
+    asked: set[str]
+
+
+def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
+    """Every cell of a sweep, composed and validated before the first is run.
 
     Raises:
         RequestError: naming the cell and what is wrong with it.
@@ -71,16 +101,14 @@ def cells(command: str, overrides: Sequence[str]) -> list[RunConfig]:
         (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise RequestError(explain(error, command)) from error
-    schema.register()
     composed = []
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        for cell in batch:
-            config = compose(command, cell)
-            try:
-                validate(config)
-            except RequestError as error:
-                raise RequestError(f"{error} (in the cell {' '.join(cell)})") from error
-            composed.append(config)
+    for cell in batch:
+        config = compose(command, cell)
+        try:
+            validate(config)
+        except RequestError as error:
+            raise RequestError(f"{error} (in the cell {' '.join(cell)})") from error
+        composed.append(Cell(cell, config, asked(command, config, cell)))
     return composed
 
 

@@ -44,6 +44,7 @@ _NOT_SEMANTIC = {
     ),
     "dataset": ("root", "cache", "download"),
     "attack": ("batch_size",),
+    "optimizer": ("fused",),
 }
 # What has no part in a command's outcome: training does not depend on a later attack, and an attack's
 # training settings are its parent's.
@@ -195,13 +196,17 @@ class Run:
         label = "-".join(part for part in parts if part)
         self.directory = Path(config.out) / config.command / f"{label}-{self.identity[:12]}"
 
+    def is_done(self) -> bool:
+        """Whether the row is there and shall not be made anew."""
+        return not self.config.force and self.result() is not None
+
     def result(self) -> dict[str, Any] | None:
         """The row of the finished run, or None."""
         return read_result(self.directory)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Work on this run alone.
+    def lock(self, wait: bool = False) -> Iterator[None]:
+        """Work on this run alone; with ``wait``, once another process has ended its work on it.
 
         The lock is the kernel's (flock), so it ends with its process, however that ends.
 
@@ -214,7 +219,11 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise Locked(f"{self.directory} is being run by {file.read().strip()}") from None
+                reason = f"{self.directory} is being run by {file.read().strip()}"
+                if not wait:
+                    raise Locked(reason) from None
+                print(f"{reason}: waiting for it", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()

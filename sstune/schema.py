@@ -305,13 +305,15 @@ class OptimizerConfig:
     """``weight_decay`` is multiplied by ``weight_decay_gamma`` at each of its milestones (epochs).
 
     ``lr_factors`` multiplies the learning rate of the layers that a pattern names (the last that does), and
-    the layers that ``freeze`` names are not trained; patterns are as in ``rule.include``.
+    the layers that ``freeze`` names are not trained; patterns are as in ``rule.include``. ``fused`` is one
+    pass over memory for an update, with other rounding (null: on CUDA).
     """
 
     name: str = MISSING
     lr: float = MISSING
     lr_factors: dict[str, float] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)
+    fused: bool | None = None
     weight_decay: float = 0.0
     weight_decay_milestones: list[int] = field(default_factory=list)
     weight_decay_gamma: float = 0.1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -63,9 +64,9 @@ class TestOptions:
         for choice in chosen:
             key, value = choice.split("=")
             if key in GROUPS:
-                kinds = GROUPS[key]
                 assert getattr(config, key).name == value
-                assert type(getattr(config, key)) is kinds.get(value, next(iter(kinds.values())))
+                (line,) = re.findall(r"/schema/.*", (CONF / key / f"{value}.yaml").read_text())
+                assert type(getattr(config, key)) is GROUPS[key][line.split()[-1]]
         run = Run(replace(config, out=str(tmp_path)), [], None)
         run.directory.mkdir(parents=True)
         run.begin()
@@ -118,7 +119,10 @@ class TestRestore:
         [
             ({"command": "dance"}, "command: 'dance' is none of train, finetune, attack"),
             ({"rule": None}, "rule: [] are the keys of no rule of this version"),
-            ({"rule": {"name": "usf"}}, "rule: ['name'] are the keys of no rule of this version"),
+            (
+                {"rule": {"name": "usf", "invented": 1}},
+                "rule: ['invented', 'name'] are the keys of no rule of this version",
+            ),
             ({"epochs": "many"}, "Value 'many' of type 'str' could not be converted to Integer"),
             ({"invented": 1}, "Key 'invented' not in 'TrainConfig'"),
         ],
@@ -156,7 +160,9 @@ class TestAsked:
 class TestCells:
     def test_are_in_order_and_typed(self) -> None:
         found = cells("finetune", ["rule=usf,bp", "epochs=3"])
-        assert [(config.rule.name, config.epochs) for config in found] == [("usf", 3), ("bp", 3)]
+        assert [cell.overrides for cell in found] == [["rule=usf", "epochs=3"], ["rule=bp", "epochs=3"]]
+        assert all(cell.asked == {"rule", "epochs"} for cell in found)
+        assert [(cell.config.rule.name, cell.config.epochs) for cell in found] == [("usf", 3), ("bp", 3)]
 
     @pytest.mark.parametrize(
         ("overrides", "said"),
@@ -197,7 +203,7 @@ BAD = {
     "[xavier, he_fan_out, weight_rms, unit]",
     "attack attack.gradient=[rule,exat]": "attack.gradient[1]: Invalid value 'exat', expected one of "
     "[rule, exact]",
-    "train precision=fp16": "precision: Invalid value 'fp16', expected one of [float32, bf16]",
+    "train precision=fp16": "precision: Invalid value 'fp16', expected one of [float32, tf32, bf16]",
     "finetune epochs=1,2": "epochs=1,2: several values need -m: sstune finetune -m epochs=1,2",
     "finetune rule=bp,usf": "rule=bp,usf: several values need -m: sstune finetune -m rule=bp,usf",
     "train epochs": "epochs: cannot be read as KEY=VALUE (Error parsing override 'epochs')",

@@ -40,11 +40,18 @@ NOT_SEMANTIC = {
     "dataset.download",
     "attack.batch_size",
     "alignment",  # measures, and changes nothing
+    "workers",
+    "compile",
+    "deterministic",
+    "optimizer.fused",
 }
 # what has no effect in the company of the default values
-INERT = {"optimizer.weight_decay_gamma"}
+INERT = {"optimizer.weight_decay_gamma", "dataset.subset_seed"}
 INERT_OF_A_START = {*INERT, "rule.scale"}
-TRAINING = {"optimizer", "schedule", "epochs", "batch_size", "clip_norm", "select", "precision"}
+TRAINING = {
+    "optimizer", "schedule", "epochs", "batch_size", "accumulate", "clip_norm", "ema", "select", "patience",
+    "precision",
+}  # fmt: skip
 UNUSED = {"train": {"attack"}, "finetune": {"attack"}, "attack": TRAINING}
 
 
@@ -61,8 +68,10 @@ def another(value: Any, hint: Any) -> Any:
         return f"{value}x"
     if isinstance(value, list):
         return [*value, "x"]
+    if isinstance(value, dict):
+        return {**value, "x": 1}
     assert value is None
-    return next(kind for kind in kinds)(3)
+    return next(iter(kinds[0])) if issubclass(kinds[0], StrEnum) else kinds[0](3)
 
 
 def changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:

@@ -6,6 +6,13 @@ from sstune.runs import Run
 from sstune.schema import RunConfig
 
 
+def planned(config: RunConfig, asked: set[str]) -> Run | None:
+    """The run that :func:`execute` would make; None while one that it starts from has yet to be made."""
+    from sstune.commands import source
+
+    return source.planned(config, asked)
+
+
 def execute(config: RunConfig, asked: set[str]) -> Run:
     """Carry out a validated configuration.
 

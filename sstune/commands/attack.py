@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands.execution import once
 from sstune.commands.finetune import finetune
-from sstune.commands.source import Source, default_parent, inherit, open_source
+from sstune.commands.source import Source, default_parent, descend
 from sstune.commands.train import measurement
 from sstune.interrupt import StopFlag
 from sstune.runs import TRAINING_KEYS, Run, atomic_write
@@ -33,17 +32,11 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
     Raises:
         RequestError: training settings are asked for beside ``init_from``.
     """
-    if config.init_from is None:
-        parent = finetune(default_parent(config), asked)
-        source = open_source(parent.directory)
-        config = replace(config, dataset=parent.config.dataset)
-    else:
-        idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
-        if idle:
-            raise RequestError(f"{idle[0]}: attack trains nothing when init_from is given")
-        source = open_source(Path(config.init_from))
-        config = inherit(config, source, asked, ("backbone", "dataset", "task", "rule", "seed"))
-    run = Run(config, source.lineage, datasets.fingerprint(config.dataset))
+    idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
+    if idle and config.init_from is not None:
+        raise RequestError(f"{idle[0]}: attack trains nothing when init_from is given")
+    parent = finetune(default_parent(config), asked, wait=True) if config.init_from is None else None
+    run, source = descend(config, asked, parent)
     once(run, lambda run, device, stop: measure(run, source, device, stop))
     return run
 

@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
 
 from sstune.interrupt import StopFlag, stop_flag
-from sstune.runs import Run, write_json
-from sstune.schema import RequestError
+from sstune.runs import Locked, Run, write_json
+from sstune.schema import Precision, RequestError, RunConfig
+from sstune.training import World, join
 
 Work = Callable[[Run, torch.device, StopFlag], dict[str, Any]]
 
 
-def once(run: Run, work: Work) -> dict[str, Any]:
+def once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
     """Do ``work`` unless the run is done, and return its row.
 
     Args:
         work: measures what the row shall hold.
+        wait: for a process that works on this run already, instead of leaving it to that one.
 
     Raises:
         Locked: another process works on this run.
         Stopped: a signal came; running the same line again goes on.
     """
-    device = resolve_device(run.config.device)
-    if run.config.threads is not None:
-        torch.set_num_threads(run.config.threads)
-    if (row := run.result()) and not run.config.force:
+    world = join()
+    if row := world.told(_answer(run)):
         print(f"{run.directory}: done already", flush=True)
         return row
-    with run.lock(), stop_flag() as stop:
-        if (row := run.result()) and not run.config.force:  # finished while we waited to look
+    device = prepare(run.config, world)
+    with ExitStack() as stack:
+        reason = None
+        if world.first:
+            try:
+                stack.enter_context(run.lock(wait))
+            except Locked as error:
+                reason = str(error)
+        if reason := world.told(reason):
+            raise Locked(reason)
+        stop = stack.enter_context(stop_flag())
+        if row := world.told(_answer(run)):  # finished while we waited to look
             return row
         print(f"{run.directory}", flush=True)
-        run.begin()
+        if world.first:
+            run.begin()
+        world.wait()
         began = time.perf_counter()
         try:
             measured = work(run, device, stop)
@@ -51,29 +64,48 @@ def once(run: Run, work: Work) -> dict[str, Any]:
                 raise stop.stop() from error
             raise
         measured.setdefault("seconds", time.perf_counter() - began)
-        row = run.finish(
-            **measured,
-            device=_device_name(device),
-            threads=torch.get_num_threads(),
-            deterministic=device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
-        )
+        measured |= {
+            "device": _device_name(device),
+            "threads": torch.get_num_threads(),
+            "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+        }
+        row = world.told(run.finish(**measured) if world.first else None)
         if stop:  # came in the last step: this run is done, but a sweep's next cell must not begin
             raise stop.stop()
         return row
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto``: CUDA when present, otherwise the CPU.
+def _answer(run: Run) -> dict[str, Any] | None:
+    return None if run.config.force else run.result()
+
+
+def prepare(config: RunConfig, world: World) -> torch.device:
+    """Set up this process's arithmetic, and return its device (``auto``: CUDA when present, else the CPU).
 
     Raises:
-        RequestError: CUDA is asked for and absent.
+        RequestError: CUDA is asked for and absent, or TF32 without CUDA.
     """
+    name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RequestError(f"device: {name} is not available here, use device=cpu or device=auto")
-    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]  # no TF32 in what is measured
-    return torch.device(name)
+    if config.precision is Precision.tf32 and name == "cpu":
+        raise RequestError("precision: tf32 is arithmetic of CUDA devices, use float32 or bf16")
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{world.local_rank}"
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    backends: Any = torch.backends
+    backends.fp32_precision = "ieee"  # no TF32 in what is measured
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def _device_name(device: torch.device) -> str:

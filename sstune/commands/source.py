@@ -12,11 +12,17 @@ import yaml
 from sstune import rules
 from sstune.backbones import Network, load_third_party
 from sstune.composition import compose, restore
-from sstune.runs import file_digest, read_result
+from sstune.datasets import fingerprint
+from sstune.runs import Run, file_digest, read_result
 from sstune.schema import FinetuneConfig, RequestError, RunConfig
 from sstune.validation import validate
 
 MODEL = "model.pt"
+# Sections of a run's configuration that its descendants keep, unless the command line asks for others.
+INHERITED_BY = {
+    "finetune": ("backbone", "dataset", "task"),
+    "attack": ("backbone", "dataset", "task", "rule", "seed"),
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,37 @@ def inherit(config: RunConfig, source: Source, asked: set[str], sections: tuple[
             f"leave backbone= away"
         )
     return replace(config, **taken)
+
+
+def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run, Source]:
+    """The run of a command that starts from other weights, and those weights.
+
+    Args:
+        parent: the finished run to start from where the configuration names none.
+
+    Raises:
+        RequestError: the source is no finished run or checkpoint, or does not go with what is asked for.
+    """
+    if parent:
+        config = replace(config, init_from=str(parent.directory))
+    source = open_source(Path(str(config.init_from)))
+    if parent and config.command == "attack":  # made for this configuration, all of it
+        config = replace(config, dataset=parent.config.dataset)
+    else:
+        config = inherit(config, source, asked, INHERITED_BY[config.command])
+    return Run(config, source.lineage, fingerprint(config.dataset)), source
+
+
+def planned(config: RunConfig, asked: set[str]) -> Run | None:
+    """The run that a configuration stands for; None while one that it starts from has yet to be made."""
+    if config.command == "train":
+        return Run(config, [], fingerprint(config.dataset))
+    parent = None
+    if config.init_from is None:
+        parent = planned(default_parent(config), asked)
+        if parent is None or parent.result() is None:
+            return None
+    return descend(config, asked, parent)[0]
 
 
 def default_parent(config: RunConfig) -> RunConfig:

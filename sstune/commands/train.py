@@ -21,10 +21,10 @@ from sstune.runs import Run, atomic_write, write_text
 from sstune.schema import RunConfig
 
 
-def train(config: RunConfig, asked: set[str]) -> Run:
-    """Train from random or hub weights."""
+def train(config: RunConfig, asked: set[str], wait: bool = False) -> Run:
+    """Train from random or hub weights; with ``wait``, for another process that is at work on it."""
     run = Run(config, lineage=[], data=datasets.fingerprint(config.dataset))
-    once(run, lambda run, device, stop: learn(run, None, device, stop))
+    once(run, lambda run, device, stop: learn(run, None, device, stop), wait)
     return run
 
 
@@ -46,8 +46,12 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     for note in [*notes, f"{config.rule.name}: {conversion}"]:
         print(f"  {note}", flush=True)
 
+    world = training.join()
+    if world.size > 1:
+        notes += training.synchronise_normalisation(network, device)
+    training.freeze(network, config.optimizer.freeze)
     network.to(device).to(memory_format=torch.channels_last)
-    optimizer = training.build_optimizer(config.optimizer, network.parameters())
+    optimizer = training.build_optimizer(config.optimizer, network)
     loader = datasets.Loader(
         data.train,
         config.batch_size,
@@ -59,6 +63,8 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     checkpoint = run.directory / "checkpoint.pt"
 
     def save(progress: training.Progress) -> None:
+        if not world.first:
+            return
         training.save(checkpoint, run.identity, progress, network, optimizer)
         write_history(run.directory, progress)
         if progress.step == 0:
@@ -67,14 +73,14 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     progress = training.load(checkpoint, run.identity, network, optimizer) or training.Progress()
     if progress.epoch or progress.step:
         print(f"  resuming in epoch {progress.epoch + 1} at step {progress.step}", flush=True)
-    trainer = training.Trainer(config, network, task, loader, data.val, optimizer, device, save, stop)
+    trainer = training.Trainer(config, network, task, loader, data.val, optimizer, device, save, stop, world)
     with subnormals_as_zero():
         trainer.fit(progress)
-    write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
-
     network.load_state_dict(progress.best["network"])
-    write_model(run.directory / MODEL, network)
-    test = tasks.evaluate(network, task, data.test, device)
+    if world.first:
+        write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
+        write_model(run.directory / MODEL, network)
+    test = training.judge(network, task, data.test, device, world)
     print(
         f"  epoch {progress.best['epoch']} chosen: test {test.n_correct}/{len(data.test)} right", flush=True
     )
@@ -85,8 +91,11 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
             measurement("test", len(data.test), test.n_correct),
         ],
         "epoch": progress.best["epoch"],
+        "epochs_trained": progress.epoch,
         "seconds": progress.seconds,
         "precision": str(config.precision),
+        "compiled": str(config.compile) if config.compile else None,
+        "processes": world.size,
         "notes": notes,
         "layers": asdict(conversion),
         "alignment": [_known(asdict(layer)) for layer in trainer.alignment()],

@@ -9,7 +9,9 @@ from sstune.rules.convert import (
     exact_gradients,
     feedback_layers,
     feedback_parameters,
+    matches,
     plain_state_dict,
+    resolve,
 )
 from sstune.rules.feedback import FEEDBACKS, Feedback
 from sstune.rules.observation import eval_mode
@@ -29,8 +31,10 @@ __all__ = [
     "feedback_layers",
     "feedback_parameters",
     "kolen_pollack",
+    "matches",
     "plain_state_dict",
     "product",
+    "resolve",
     "sign_symmetry",
     "weight_mirror",
 ]

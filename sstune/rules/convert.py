@@ -111,11 +111,11 @@ def _counted(modules: dict[str, str]) -> str:
 
 
 def _select(modules: dict[str, nn.Module], rule: RuleConfig, aliases: dict[str, str]) -> list[str]:
-    include = [_resolve(pattern, "rule.include", modules, aliases) for pattern in rule.include]
-    exclude = [_resolve(pattern, "rule.exclude", modules, aliases) for pattern in rule.exclude]
+    include = resolve(rule.include, "rule.include", modules, aliases)
+    exclude = resolve(rule.exclude, "rule.exclude", modules, aliases)
     selected = []
     for name, module in modules.items():
-        if not _matches(name, include) or _matches(name, exclude):
+        if not matches(name, include) or matches(name, exclude):
             continue
         if converted_class(module) and isinstance(module._parameters.get("weight"), nn.Parameter):
             selected.append(name)
@@ -133,19 +133,26 @@ def _contains_layers(module: nn.Module) -> bool:
     return any(converted_class(inner) for inner in module.modules())
 
 
-def _resolve(pattern: str, key: str, modules: dict[str, nn.Module], aliases: dict[str, str]) -> str:
-    if pattern not in modules:
-        pattern = aliases.get(pattern, pattern)
-    if not any(fnmatchcase(name, pattern) for name in modules):
-        known = [
-            *aliases,
-            *(name for name, module in modules.items() if isinstance(module, tuple(CONVERTED))),
-        ]
-        raise RequestError(f"{key}: {pattern!r} matches no module, {nearest(pattern, known)}")
-    return pattern
+def resolve(
+    patterns: list[str], key: str, modules: dict[str, nn.Module], aliases: dict[str, str]
+) -> list[str]:
+    """Patterns of module names with each alias ("head", "stem") replaced by what it stands for.
+
+    Raises:
+        RequestError: a pattern matches none of ``modules``; names ``key`` and the nearest right spelling.
+    """
+    resolved = []
+    for pattern in patterns:
+        name = pattern if pattern in modules else aliases.get(pattern, pattern)
+        if not any(fnmatchcase(module, name) for module in modules):
+            layers = (found for found, module in modules.items() if isinstance(module, tuple(CONVERTED)))
+            known = [*aliases, *layers]
+            raise RequestError(f"{key}: {name!r} matches no module, {nearest(name, known)}")
+        resolved.append(name)
+    return resolved
 
 
-def _matches(name: str, patterns: list[str]) -> bool:
+def matches(name: str, patterns: list[str]) -> bool:
     """A pattern that names a module stands for everything below it, too."""
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
 

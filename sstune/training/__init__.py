@@ -1,7 +1,22 @@
 """The engine, its optimisers and its checkpoints."""
 
 from sstune.training.checkpoint import Progress, load, save
+from sstune.training.distributed import ALONE, World, join, judge, synchronise_normalisation
 from sstune.training.engine import Trainer
-from sstune.training.optimization import build_optimizer, build_schedule
+from sstune.training.optimization import build_optimizer, build_schedule, freeze, parameter_groups
 
-__all__ = ["Progress", "Trainer", "build_optimizer", "build_schedule", "load", "save"]
+__all__ = [
+    "ALONE",
+    "Progress",
+    "Trainer",
+    "World",
+    "build_optimizer",
+    "build_schedule",
+    "freeze",
+    "join",
+    "judge",
+    "load",
+    "parameter_groups",
+    "save",
+    "synchronise_normalisation",
+]

@@ -17,7 +17,7 @@ class Progress:
 
     ``epoch`` and ``step`` (within the epoch) name the next step. ``totals`` are the running sums of the
     epoch; ``history`` has one entry per finished epoch; ``best`` is the epoch chosen on validation with
-    its network state.
+    its network state, ``average`` the state of the averaged weights.
     """
 
     epoch: int = 0
@@ -26,6 +26,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     alignment: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,20 +17,24 @@ from tqdm import tqdm
 from sstune import rules
 from sstune.datasets import SPLIT_SEED, Loader, Split, batches
 from sstune.interrupt import StopFlag
-from sstune.schema import Precision, RunConfig, Select
-from sstune.tasks import Task, evaluate
+from sstune.schema import RunConfig, Select
+from sstune.tasks import Task
 from sstune.training.checkpoint import Progress
-from sstune.training.optimization import build_schedule, weight_decay_factor
+from sstune.training.distributed import ALONE, World, judge
+from sstune.training.optimization import average_of, build_schedule, frozen_modules, weight_decay_factor
+from sstune.training.step import Step, reduced_precision
 
 PROBE = 128  # images on which updates are compared with true gradients
+SAVE_EVERY = 600.0  # seconds between checkpoints in the middle of an epoch
 
 
 class Trainer:
-    """Trains ``network`` on ``loader``; after each epoch measures ``val`` and keeps the best epoch's state.
+    """Trains ``network`` on ``loader``; after each epoch measures ``val`` and keeps the chosen epoch's state.
 
     Args:
-        save: called with the progress after each epoch, and when a signal stops the run.
+        save: called with the progress after each epoch, every ten minutes, and when a signal stops the run.
         stop: checked after every step.
+        world: the processes that train together, of which each has its own loader.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Trainer:
         device: torch.device,
         save: Callable[[Progress], None],
         stop: StopFlag,
+        world: World = ALONE,
     ) -> None:
         self.config = config
         self.network = network
@@ -53,108 +59,122 @@ class Trainer:
         self.device = device
         self.save = save
         self.stop = stop
+        self.world = world
+        self.step = Step(config, network, task, optimizer, device, world, -(-config.batch_size // world.size))
+        self.average = average_of(network, config.ema)
         self.probe, _ = loader.split.sample(PROBE, SPLIT_SEED)  # stored images are sorted by class
         self.factor = build_schedule(config.schedule, config.epochs, len(loader))
-        self.autocast = torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=config.precision is Precision.bf16
-        )
+        self.saved = time.perf_counter()
 
     def fit(self, progress: Progress) -> Progress:
-        """Run the remaining epochs.
+        """Run the remaining epochs, unless ``patience`` has come to its end.
 
         Raises:
             Stopped: a signal came; the state is saved.
             FloatingPointError: the loss is no longer finite.
         """
-        while progress.epoch < self.config.epochs:
+        if self.average is not None and progress.average:
+            self.average.load_state_dict(progress.average)
+        while progress.epoch < self.config.epochs and not self._hopeless(progress):
             began = time.perf_counter() - progress.totals.get("seconds", 0.0)
             self._train_epoch(progress, began)
             progress.history.append(self._finish_epoch(progress, began))
             progress.seconds += progress.history[-1]["seconds"]
             progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
-            self.save(progress)
+            self._save(progress)
         return progress
+
+    def _hopeless(self, progress: Progress) -> bool:
+        """Whether validation has not become better for ``patience`` epochs."""
+        patience = self.config.patience
+        return patience is not None and progress.epoch - progress.best.get("epoch", 0) >= patience
+
+    def _save(self, progress: Progress) -> None:
+        progress.average = self.average.state_dict() if self.average is not None else {}
+        self.save(progress)
+        self.saved = time.perf_counter()
 
     def _train_epoch(self, progress: Progress, began: float) -> None:
         self.network.train()
+        for module in frozen_modules(self.network):
+            module.eval()
         totals = progress.totals
-        loss_sum = torch.tensor(totals.get("loss", 0.0), dtype=torch.float64, device=self.device)
-        correct = torch.tensor(int(totals.get("correct", 0)), device=self.device)
-        seen = int(totals.get("seen", 0))
+        sums = torch.tensor(
+            [totals.get(name, 0.0) if self.world.first else 0.0 for name in ("loss", "correct", "seen")],
+            dtype=torch.float64,
+            device=self.device,
+        )
         bar = tqdm(
             desc=f"epoch {progress.epoch + 1}/{self.config.epochs}",
             total=len(self.loader),
             initial=progress.step,
             leave=False,
-            disable=not sys.stderr.isatty(),
+            disable=not (sys.stderr.isatty() and self.world.first),
         )
-        for images, labels in self.loader.epoch(progress.epoch, progress.step):
-            loss, outputs = self._step(images, labels, progress.epoch * len(self.loader) + progress.step)
-            loss_sum += loss.double() * len(labels)
-            correct += self.task.correct(outputs, labels).sum()
-            seen += len(labels)
-            progress.step += 1
-            bar.update()
-            if self.stop and progress.step < len(self.loader):
-                progress.totals = self._totals(loss_sum, correct, seen, began)
-                self.save(progress)
-                raise self.stop.stop()
+        with reduced_precision(self.config.precision):
+            for images, labels in self.loader.epoch(progress.epoch, progress.step):
+                self._set_rates(progress.epoch * len(self.loader) + progress.step)
+                loss, right = self.step(images, labels, self._batch_total(progress.step))
+                sums[0] += loss.double() * len(labels)
+                sums[1] += right
+                sums[2] += len(labels)
+                if self.average is not None:
+                    self.average.update_parameters(self.network)
+                progress.step += 1
+                bar.update()
+                self._pause(progress, sums, began)
         bar.close()
-        progress.totals = self._totals(loss_sum, correct, seen, began)
+        progress.totals = self._totals(sums, began)
         if not math.isfinite(progress.totals["loss"]):
             raise FloatingPointError(
                 f"the training loss is {progress.totals['loss']} in epoch {progress.epoch + 1}: "
                 f"lower optimizer.lr, set clip_norm, or use rule.scale=weight_rms"
             )
 
-    @staticmethod
-    def _totals(loss_sum: Tensor, correct: Tensor, seen: int, began: float) -> dict[str, float]:
+    def _batch_total(self, step: int) -> int:
+        """Images of a step's batch in all processes."""
+        return min(self.config.batch_size, len(self.loader.split) - step * self.config.batch_size)
+
+    def _pause(self, progress: Progress, sums: Tensor, began: float) -> None:
+        """Save in the middle of an epoch if it is time, and stop if a signal came to any process."""
+        asked = bool(self.stop)
+        due = time.perf_counter() - self.saved > SAVE_EVERY
+        decision = self.world.highest(2 if asked else int(due))
+        if decision and progress.step < len(self.loader):
+            progress.totals = self._totals(sums, began)
+            self._save(progress)
+            if decision == 2:
+                self.stop.signal = self.stop.signal or signal.SIGTERM
+                raise self.stop.stop()
+
+    def _totals(self, sums: Tensor, began: float) -> dict[str, float]:
+        loss, correct, seen = self.world.sum(sums).tolist()
         seconds = time.perf_counter() - began
-        return {"loss": float(loss_sum), "correct": int(correct), "seen": seen, "seconds": seconds}
+        return {"loss": loss, "correct": int(correct), "seen": int(seen), "seconds": seconds}
+
+    def _set_rates(self, step: int) -> None:
+        """Learning rate and weight decay of an optimiser step, in every group of parameters."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.optimizer.lr * self.factor(step) * group.get("lr_factor", 1.0)
+            group["weight_decay"] = self.weight_decay(step // len(self.loader))
 
     def weight_decay(self, epoch: int) -> float:
         """Weight decay in a 0-based epoch."""
         return self.config.optimizer.weight_decay * weight_decay_factor(self.config.optimizer, epoch)
 
-    def _step(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """One optimiser step: forward, backward through each layer's feedback, update."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.lr * self.factor(step)
-            group["weight_decay"] = self.weight_decay(step // len(self.loader))
-        rules.begin_step(self.network)
-        with self.autocast:
-            outputs = self.network(images)
-            loss = self.task.loss(outputs, labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.config.clip_norm is not None:
-            self._clip(self.config.clip_norm)
-        self.optimizer.step()
-        return loss.detach(), outputs.detach()
-
-    def _clip(self, largest: float) -> None:
-        """Scale all gradients by what brings the norm of the network's own down to ``largest``.
-
-        Trained feedback is scaled along, but has no say in the norm: its rule decides on the direction of
-        its updates, not on the size of the network's.
-        """
-        feedback = {id(parameter) for parameter in rules.feedback_parameters(self.network)}
-        own = [p.grad for p in self.network.parameters() if p.grad is not None and id(p) not in feedback]
-        norm = nn.utils.get_total_norm(own)
-        nn.utils.clip_grads_with_norm_(self.network.parameters(), largest, norm)
-
     def _finish_epoch(self, progress: Progress, began: float) -> dict[str, float]:
         epoch = progress.epoch + 1
-        judged = evaluate(self.network, self.task, self.val, self.device)
+        network = self.network if self.average is None else self.average.module
+        judged = judge(network, self.task, self.val, self.device, self.world)
         last = self.config.select is Select.last
         if last or judged.n_correct > progress.best.get("val_correct", -1):
-            network = _copied(self.network.state_dict())
-            progress.best = {"epoch": epoch, "val_correct": judged.n_correct, "network": network}
+            state = _copied(network.state_dict())
+            progress.best = {"epoch": epoch, "val_correct": judged.n_correct, "network": state}
         layers = self.alignment()
         progress.alignment += [{"epoch": epoch, **asdict(layer)} for layer in layers]
         return {
             "epoch": epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.config.optimizer.lr * self.factor(epoch * len(self.loader) - 1),
             "train_loss": progress.totals["loss"] / progress.totals["seen"],
             "train_accuracy": progress.totals["correct"] / progress.totals["seen"],
             "val_loss": judged.loss,

@@ -1,26 +1,88 @@
-"""Optimisers, and schedules of learning rate and weight decay as pure functions of time."""
+"""What is trained at which rate: optimisers, and schedules as pure functions of time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sstune import rules
+from sstune.backbones import Network
 from sstune.schema import (
     AdamWConfig,
     CosineConfig,
     MultistepConfig,
     OptimizerConfig,
+    RequestError,
     ScheduleConfig,
     SgdConfig,
 )
 
 
-def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """SGD or AdamW over ``parameters`` with one learning rate and weight decay."""
-    parameters = list(parameters)
+def freeze(network: Network, patterns: list[str]) -> None:
+    """Exclude the layers that ``patterns`` name from training.
+
+    Raises:
+        RequestError: a pattern names no module, or nothing would be left to train.
+    """
+    modules = dict(network.backbone.named_modules())
+    for pattern in rules.resolve(patterns, "optimizer.freeze", modules, network.aliases):
+        for name, parameter in network.backbone.named_parameters():
+            if rules.matches(name, [pattern]):
+                parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise RequestError(f"optimizer.freeze: {patterns} leaves nothing to train")
+
+
+def frozen_modules(network: nn.Module) -> list[nn.Module]:
+    """Modules with parameters none of which is trained: their running statistics stay as they are, too."""
+    return [
+        module
+        for module in network.modules()
+        if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
+    ]
+
+
+def average_of(network: nn.Module, decay: float | None) -> AveragedModel | None:
+    """A copy of ``network`` that follows it as an exponential moving average (statistics are copied)."""
+    if decay is None:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+def parameter_groups(network: Network, factors: dict[str, float]) -> list[dict[str, Any]]:
+    """The parameters to train by their factor on the learning rate, as an optimiser takes them.
+
+    A layer's trained feedback is in the group of its weight, as its rule needs.
+
+    Raises:
+        RequestError: a pattern names no module.
+    """
+    modules = dict(network.backbone.named_modules())
+    patterns = rules.resolve(list(factors), "optimizer.lr_factors", modules, network.aliases)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.backbone.named_parameters():
+        factor = 1.0
+        for pattern, value in zip(patterns, factors.values(), strict=True):
+            if rules.matches(name, [pattern]):
+                factor = value
+        if parameter.requires_grad:
+            groups.setdefault(factor, []).append(parameter)
+    return [{"params": parameters, "lr_factor": factor} for factor, parameters in groups.items()]
+
+
+def build_optimizer(config: OptimizerConfig, network: Network) -> torch.optim.Optimizer:
+    """SGD or AdamW over what is to be trained of ``network``, which is on its device already.
+
+    Raises:
+        RequestError: a pattern of ``lr_factors`` names no module.
+    """
+    parameters = parameter_groups(network, config.lr_factors)
+    fused = config.fused if config.fused is not None else network.mean.device.type == "cuda"
     if isinstance(config, SgdConfig):
         return torch.optim.SGD(
             parameters,
@@ -28,10 +90,15 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
+            fused=fused,
         )
     assert isinstance(config, AdamWConfig)
     return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
+        parameters,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        weight_decay=config.weight_decay,
+        fused=fused,
     )
 
 

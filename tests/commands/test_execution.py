@@ -10,10 +10,11 @@ import processes
 import pytest
 import torch
 
-from sstune.commands.execution import once, resolve_device
+from sstune.commands.execution import once, prepare
 from sstune.interrupt import StopFlag, Stopped
 from sstune.runs import Run
 from sstune.schema import RequestError, RunConfig
+from sstune.training import ALONE
 
 
 def stamps(directory: Path) -> dict[str, tuple[int, int]]:
@@ -115,12 +116,13 @@ def test_a_signal_in_the_last_step_ends_a_sweep_although_the_run_is_done(
 
 
 class TestDevice:
-    def test_auto_and_cpu(self) -> None:
-        assert resolve_device("cpu") == torch.device("cpu")
-        assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    def test_auto_and_cpu(self, complete: Callable[..., RunConfig]) -> None:
+        assert prepare(complete("train", device="cpu"), ALONE) == torch.device("cpu")
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        assert prepare(complete("train", device="auto"), ALONE).type == found
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
     @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-    def test_an_absent_gpu_is_a_wrong_request(self, name: str) -> None:
+    def test_an_absent_gpu_is_a_wrong_request(self, name: str, complete: Callable[..., RunConfig]) -> None:
         with pytest.raises(RequestError, match=f"device: {name} is not available here"):
-            resolve_device(name)
+            prepare(complete("train", device=name), ALONE)

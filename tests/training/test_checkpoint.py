@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from sstune import rules
-from sstune.schema import BrsfConfig, Redraw, Scale, SgdConfig
-from sstune.training import Progress, build_optimizer, load, save
+from sstune.schema import BrsfConfig, Redraw, Scale
+from sstune.training import Progress, load, save
 
 
 def build(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -19,7 +19,7 @@ def build(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     network.to(memory_format=torch.channels_last)
     rules.convert(network, BrsfConfig(name="brsf", scale=Scale.unit, redraw=Redraw.step), seed)
-    return network, build_optimizer(SgdConfig(name="sgd", lr=0.1), network.parameters())
+    return network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
 
 
 def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:

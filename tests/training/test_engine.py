@@ -287,7 +287,7 @@ def make(short: list[str]) -> Make:
         data = datasets.load(config.dataset)
         network = backbones.build(config.backbone, (1, 8, 8), 10, config.dataset.mean, config.dataset.std)
         rules.convert(network.backbone, config.rule, 0, example=torch.zeros(2, 1, 8, 8))
-        optimizer = build_optimizer(config.optimizer, network.parameters())
+        optimizer = build_optimizer(config.optimizer, network)
         loader = Loader(data.train, config.batch_size, CPU, 0)
         task = tasks.build(config.task, 10)
         saved: list[Progress] = []
@@ -341,7 +341,7 @@ class TestSteps:
         trainers = [make(*settings, f"clip_norm={clip}") for clip in ("null", "0.01")]
         images, labels = next(trainers[0].loader.epoch(0))
         for trainer in trainers:
-            trainer._step(images, labels, 0)
+            trainer.step(images, labels, len(labels))
         free, clipped = (
             {name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None}
             for trainer in trainers
@@ -395,7 +395,9 @@ class TestSteps:
     def test_the_loss_is_cross_entropy_with_label_smoothing(self, make: Make, smoothing: float) -> None:
         trainer = make(f"task.label_smoothing={smoothing}")
         images, labels = next(trainer.loader.epoch(0))
-        loss, outputs = trainer._step(images, labels, 0)
+        outputs = trainer.network(images).detach()
+        loss, right = trainer.step(images, labels, len(labels))
+        assert int(right) == int((outputs.argmax(1) == labels).sum())
         picked = -F.log_softmax(outputs, 1)
         expected = (1 - smoothing) * picked[torch.arange(len(labels)), labels] + smoothing * picked.mean(1)
         assert float(loss) == pytest.approx(float(expected.mean()), rel=1e-5)

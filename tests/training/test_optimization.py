@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from sstune.backbones import Backbone, Network
 from sstune.schema import AdamWConfig, CosineConfig, MultistepConfig, ScheduleConfig, SgdConfig
 from sstune.training import build_optimizer, build_schedule
 
@@ -68,17 +69,23 @@ class TestSchedules:
         assert [factor(step) for step in (0, 79, 80)] == pytest.approx([1 / 81, 80 / 81, 1.0])
 
 
+def network_of(weight: nn.Parameter) -> Network:
+    module = nn.Module()
+    module.weight = weight
+    return Network(Backbone(module, head="", stem=""), [0.5], [0.5])
+
+
 class TestOptimizers:
     def test_sgd_is_torchs_with_our_settings(self) -> None:
         config = SgdConfig(name="sgd", lr=0.3, weight_decay=0.2, momentum=0.8, nesterov=False)
-        optimizer = build_optimizer(config, iter([nn.Parameter(torch.ones(2))]))
+        optimizer = build_optimizer(config, network_of(nn.Parameter(torch.ones(2))))
         assert isinstance(optimizer, torch.optim.SGD)
         expected = {"lr": 0.3, "weight_decay": 0.2, "momentum": 0.8, "nesterov": False}
         assert {key: optimizer.param_groups[0][key] for key in expected} == expected
 
     def test_adamw_is_torchs_with_our_settings(self) -> None:
         config = AdamWConfig(name="adamw", lr=0.3, weight_decay=0.2, betas=[0.5, 0.6])
-        optimizer = build_optimizer(config, [nn.Parameter(torch.ones(2))])
+        optimizer = build_optimizer(config, network_of(nn.Parameter(torch.ones(2))))
         assert isinstance(optimizer, torch.optim.AdamW)
         expected = {"lr": 0.3, "weight_decay": 0.2, "betas": (0.5, 0.6)}
         assert {key: optimizer.param_groups[0][key] for key in expected} == expected
@@ -87,7 +94,7 @@ class TestOptimizers:
         """Nesterov momentum m and weight decay d: the first step is -lr (1 + m) (g + d w)."""
         weight = nn.Parameter(torch.tensor([2.0]))
         config = SgdConfig(name="sgd", lr=0.1, weight_decay=0.5, momentum=0.9, nesterov=True)
-        optimizer = build_optimizer(config, [weight])
+        optimizer = build_optimizer(config, network_of(weight))
         weight.grad = torch.tensor([3.0])
         optimizer.step()
         assert weight.item() == pytest.approx(2 - 0.1 * 1.9 * (3 + 0.5 * 2))

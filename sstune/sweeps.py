@@ -1,0 +1,99 @@
+"""Sweeps: many runs from one line, each made at most once however many processes work on them.
+
+Every cell is composed and validated before the first one runs. Finished cells are answered from their rows;
+what is left runs here one after the other, or goes to the launcher that ``hydra/launcher=`` names: several at
+once on this machine (joblib), or on a Slurm cluster (submitit_slurm).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sstune import composition, schema
+from sstune.composition import Cell
+from sstune.runs import Locked
+from sstune.schema import RequestError, RunConfig
+
+
+def sweep(command: str, overrides: Sequence[str]) -> int:
+    """Run every cell that is not done; returns how many failed or are another process's.
+
+    Raises:
+        RequestError: a cell is wrong, or the launcher is; nothing has run then.
+    """
+    from sstune.commands import planned  # loads torch
+
+    launcher = [override for override in overrides if override.startswith("hydra")]
+    cells = composition.cells(command, [override for override in overrides if override not in launcher])
+    runs = [planned(cell.config, cell.asked) for cell in cells]
+    left = [cell for cell, run in zip(cells, runs, strict=True) if run is None or not run.is_done()]
+    print(f"{len(cells)} cells, {len(cells) - len(left)} done already", flush=True)
+    if launcher and left:
+        return _launch(command, left, launcher)
+    failed = _in_turn(left)
+    locked = [cell for cell, error in failed if isinstance(error, Locked)]
+    again = _in_turn(locked) if locked else []  # the others may be done by now
+    return len(failed) - len(locked) + len(again)
+
+
+def _in_turn(cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
+    """Run cells one after the other; those that failed, and why, which is said at once."""
+    failed = []
+    for cell in cells:
+        try:
+            carry_out(cell.config, cell.asked)
+        except Exception as error:
+            failed.append((cell, error))
+    return failed
+
+
+def carry_out(config: RunConfig, asked: set[str]) -> None:
+    """Run one cell; says at once what went wrong, which a launcher would show only after the last cell."""
+    from sstune.commands import execute
+
+    try:
+        execute(config, asked)
+    except (Locked, RequestError) as error:
+        print(f"sstune: {error}", file=sys.stderr, flush=True)
+        raise
+    except Exception as error:
+        print(f"sstune: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
+
+
+def _launched(command: str, config: DictConfig) -> None:
+    """One cell in a process that a launcher started."""
+    typed = composition.typed(config, command)
+    carry_out(typed, composition.asked(command, typed, HydraConfig.get().overrides.task))
+
+
+def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> int:
+    schema.register()
+    task: Callable[[DictConfig], Any] = partial(_launched, command)
+    try:
+        with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
+            engine = GlobalHydra.instance().hydra
+            assert engine is not None
+            config = engine.compose_config(command, list(settings), run_mode=RunMode.MULTIRUN)
+            launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=HydraContext(engine.config_loader, Callbacks(config)),
+                task_function=task,
+                config=config,
+            )
+    except (HydraException, OmegaConfBaseException, ImportError) as error:
+        raise RequestError(composition.explain(error, command)) from error
+    results = launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
+    return sum(result.status.name != "COMPLETED" for result in results)

@@ -1,0 +1,181 @@
+"""Several processes that train one network, as torchrun starts them: each takes its share of every batch.
+
+What one process with the whole batch would compute, they compute together: gradients are averaged over the
+batch, batch normalisation sees all of it, and every process draws the same feedback. Only the first one
+writes files.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sstune.datasets import Split
+from sstune.tasks import Judgement, Task, evaluate
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this run, and which of them this is; alone unless torchrun started it."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def highest(self, value: int) -> int:
+        """The largest of the processes' values, so that all take the same decision."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return int(shared)
+
+    def told(self, value: Any) -> Any:
+        """What the first process says; the others' values are dropped."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def shared(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """``network`` as one whose gradients are averaged over the processes."""
+        if self.size == 1:
+            return network
+        devices = [device] if device.type == "cuda" else None
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # its new name is not in the oldest torch we support
+            return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+
+
+ALONE = World()
+
+
+@cache
+def join() -> World:
+    """The world that torchrun's environment variables describe; joined once, left when the process ends."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        return ALONE
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    atexit.register(dist.destroy_process_group)
+    return World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def judge(network: nn.Module, task: Task, split: Split, device: torch.device, world: World) -> Judgement:
+    """:func:`sstune.tasks.evaluate` with the split shared out among the processes; all get the result."""
+    if world.size == 1:
+        return evaluate(network, task, split, device)
+    mine = torch.arange(world.rank, len(split), world.size)
+    judged = evaluate(network, task, split.take(mine), device)
+    correct = torch.zeros(len(split), dtype=torch.int32)
+    correct[mine] = judged.correct.int()
+    loss = torch.tensor(judged.loss * len(mine), dtype=torch.float64)
+    return Judgement(world.sum(correct).bool(), float(world.sum(loss)) / len(split))
+
+
+@contextmanager
+def gradients_later(network: nn.Module) -> Iterator[None]:
+    """Inside, backward passes add up each process's own gradients; the next one outside averages the sum."""
+    if isinstance(network, DistributedDataParallel):
+        with network.no_sync():
+            yield
+    else:
+        yield
+
+
+class Total(torch.autograd.Function):
+    """The sum over all processes; each of them has the loss, so gradients are summed likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over all processes' images, on the CPU, where nn.SyncBatchNorm does not work."""
+
+    def _check_input_dim(self, images: Tensor) -> None:
+        """Any number of axes after batch and channels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        axes = [0, *range(2, images.dim())]
+        shape = [1, -1] + [1] * (images.dim() - 2)
+        x = images.float()
+        n = Total.apply(torch.tensor(float(x.numel() // x.shape[1])))
+        mean = Total.apply(x.sum(axes)) / n
+        centred = x - mean.reshape(shape)
+        var = Total.apply((centred * centred).sum(axes)) / n
+        self._follow(mean.detach(), var.detach() * n / (n - 1))
+        normal = centred * (var + self.eps).rsqrt().reshape(shape)
+        if self.affine:
+            normal = normal * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return normal.to(images.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, unbiased: Tensor) -> None:
+        if not self.track_running_stats:
+            return
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(unbiased, share)
+
+
+def synchronise_normalisation(network: nn.Module, device: torch.device) -> list[str]:
+    """Let batch normalisation see the whole batch, in place; notes on layers that cannot."""
+    if device.type == "cuda":
+        from timm.layers.norm_act import convert_sync_batchnorm  # knows timm's own layers, too
+
+        convert_sync_batchnorm(network)
+        return []
+    notes = []
+    for name, module in network.named_modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = SyncedBatchNorm
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            notes.append(f"{name}: each process normalises by its own share of the batch")
+    return notes
