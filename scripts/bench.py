@@ -1,20 +1,24 @@
-"""Measured cost of each learning rule, as ratios to backpropagation in the same process.
+"""What a learning rule costs, and what the engine is worth, as ratios taken in one process.
 
     python scripts/bench.py step                              # ResNet-18, CIFAR stem, batch 64, float32
     python scripts/bench.py step --backbone resnet20 --rounds 30 --out results/bench/step.csv
     python scripts/bench.py step --device cuda --batch-size 512 --compile --precision bf16 --warmup 5
+    python scripts/bench.py train --data cifar10.tar.xz       # beside a plain loop; see bench_train.py
+    python scripts/bench.py train --data cifar10.tar.xz --backbone resnet18 --batch-size 512 --steps 1
 
-Time: one training step (redraw, forward, backward, SGD update). All networks take turns within a round and
-the order rotates, so a machine that slows down slows all of them; the figure is the median over rounds of
-the ratio to bp of the same round. Memory: the most that tensors occupy at once during a step, beyond what
-the network, its gradients and its optimiser hold between steps, plus what the rule holds there; read from
-the profiler's allocation events, so it is exact and repeatable.
+``step``. Time: one training step (redraw, forward, backward, SGD update). All networks take turns within a
+round and the order rotates, so a machine that slows down slows all of them; the figure is the median over
+rounds of the ratio to bp of the same round. Memory: the most that tensors occupy at once during a step,
+beyond what the network, its gradients and its optimiser hold between steps, plus what the rule holds there;
+read from the profiler's allocation events, so it is exact and repeatable.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +27,8 @@ from typing import TypeVar
 import pandas as pd
 import torch
 import torch._dynamo.utils
+from allocation import peak_bytes
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from sstune import backbones, rules
 from sstune.commands.execution import prepare
@@ -92,20 +96,7 @@ class Contender:
 
     def peak(self, images: Tensor, labels: Tensor) -> int:
         """Bytes: what the rule holds between steps, and the most that a step allocates on top."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            self.step(images, labels)
-            return self.held() + torch.cuda.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            self.step(images, labels)
-        changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-        now = most = 0
-        for event in sorted(changes, key=lambda event: event.start_ns()):
-            now += event.nbytes()
-            most = max(most, now)
-        return self.held() + most
+        return self.held() + peak_bytes(lambda: self.step(images, labels), self.device)
 
     def held(self) -> int:
         """Bytes of feedback that stay between steps, and of its optimiser's state."""
@@ -196,39 +187,72 @@ def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def main() -> None:
-    """Parse the command line, measure, print, and write where ``--out`` says."""
-    parser = argparse.ArgumentParser(description="Cost of the learning rules against bp, in one run.")
+FIXED = [
+    "backbone", "dataset", "compiled", "precision", "batch_size", "rounds", "steps", "threads", "workers",
+    "device", "torch",
+]  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Cost of rules and engine, against bp and a plain loop.")
     commands = parser.add_subparsers(required=True)
-    step = commands.add_parser("step", help="time and memory of a training step")
+    step = commands.add_parser("step", help="time and memory of a training step, each rule against bp")
     step.add_argument("--backbone", default="resnet18")
     step.add_argument("--batch-size", type=int, default=64)
     step.add_argument("--image-size", type=int, default=32)
     step.add_argument("--rounds", type=int, default=15)
     step.add_argument("--warmup", type=int, default=2)
-    step.add_argument("--device", default="auto")
     step.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     step.add_argument("--compile", action="store_true", help="torch.compile(fullgraph=True)")
-    step.add_argument("--out", type=Path, help="CSV file")
-    step.add_argument(
-        "--rules",
-        nargs="+",
-        default=RULES,
-        help="RULE, or 'RULE KEY=VALUE ...' with keys of rule.",
-    )
+    step.add_argument("--rules", nargs="+", default=RULES, help="RULE, or 'RULE KEY=VALUE ...'")
     step.set_defaults(measure=bench_step)
-    arguments = parser.parse_args()
+    train = commands.add_parser("train", help="throughput of training, data included, against a plain loop")
+    train.add_argument("--data", required=True, help="archive or folder of cifar10-jpeg")
+    train.add_argument("--backbone", default="resnet20")
+    train.add_argument("--batch-size", type=int, default=128)
+    train.add_argument("--rounds", type=int, default=9)
+    train.add_argument("--steps", type=int, default=8, help="of each side in a round")
+    train.add_argument("--warmup", type=int, default=2)
+    train.add_argument("--precision", choices=["float32", "tf32", "bf16"], default="bf16", help="ours")
+    train.add_argument("--compile", default="default", help="ours: none, or a mode (default: default)")
+    train.add_argument("--workers", type=int, help="of the plain loop (default: as many as threads)")
+    train.add_argument("--rules", nargs="+", default=["bp", "usf"])
+    train.add_argument("--venv", type=Path, help="BioTorch's environment, made if need be; to have it beside")
+    train.set_defaults(measure=bench_train)
+    for command in (step, train):
+        command.add_argument("--device", default="auto")
+        command.add_argument("--out", type=Path, help="CSV file")
+    return parser.parse_args()
+
+
+def bench_train(arguments: argparse.Namespace) -> pd.DataFrame:
+    """See bench_train.py; in BioTorch's environment if one is named."""
+    from bench_train import measure
+
+    return measure(arguments)
+
+
+def main() -> int:
+    """Measure, print, and write where ``--out`` says."""
+    arguments = parse()
+    venv = getattr(arguments, "venv", None)
+    if venv is not None and Path(sys.prefix).resolve() != venv.resolve():
+        from compare_biotorch import environment
+
+        return subprocess.run([environment(venv.resolve()), *sys.argv], check=False).returncode
     # before any thread is made, so that all have it: else the cost of a step would depend on whether the
     # network has become so confident that its errors are subnormal
     torch.set_flush_denormal(True)
     frame = arguments.measure(arguments)
-    fixed = ["backbone", "compiled", "precision", "batch_size", "rounds", "threads", "device", "torch"]
+    fixed = [name for name in FIXED if name in frame and frame[name].nunique() == 1]
     print(", ".join(f"{name} {frame[name].iloc[0]}" for name in fixed))
     print(frame.drop(columns=fixed).to_string(index=False))
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.out, frame.to_csv(index=False, lineterminator="\n"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
