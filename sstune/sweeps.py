@@ -87,13 +87,17 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> int
         with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
             engine = GlobalHydra.instance().hydra
             assert engine is not None
-            config = engine.compose_config(command, list(settings), run_mode=RunMode.MULTIRUN)
+            overrides = [*settings, *cells[0].overrides]  # for out=, below which a launcher keeps its files
+            config = engine.compose_config(command, overrides, run_mode=RunMode.MULTIRUN)
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(engine.config_loader, Callbacks(config)),
                 task_function=task,
                 config=config,
             )
     except (HydraException, OmegaConfBaseException, ImportError) as error:
-        raise RequestError(composition.explain(error, command)) from error
+        reason = composition.explain(error, command)
+        if "hydra/launcher/" in reason:
+            reason += "; joblib needs pip install 'sstune[joblib]', submitit_slurm 'sstune[slurm]'"
+        raise RequestError(reason) from error
     results = launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
     return sum(result.status.name != "COMPLETED" for result in results)
