@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from sstune import attacks, backbones, datasets, rules, tasks, training
 from sstune.composition import compose, options
@@ -188,3 +190,21 @@ def test_the_commands(name: str, data: list[str], ask: Callable[..., Any], tmp_p
     assert clean["correct"] == row["measurements"][1]["correct"]
     assert [entry["gradient"] for entry in robust] == ["rule", "exact"]
     assert {entry["n"] for entry in (clean, *robust)} == {IMAGES["test"]}
+
+
+def test_a_file_stands_in_for_the_hub(data: list[str], ask: Callable[..., Any], tmp_path: Path) -> None:
+    """With init_from, pretrained means the weights' preprocessing, and needs no cache."""
+    model = timm.create_model("resnet18")
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    small = ["backbone.pretrained=true", "backbone.input_size=16", "init_from=model.safetensors"]
+    recipe = [setting for setting in line("resnet18", "usf", data) if "input_size" not in setting]
+    answer = ask("finetune", *recipe, *small)
+    assert answer.status == 0, answer.err
+    (run,) = (tmp_path / "runs/finetune").iterdir()
+    row = json.loads((run / "result.json").read_text())
+    assert row["preprocessing"]["mean"] == [*model.pretrained_cfg["mean"]]
+    assert row["preprocessing"]["size"] == [16, 16]
+    assert "resized: 32x32 -> 16x16, bicubic" in row["notes"]
+    assert "fc.weight: new, 2x512 (the file has 1000x512)" in row["notes"]
+    kernel = torch.load(run / "model.pt", weights_only=True)["state_dict"]["conv1.weight"]
+    assert kernel.shape == (64, 3, 7, 7)

@@ -2,8 +2,8 @@
 
 from sstune.backbones import alexnet, cifar_resnet, lenet, mlp, resnet, vgg, vit
 from sstune.backbones.checkpoints import load_third_party, read_state_dict
+from sstune.backbones.images import Preprocessing
 from sstune.backbones.network import Network, build, preprocessing
-from sstune.backbones.preprocessing import Preprocessing
 from sstune.backbones.registry import BACKBONES, Backbone
 
 __all__ = [

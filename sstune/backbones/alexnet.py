@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sstune.backbones import from_torchvision
-from sstune.backbones.preprocessing import Preprocessing
+from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
 from sstune.backbones.variant import chosen, require
 from sstune.schema import ConvNetConfig, Variant

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sstune.backbones.preprocessing import Preprocessing
+from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import Backbone, Shape
 from sstune.schema import Interpolation, RequestError, TimmConfig
 

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from sstune.backbones.preprocessing import Preprocessing
+from sstune.backbones.images import Preprocessing
 from sstune.schema import Interpolation, RequestError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sstune.backbones import from_timm
-from sstune.backbones.preprocessing import Preprocessing, resize
+from sstune.backbones.images import Preprocessing, resize
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Builder, Shape
 from sstune.schema import BackboneConfig, Interpolation, PretrainedConfig, RequestError, TimmConfig
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sstune.backbones.preprocessing import Preprocessing
+from sstune.backbones.images import Preprocessing
 from sstune.registry import Registry
 
 

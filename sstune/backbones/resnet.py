@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from sstune.backbones import from_timm
-from sstune.backbones.preprocessing import Preprocessing
+from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
 from sstune.backbones.variant import chosen
 from sstune.schema import ConvNetConfig, Variant

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sstune.backbones import from_timm
-from sstune.backbones.preprocessing import Preprocessing
+from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
 from sstune.schema import RequestError, VitConfig
 
