@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sstune.backbones.registry import Network
+from sstune.backbones.network import Network
 from sstune.schema import RequestError
 
 _WRAPPERS = ("state_dict", "model")
@@ -18,13 +19,13 @@ _PREFIX = "module."
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, unwrapped from ``state_dict``/``model`` and ``module.``.
 
-    Loads with ``weights_only``: a file cannot run code.
+    Loads safetensors, and other files with ``weights_only``: neither can run code.
 
     Raises:
         RequestError: not a checkpoint, or one that holds no tensors.
     """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = _content(path)
     except Exception as error:  # the unpickler raises nearly anything on a damaged or foreign file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(
@@ -40,6 +41,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     }
 
 
+def _content(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    from safetensors.torch import load_file  # comes with timm
+
+    return load_file(path)
+
+
 def load_third_party(network: Network, path: Path) -> list[str]:
     """Load a third-party file into ``network.backbone``; returns notes on what was replaced.
 
@@ -52,8 +61,8 @@ def load_third_party(network: Network, path: Path) -> list[str]:
     state = read_state_dict(path)
     own = network.backbone.state_dict()
     notes = []
-    head = network.aliases["head"]
-    for name in [name for name in own if name.startswith(f"{head}.") and name in state]:
+    head = f"{network.aliases['head']}.*"
+    for name in [name for name in own if fnmatchcase(name, head) and name in state]:
         if state[name].shape[1:] == own[name].shape[1:] and state[name].shape != own[name].shape:
             notes.append(f"{name}: new, {_shape(own[name])} (the file has {_shape(state[name])})")
             state[name] = own[name]

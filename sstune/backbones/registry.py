@@ -1,20 +1,22 @@
-"""Networks by name, and the one shape they all have: normalisation first, then the backbone with its head."""
+"""Networks by name: what a builder returns, and the weights' preprocessing that belongs to some names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sstune.backbones.images import Preprocessing
 from sstune.registry import Registry
-from sstune.schema import BackboneConfig, RequestError
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network on normalised images; ``head`` and ``stem`` name its last and first layer with weights."""
+    """A network on normalised images; ``head`` and ``stem`` name its last and first layer with weights.
+
+    Where several modules are the head (or stem), the name is a glob pattern. ``notes`` say what was adapted.
+    """
 
     module: nn.Module
     head: str
@@ -25,42 +27,10 @@ class Backbone:
 # (channels, height, width) of the images.
 Shape = tuple[int, int, int]
 
-# Builders ``(config, shape, outputs) -> Backbone``.
-BACKBONES: Registry[Callable[..., Backbone]] = Registry("backbone.name")
+# Builders ``(config, shape, outputs) -> Backbone``, of images as they enter the backbone; those of a
+# PretrainedConfig take ``load`` besides: whether to load the published weights.
+Builder = Callable[..., Backbone]
+BACKBONES: Registry[Builder] = Registry("backbone.name")
 
-
-class Network(nn.Module):
-    """What is trained and attacked: images in [0,1], (N, C, H, W) -> outputs, (N, outputs).
-
-    Normalisation is its first layer, so an attack moves in pixel space. Its constants belong to the
-    configuration and are not in the state dict.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
-        self.backbone = backbone.module
-        self.aliases = {"head": backbone.head, "stem": backbone.stem}
-        self.notes = list(backbone.notes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        outputs: Tensor = self.backbone((images - self.mean) / self.std)
-        return outputs
-
-
-def build(
-    config: BackboneConfig, shape: Shape, outputs: int, mean: Sequence[float], std: Sequence[float]
-) -> Network:
-    """The network that ``config`` names, for images of ``shape`` (channels, height, width).
-
-    Raises:
-        RequestError: unknown name, constants that do not fit the number of channels, or images of a size that
-            the backbone cannot take.
-    """
-    if len(mean) not in (1, shape[0]):
-        raise RequestError(f"dataset.mean: has {len(mean)} values, the images have {shape[0]} channels")
-    return Network(BACKBONES[config.name](config, shape, outputs), mean, std)
+# Readers ``(config) -> Preprocessing`` of the published weights' metadata.
+PREPROCESSINGS: Registry[Callable[..., Preprocessing]] = Registry("backbone.name")

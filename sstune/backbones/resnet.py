@@ -1,39 +1,38 @@
-"""ResNet-18 from timm, with the ImageNet stem or the one customary for 32x32 images."""
+"""ResNets from timm, with the ImageNet stem or the one customary for 32x32 images (arXiv 1512.03385)."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from sstune.backbones.registry import BACKBONES, Backbone, Shape
-from sstune.schema import ConvNetConfig, RequestError, Variant
+from sstune.backbones import from_timm
+from sstune.backbones.images import Preprocessing
+from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
+from sstune.backbones.variant import chosen
+from sstune.schema import ConvNetConfig, Variant
+
+NAMES = ("resnet18", "resnet34", "resnet50")
 
 
-@BACKBONES.register("resnet18")
-def resnet18(config: ConvNetConfig, shape: Shape, outputs: int) -> Backbone:
-    """timm's resnet18; ``pretrained`` takes timm's default weights from its hub (or the hub's cache).
+@PREPROCESSINGS.register(*NAMES)
+def preprocessing(config: ConvNetConfig) -> Preprocessing:
+    """That of timm's default weights."""
+    return from_timm.preprocessing(config.name)
+
+
+@BACKBONES.register(*NAMES)
+def resnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
+    """timm's resnet18, 34, 50; of variant cifar, a 3x3 stem of stride 1 and no max-pooling.
 
     Raises:
         RequestError: the weights are neither cached nor to be had.
     """
-    import timm  # takes seconds, and the other backbones do without
-
-    channels, notes = shape[0], []
-    try:
-        module = timm.create_model(
-            "resnet18", pretrained=config.pretrained, in_chans=channels, num_classes=outputs
-        )
-    except Exception as error:
-        if not config.pretrained:
-            raise
-        hub = getattr(timm.get_pretrained_cfg("resnet18"), "hf_hub_id", "resnet18")
-        raise RequestError(
-            f"backbone.pretrained: the weights of {hub} are neither in the hub's cache (HF_HOME) nor to be "
-            f"had ({type(error).__name__}); run once with network, or use init_from=FILE"
-        ) from error
-    if config.variant is not Variant.imagenet:
-        module.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    module = from_timm.create(config.name, shape, outputs, load)
+    notes = from_timm.adaptations(config.name, shape[0], outputs) if load else []
+    if chosen(config, shape) is Variant.cifar:
+        module.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
         module.maxpool = nn.Identity()
-        if config.pretrained:
-            notes.append("backbone.variant=cifar: the first convolution is new, all else is pre-trained")
+        if load:
+            notes = [note for note in notes if not note.startswith("stem")]
+            notes.append("stem: new, the first convolution of variant cifar")
     return Backbone(module, head="fc", stem="conv1", notes=tuple(notes))

@@ -1,30 +1,68 @@
-"""Vision transformers from timm, with the patch size fitted to small images."""
+"""Vision transformers (arXiv 2010.11929) from timm, with the patch size fitted to the images."""
 
 from __future__ import annotations
 
-from sstune.backbones.registry import BACKBONES, Backbone, Shape
+from sstune.backbones import from_timm
+from sstune.backbones.images import Preprocessing
+from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
 from sstune.schema import RequestError, VitConfig
 
+MODELS = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
+PATCH_SIZES = (16, 8, 4, 2, 1)
+FEWEST_PATCHES = 7  # a side
 
-@BACKBONES.register("vit_tiny")
-def vit_tiny(config: VitConfig, shape: Shape, outputs: int) -> Backbone:
-    """timm's ViT of width 192, depth 12 and 3 heads, from random weights.
+
+@PREPROCESSINGS.register(*MODELS)
+def preprocessing(config: VitConfig) -> Preprocessing:
+    """That of timm's default weights."""
+    return from_timm.preprocessing(MODELS[config.name])
+
+
+@BACKBONES.register(*MODELS)
+def vit(config: VitConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
+    """timm's ViTs of depth 12: tiny with width 192 and 3 heads, small with 384 and 6.
+
+    Published weights have patches of 16 pixels in images of 224; for others timm resamples the embeddings.
+
+    Raises:
+        RequestError: the patches do not tile the image, or the weights are neither cached nor to be had.
+    """
+    name, pixels = MODELS[config.name], patch_size(config, shape)
+    settings = {"img_size": shape[1:], "patch_size": pixels}
+    module = from_timm.create(name, shape, outputs, load, **settings)
+    notes = []
+    if load:
+        notes = from_timm.adaptations(name, shape[0], outputs)
+        size = from_timm.preprocessing(name).size
+        if pixels != PATCH_SIZES[0]:
+            notes.append(f"stem: patch embedding resampled, {PATCH_SIZES[0]} -> {pixels} pixels a patch")
+        grids = [
+            f"{height // p}x{width // p}"
+            for (height, width), p in ((size, PATCH_SIZES[0]), (shape[1:], pixels))
+        ]
+        if grids[0] != grids[1]:
+            notes.append(f"position embedding resampled, {grids[0]} -> {grids[1]} patches")
+    return Backbone(module, head="head", stem="patch_embed.proj", notes=tuple(notes))
+
+
+def patch_size(config: VitConfig, shape: Shape) -> int:
+    """Pixels a side of a patch, in images that enter the backbone with ``shape``.
+
+    Unless given, 16 for a pre-trained backbone, and otherwise the largest power of two up to 16 that tiles
+    the image with 7 patches a side or more: 16 for images of 112 pixels and more, 4 for 28 and 32.
 
     Raises:
         RequestError: the patches do not tile the image.
     """
-    import timm  # takes seconds, and the other backbones do without
+    _, height, width = shape
+    pixels = config.patch_size or (PATCH_SIZES[0] if config.pretrained else _fitted(height, width))
+    if height % pixels or width % pixels:
+        raise RequestError(f"backbone.patch_size: {pixels} does not divide {height}x{width} pixels")
+    return pixels
 
-    channels, height, width = shape
-    patch_size = config.patch_size or 4
-    if height % patch_size or width % patch_size:
-        raise RequestError(f"backbone.patch_size: {patch_size} does not divide {height}x{width} pixels")
-    module = timm.create_model(
-        "vit_tiny_patch16_224",
-        pretrained=False,
-        img_size=(height, width),
-        patch_size=patch_size,
-        in_chans=channels,
-        num_classes=outputs,
-    )
-    return Backbone(module, head="head", stem="patch_embed.proj")
+
+def _fitted(height: int, width: int) -> int:
+    for pixels in PATCH_SIZES:
+        if height % pixels == width % pixels == 0 and min(height, width) // pixels >= FEWEST_PATCHES:
+            return pixels
+    return 1

@@ -47,12 +47,17 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     data = datasets.load(config.dataset)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
-        config.backbone, data.shape, task.outputs, config.dataset.mean, config.dataset.std
+        config.backbone,
+        data.shape,
+        task.outputs,
+        config.dataset.mean,
+        config.dataset.std,
+        weights=False,
     )
     replaced = source.load_weights(network)
     if replaced:  # fine to train from, but there is nothing to attack in an untrained head
         raise RequestError(f"init_from: {source.path} has no head for {config.dataset.label}: {replaced[0]}")
-    example = torch.zeros(2, *data.shape)
+    example = network.prepare(torch.zeros(2, *data.shape))
     rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     if source.config is not None and source.config.rule == config.rule:
         source.load_feedback(network)

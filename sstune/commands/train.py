@@ -38,10 +38,15 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     data = datasets.load(config.dataset)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
-        config.backbone, data.shape, task.outputs, config.dataset.mean, config.dataset.std
+        config.backbone,
+        data.shape,
+        task.outputs,
+        config.dataset.mean,
+        config.dataset.std,
+        weights=source is None,
     )
     notes = network.notes + (source.load_weights(network) if source else [])
-    example = torch.zeros(2, *data.shape)
+    example = network.prepare(torch.zeros(2, *data.shape))
     conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     for note in [*notes, f"{config.rule.name}: {conversion}"]:
         print(f"  {note}", flush=True)
@@ -84,8 +89,10 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     print(
         f"  epoch {progress.best['epoch']} chosen: test {test.n_correct}/{len(data.test)} right", flush=True
     )
+    published = backbones.preprocessing(config.backbone)
     return {
         "n_classes": data.n_classes,
+        "preprocessing": None if published is None else asdict(published),
         "measurements": [
             measurement("val", len(data.val), progress.best["val_correct"]),
             measurement("test", len(data.test), test.n_correct),

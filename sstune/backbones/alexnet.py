@@ -1,0 +1,86 @@
+"""AlexNet in torchvision's form, one tower (Krizhevsky 2014, arXiv 1404.5997), and one for small images.
+
+Both have torchvision's module names ``features``, ``avgpool`` and ``classifier``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sstune.backbones import from_torchvision
+from sstune.backbones.images import Preprocessing
+from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
+from sstune.backbones.variant import chosen, require
+from sstune.schema import ConvNetConfig, Variant
+
+SMALLEST_CIFAR = 17  # pixels a side that leave 2x2 after the stem and three poolings
+
+
+class CifarAlexNet(nn.Module):
+    """The published widths for small images: 3x3 stem of stride 2, padded poolings, 2x2 features, a head of
+    1024 units.
+
+    The second convolution and those after it have the shapes of torchvision's, and so has the order of
+    modules, so weights of equal shape have equal names.
+    """
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 64, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(2)
+        self.classifier = nn.Sequential(
+            nn.Dropout(),
+            nn.Linear(256 * 2 * 2, 1024),
+            nn.ReLU(inplace=True),
+            nn.Dropout(),
+            nn.Linear(1024, 1024),
+            nn.ReLU(inplace=True),
+            nn.Linear(1024, outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+@PREPROCESSINGS.register("alexnet")
+def preprocessing(config: ConvNetConfig) -> Preprocessing:
+    """That of torchvision's default weights."""
+    return from_torchvision.preprocessing(config.name)
+
+
+@BACKBONES.register("alexnet")
+def alexnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
+    """AlexNet; of published weights, variant cifar takes all but stem and head.
+
+    Raises:
+        RequestError: the images are too small, or the weights are neither cached nor to be had.
+    """
+    head, new = "classifier.6", ["classifier.6"]
+    module: nn.Module
+    if chosen(config, shape) is Variant.cifar:
+        require(config, shape, SMALLEST_CIFAR)
+        module = CifarAlexNet(shape[0], outputs)
+        new = ["features.0", "classifier.1", "classifier.4", head]
+    else:
+        from torchvision.models import AlexNet  # takes a second, and other backbones do without
+
+        require(config, shape, from_torchvision.smallest(config.name))
+        module = AlexNet(outputs)
+        if shape[0] != 3:
+            module.set_submodule("features.0", nn.Conv2d(shape[0], 64, 11, stride=4, padding=2))
+    notes = from_torchvision.load(module, config.name, "features.0", tuple(new)) if load else []
+    return Backbone(module, head, stem="features.0", notes=tuple(notes))

@@ -1,0 +1,147 @@
+"""Models and weights of timm: any of them by name, and what the fitted ones (resnet, vit) share.
+
+timm is imported where it is used: that takes seconds, and the other backbones do without.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sstune.backbones.images import Preprocessing
+from sstune.backbones.registry import Backbone, Shape
+from sstune.schema import Interpolation, RequestError, TimmConfig
+
+
+def metadata(name: str) -> Any:
+    """timm's ``PretrainedCfg`` of a model, ``architecture`` or ``architecture.tag``.
+
+    Raises:
+        RequestError: timm has no such model, or no such tag.
+    """
+    import timm
+
+    known = timm.list_models(include_tags="." in name)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "known: what timm.list_models() lists"
+        raise RequestError(f"backbone.name: unknown {name!r}, {hint}")
+    return timm.get_pretrained_cfg(name)
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """What a model's weights expect of their images.
+
+    Raises:
+        RequestError: timm has no such model, or no weights of it.
+    """
+    data = metadata(name)
+    if not data.has_weights:
+        raise RequestError(f"backbone.pretrained: timm has no weights of {name}")
+    return Preprocessing(
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        size=tuple(data.input_size[1:]),
+        crop_pct=data.crop_pct,
+        interpolation=Interpolation(data.interpolation),
+    )
+
+
+def fixed_size(name: str) -> tuple[int, int] | None:
+    """Height and width of the images that a model is made for, None if it takes images of many sizes."""
+    data = metadata(name)
+    return tuple(data.input_size[1:]) if data.fixed_input_size else None
+
+
+def create(name: str, shape: Shape, outputs: int, load: bool, **settings: Any) -> nn.Module:
+    """timm's model for images of ``shape``, with a head of ``outputs`` units.
+
+    Args:
+        load: whether to load its published weights, from timm's hub or the hub's cache. timm itself leaves
+            out a head of another width, sums the first convolution's weights over colours for grey images,
+            and resamples the embeddings of patches and positions.
+        settings: of the model, for ``timm.create_model``.
+
+    Raises:
+        RequestError: the weights are neither cached nor to be had.
+    """
+    import timm
+    from huggingface_hub import constants
+
+    try:
+        model: nn.Module = timm.create_model(
+            name, pretrained=load, in_chans=shape[0], num_classes=outputs, **settings
+        )
+    except OSError as error:
+        if not load:
+            raise
+        data = metadata(name)
+        file = data.hf_hub_filename or "model.safetensors"
+        raise RequestError(
+            f"backbone.pretrained: the weights of {data.hf_hub_id or name} are neither cached nor to be had "
+            f"({type(error).__name__}); put {file} of that name on the hub into its cache "
+            f"{constants.HF_HUB_CACHE} (below HF_HOME), as `hf download` does, or use init_from=FILE"
+        ) from error
+    return model
+
+
+def adaptations(name: str, channels: int, outputs: int) -> list[str]:
+    """What timm does to a model's published weights to fit channels and classes, for notes."""
+    data = metadata(name)
+    notes = []
+    if outputs != data.num_classes:
+        notes.append(f"head: new, {outputs} outputs (the weights have {data.num_classes})")
+    if channels == 1:
+        notes.append("stem: the weights' first convolution, summed over its input channels for grey images")
+    return notes
+
+
+def any_model(config: TimmConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
+    """The model that ``config.name`` is called in timm.
+
+    A model of fixed input size is made for images of ``backbone.input_size``, if that is given.
+
+    Raises:
+        RequestError: unknown name; the model cannot be made, or run, for such images or as a classifier.
+    """
+    settings = {}
+    if fixed_size(config.name) and config.input_size is not None:
+        settings["img_size"] = shape[1:]
+    try:
+        module = create(config.name, shape, outputs, load, **settings)
+        module.eval()
+        with torch.no_grad():
+            made = module(torch.zeros(1, *shape))
+        module.train()
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(
+            f"backbone.name: timm's {config.name} does not work with {shape[1]}x{shape[2]} images: {reason}; "
+            f"another backbone.input_size may"
+        ) from error
+    if not isinstance(made, torch.Tensor) or made.shape != (1, outputs):
+        raise RequestError(f"backbone.name: timm's {config.name} is no classifier")
+    data = metadata(config.name)
+    layers = [name for name, inner in module.named_modules() if isinstance(inner, nn.Conv2d | nn.Linear)]
+    return Backbone(
+        module,
+        head=_alias(data.classifier, module) or layers[-1],
+        stem=_alias(data.first_conv, module) or layers[0],
+        notes=tuple(adaptations(config.name, shape[0], outputs)) if load else (),
+    )
+
+
+def _alias(names: str | Sequence[str] | None, module: nn.Module) -> str | None:
+    """One pattern for the modules that timm's metadata name; None if it names none that there are."""
+    named = [names] if isinstance(names, str) else names or []
+    modules = dict(module.named_modules())
+    present = [name for name in named if name in modules]
+    shared = os.path.commonprefix(present)  # noqa: RUF071 (of characters: head and head_dist are head*)
+    if len(present) > 1 and shared:
+        return f"{shared}*"
+    return present[0] if present else None

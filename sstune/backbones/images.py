@@ -1,0 +1,36 @@
+"""What published weights expect of their images, and resizing inside the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sstune.schema import Interpolation
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images were prepared when the published weights were measured, as their metadata say.
+
+    ``mean`` and ``std`` of the channels in [0,1]; ``size`` (height, width) of what enters the network, the
+    centre ``crop_pct`` of an image resized by ``interpolation``.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    crop_pct: float
+    interpolation: Interpolation
+
+
+def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """Images in [0,1], (N, C, H, W) -> (N, C, *size), again in [0,1].
+
+    Antialiased, as Pillow resizes: smaller images are averages, and larger ones use Pillow's bicubic kernel
+    (a = -1/2), which published weights were measured with, instead of PyTorch's (a = -3/4).
+    """
+    resized = F.interpolate(images, size, mode=interpolation.value, antialias=True)
+    # a cubic overshoots at edges; pixels beyond black and white are none
+    return resized.clamp(0, 1) if interpolation is Interpolation.bicubic else resized
