@@ -22,7 +22,11 @@ Complete = Callable[..., RunConfig]
 composed = functools.cache(lambda command, *overrides: compose(command, overrides))  # 0.1 s each
 
 # What an option needs besides its name; the folder need only exist.
-NEEDS = {"dataset=folder": ["dataset.root=.", "dataset.label=d"]}
+NEEDS = {
+    "dataset=folder": ["dataset.root=.", "dataset.label=d"],
+    "dataset=imagenet": ["dataset.root=."],
+    "dataset=tiny_imagenet": ["dataset.root=."],
+}
 EXPERIMENTS = {
     "none": [],
     "quickstart": ["experiment=quickstart"],

@@ -35,12 +35,12 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     """
     config = run.config
     torch.manual_seed(config.seed)
-    data = datasets.load(config.dataset)
+    data = datasets.load(config.dataset, workers=config.workers)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
         config.backbone, data.shape, task.outputs, config.dataset.mean, config.dataset.std
     )
-    notes = network.notes + (source.load_weights(network) if source else [])
+    notes = data.notes + network.notes + (source.load_weights(network) if source else [])
     example = torch.zeros(2, *data.shape)
     conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     for note in [*notes, f"{config.rule.name}: {conversion}"]:
@@ -55,6 +55,9 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         config.seed,
         crop_padding=config.dataset.crop_padding,
         flip=config.dataset.flip,
+        crop_scale=config.dataset.crop_scale,
+        transforms=config.dataset.transforms,
+        cutout=config.dataset.cutout,
     )
     checkpoint = run.directory / "checkpoint.pt"
 
@@ -94,6 +97,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
             name: {"n": len(split), "digest": split.digest}
             for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
         },
+        "skipped": data.skipped_summary,
     }
 
 
