@@ -109,6 +109,7 @@ class InMemory(Dataset[tuple[Tensor, int]]):
     """Decoded images, put through torchvision's transforms one at a time, as its CIFAR10 does."""
 
     def __init__(self, split: Split, config: RunConfig) -> None:
+        assert isinstance(split.images, Tensor)
         self.images = split.images.permute(0, 2, 3, 1).numpy()
         self.labels = split.labels.tolist()
         self.transform = transforms.Compose(

@@ -149,7 +149,7 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
 
     schema.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are, instead of Hydra's exit status 1
-    program, sys.argv = sys.argv, [f"sstune {command}", *arguments]
+    program, sys.argv = sys.argv, [f"sstune {command}", *composition.for_hydra(arguments)]
     try:
         hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:

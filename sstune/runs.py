@@ -67,7 +67,7 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
     "": {"select": "best", "accumulate": 1, "ema": None, "patience": None},
     "dataset": {
         "crop_scale": None,
-        "transforms": {},
+        "transforms": [],
         "cutout": 0,
         "train_n": None,
         "shots": None,
@@ -98,6 +98,8 @@ def semantic(config: RunConfig) -> dict[str, Any]:
     for section, inert in _inert(config).items():
         for key in inert:
             values[section].pop(key, None)
+    transforms = values["dataset"]["transforms"]  # their order matters, and that of a mapping's keys is lost
+    values["dataset"]["transforms"] = [{name: arguments} for name, arguments in transforms.items()]
     for section, neutral in _NEUTRAL.items():
         owner = values.get(section, {}) if section else values
         for key, value in neutral.items():

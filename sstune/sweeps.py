@@ -87,7 +87,10 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> int
         with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
             engine = GlobalHydra.instance().hydra
             assert engine is not None
-            overrides = [*settings, *cells[0].overrides]  # for out=, below which a launcher keeps its files
+            overrides = [
+                *settings,
+                *composition.for_hydra(cells[0].overrides),
+            ]  # for out=, below which a launcher keeps its files
             config = engine.compose_config(command, overrides, run_mode=RunMode.MULTIRUN)
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(engine.config_loader, Callbacks(config)),
@@ -99,5 +102,5 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> int
         if "hydra/launcher/" in reason:
             reason += "; joblib needs pip install 'sstune[joblib]', submitit_slurm 'sstune[slurm]'"
         raise RequestError(reason) from error
-    results = launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
+    results = launcher.launch([composition.for_hydra(cell.overrides) for cell in cells], initial_job_idx=0)
     return sum(result.status.name != "COMPLETED" for result in results)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sstune.schema import (
     AdamWConfig,
+    DownloadedFolderConfig,
     FolderConfig,
     MlpConfig,
     OrthogonalPfaConfig,
@@ -63,7 +64,11 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield "init_from: train starts from random (or backbone.pretrained) weights; use finetune"
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
-    if isinstance(config.dataset, FolderConfig) and not Path(config.dataset.root).expanduser().exists():
+    if (
+        isinstance(config.dataset, FolderConfig)
+        and not isinstance(config.dataset, DownloadedFolderConfig)
+        and not Path(config.dataset.root).expanduser().exists()
+    ):
         yield f"dataset.root: {config.dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
     if not re.fullmatch(r"[\w.+-]+", config.dataset.label):
         yield f"dataset.label: {config.dataset.label!r} must consist of letters, digits and . _ + -"

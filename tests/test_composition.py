@@ -23,12 +23,21 @@ Complete = Callable[..., RunConfig]
 composed = functools.cache(lambda command, *overrides: compose(command, overrides))  # 0.1 s each
 
 # What an option needs besides its name; the folder need only exist.
-NEEDS = {"dataset=folder": ["dataset.root=.", "dataset.label=d"]}
+NEEDS = {
+    "dataset=folder": ["dataset.root=.", "dataset.label=d"],
+    "dataset=imagenet": ["dataset.root=."],
+    "dataset=tiny_imagenet": ["dataset.root=."],
+    "backbone=timm": ["backbone.name=convnext_atto"],
+}
 EXPERIMENTS = {
     "none": [],
     "quickstart": ["experiment=quickstart"],
     "cifar10_jpeg": ["experiment=cifar10_jpeg", "dataset.root=."],
     "mnist_mlp": ["experiment=mnist_mlp"],
+    "imagenet_biotorch": ["experiment=imagenet_biotorch", "dataset.root=."],
+    "imagenet_xiao": ["experiment=imagenet_xiao", "dataset.root=."],
+    "tiny_imagenet_32": ["experiment=tiny_imagenet_32", "dataset.root=."],
+    "transfer_cifar10_jpeg": ["experiment=transfer_cifar10_jpeg", "dataset.root=."],
     "mnist_mlp_trained": ["experiment=mnist_mlp_trained", "rule=pfa"],
 }
 
@@ -64,7 +73,8 @@ class TestOptions:
         for choice in chosen:
             key, value = choice.split("=")
             if key in GROUPS:
-                assert getattr(config, key).name == value
+                named = "convnext_atto" if value == "timm" else value
+                assert getattr(config, key).name == named
                 (line,) = re.findall(r"/schema/.*", (CONF / key / f"{value}.yaml").read_text())
                 assert type(getattr(config, key)) is GROUPS[key][line.split()[-1]]
         run = Run(replace(config, out=str(tmp_path)), [], None)

@@ -11,7 +11,7 @@ from sstune.backbones import from_torchvision
 from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
 from sstune.backbones.variant import chosen, require
-from sstune.schema import ConvNetConfig, Variant
+from sstune.schema import BackboneConfig, ConvNetConfig, RequestError, Variant
 
 SMALLEST_CIFAR = 17  # pixels a side that leave 2x2 after the stem and three poolings
 
@@ -60,6 +60,57 @@ class CifarAlexNet(nn.Module):
 def preprocessing(config: ConvNetConfig) -> Preprocessing:
     """That of torchvision's default weights."""
     return from_torchvision.preprocessing(config.name)
+
+
+class NormalisedAlexNet(nn.Module):
+    """torchvision's AlexNet with batch normalisation before every ReLU and no dropout.
+
+    So did Xiao et al. (arXiv 1811.03567) train it by sign-symmetry; layers that are normalised have no bias.
+    """
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *_normalised(nn.Conv2d(channels, 64, 11, stride=4, padding=2, bias=False)),
+            nn.MaxPool2d(3, stride=2),
+            *_normalised(nn.Conv2d(64, 192, 5, padding=2, bias=False)),
+            nn.MaxPool2d(3, stride=2),
+            *_normalised(nn.Conv2d(192, 384, 3, padding=1, bias=False)),
+            *_normalised(nn.Conv2d(384, 256, 3, padding=1, bias=False)),
+            *_normalised(nn.Conv2d(256, 256, 3, padding=1, bias=False)),
+            nn.MaxPool2d(3, stride=2),
+        )
+        self.avgpool = nn.AdaptiveAvgPool2d(6)
+        self.classifier = nn.Sequential(
+            *_normalised(nn.Linear(256 * 6 * 6, 4096, bias=False)),
+            *_normalised(nn.Linear(4096, 4096, bias=False)),
+            nn.Linear(4096, outputs),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+def _normalised(layer: nn.Conv2d | nn.Linear) -> tuple[nn.Module, ...]:
+    if isinstance(layer, nn.Conv2d):
+        return layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU(inplace=True)
+    return layer, nn.BatchNorm1d(layer.out_features), nn.ReLU(inplace=True)
+
+
+@BACKBONES.register("alexnet_bn")
+def alexnet_bn(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
+    """AlexNet with batch normalisation, of random weights, in its published size.
+
+    Raises:
+        RequestError: the images are too small.
+    """
+    smallest = from_torchvision.smallest("alexnet")
+    if min(shape[1:]) < smallest:
+        raise RequestError(
+            f"backbone.name: alexnet_bn needs {smallest}x{smallest} images at least, "
+            f"not {shape[1]}x{shape[2]}"
+        )
+    return Backbone(NormalisedAlexNet(shape[0], outputs), head="classifier.6", stem="features.0")
 
 
 @BACKBONES.register("alexnet")

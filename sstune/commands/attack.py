@@ -44,7 +44,9 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
     """Robust accuracy at each eps through each gradient; per-sample outcomes go to ``outcomes.npz``."""
     config = run.config
-    data = datasets.load(config.dataset)
+    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
+    for note in data.notes:
+        print(f"  {note}", flush=True)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
         config.backbone,
@@ -108,6 +110,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
         "seconds": sum(entry["seconds"] for entry in measured),
         "precision": "float32",
         "datasets": {"test": {"n": len(data.test), "digest": data.test.digest, "attacked": test.digest}},
+        "skipped": data.skipped_summary,
     }
 
 

@@ -35,7 +35,8 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     """
     config = run.config
     torch.manual_seed(config.seed)
-    data = datasets.load(config.dataset)
+    published = backbones.preprocessing(config.backbone)
+    data = datasets.load(config.dataset, published, config.workers)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
         config.backbone,
@@ -45,7 +46,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         config.dataset.std,
         weights=source is None,
     )
-    notes = network.notes + (source.load_weights(network) if source else [])
+    notes = data.notes + network.notes + (source.load_weights(network) if source else [])
     example = network.prepare(torch.zeros(2, *data.shape))
     conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     for note in [*notes, f"{config.rule.name}: {conversion}"]:
@@ -64,6 +65,11 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         config.seed,
         crop_padding=config.dataset.crop_padding,
         flip=config.dataset.flip,
+        crop_scale=config.dataset.crop_scale,
+        transforms=config.dataset.transforms,
+        cutout=config.dataset.cutout,
+        rank=world.rank,
+        world_size=world.size,
     )
     checkpoint = run.directory / "checkpoint.pt"
 
@@ -89,7 +95,6 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     print(
         f"  epoch {progress.best['epoch']} chosen: test {test.n_correct}/{len(data.test)} right", flush=True
     )
-    published = backbones.preprocessing(config.backbone)
     return {
         "n_classes": data.n_classes,
         "preprocessing": None if published is None else asdict(published),
@@ -110,6 +115,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
             name: {"n": len(split), "digest": split.digest}
             for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
         },
+        "skipped": data.skipped_summary,
     }
 
 

@@ -1,8 +1,23 @@
 """Where images come from: sources, their splits, and the loader that feeds them to a network."""
 
+from sstune.datasets import small, trees  # noqa: F401  # they register the sources
 from sstune.datasets.archive import fingerprint
+from sstune.datasets.decoding import Preprocessing
+from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.loader import Loader, batches
 from sstune.datasets.sources import SOURCES, load
 from sstune.datasets.splits import SPLIT_SEED, Split, Splits
 
-__all__ = ["SOURCES", "SPLIT_SEED", "Loader", "Split", "Splits", "batches", "fingerprint", "load"]
+__all__ = [
+    "SOURCES",
+    "SPLIT_SEED",
+    "ImageFiles",
+    "Loader",
+    "Preprocessing",
+    "Split",
+    "Splits",
+    "batches",
+    "default_workers",
+    "fingerprint",
+    "load",
+]

@@ -10,10 +10,11 @@ import hashlib
 import logging
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sstune.schema import DatasetConfig, FolderConfig, MnistConfig, RequestError
+from sstune.schema import DatasetConfig, DownloadedFolderConfig, FolderConfig, MnistConfig, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ def fingerprint(config: DatasetConfig) -> str | None:
 
     Returns:
         A folder dataset: sha256 (hex) of the archive, or of the sorted (relative path, size) of a directory's
-        images, which is quick but does not see a file edited to the same size. MNIST from an image tree:
-        that tree's. Other datasets: None.
+        images, which is quick but does not see a file edited to the same size. A dataset that torchvision
+        can download, from an image tree of one's own: that tree's. Other datasets: None.
 
     Raises:
         RequestError: the root cannot be read.
@@ -37,7 +38,8 @@ def fingerprint(config: DatasetConfig) -> str | None:
     if not isinstance(config, FolderConfig | MnistConfig):
         return None
     root = Path(config.root).expanduser()
-    return digests(root)[0] if isinstance(config, FolderConfig) or is_tree(root) else None
+    official = isinstance(config, DownloadedFolderConfig | MnistConfig) and not is_tree(root)
+    return None if official else digests(root)[0]
 
 
 def is_tree(root: Path) -> bool:
@@ -49,24 +51,56 @@ def digests(root: Path) -> tuple[str, str]:
     """The fingerprint of ``root``, and a digest that also changes when a directory's files are modified.
 
     An archive is hashed once per process and (path, size, time of modification), and its two digests are
-    equal. A directory is scanned at every call: its own time does not tell of changes deeper down.
+    equal. A directory is scanned once per process, see :func:`scan`.
 
     Raises:
         RequestError: the root cannot be read.
     """
     try:
-        if not root.is_dir():
-            status = root.stat()
-            digest = _file_digest(root.resolve(), status.st_size, status.st_mtime_ns)
-            return digest, digest
-        lasting, momentary = hashlib.sha256(), hashlib.sha256()
-        for name in _tree(root):
-            status = (root / name).stat()
-            lasting.update(os.fsencode(f"{name}\0{status.st_size}\0"))
-            momentary.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-        return lasting.hexdigest(), momentary.hexdigest()
+        if root.is_dir():
+            found = scan(root.resolve())
+            return found.lasting, found.momentary
+        status = root.stat()
+        digest = _file_digest(root.resolve(), status.st_size, status.st_mtime_ns)
+        return digest, digest
     except OSError as error:
         raise RequestError(f"dataset.root: cannot read {root}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The image files below a directory: sorted relative paths, their sizes in bytes, and two digests.
+
+    ``lasting`` is the sha256 (hex) of names and sizes, ``momentary`` of times of modification, too.
+    """
+
+    names: list[str]
+    sizes: list[int]
+    lasting: str
+    momentary: str
+
+
+@functools.cache
+def scan(root: Path) -> Scan:
+    """List a directory, once per process: a sweep's cells share what the first of them found.
+
+    So a process takes a directory for what it was when first looked at, and images that are added, removed
+    or edited while it runs are seen by the next process. ``scan.cache_clear()`` forgets.
+
+    Args:
+        root: resolved, for it is the key under which the answer is kept.
+
+    Raises:
+        OSError: a directory or file cannot be read.
+    """
+    names, sizes = list(_tree(root)), []
+    lasting, momentary = hashlib.sha256(), hashlib.sha256()
+    for name in names:
+        status = (root / name).stat()
+        sizes.append(status.st_size)
+        lasting.update(os.fsencode(f"{name}\0{status.st_size}\0"))
+        momentary.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
+    return Scan(names, sizes, lasting.hexdigest(), momentary.hexdigest())
 
 
 @functools.cache
@@ -75,8 +109,8 @@ def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(root: Path) -> Iterator[tuple[str, bytes]]:
-    """Every image file as (path relative to ``root`` with ``/``, its bytes), in the order it is stored.
+def read(root: Path, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[str, bytes]]:
+    """Every ``wanted`` image as (path relative to ``root`` with ``/``, its bytes), in the order it is stored.
 
     An archive is streamed, nothing is unpacked to disk and member names are never used as paths. Only
     regular files with an image suffix count; hidden ones (and macOS's ``__MACOSX``) do not.
@@ -84,25 +118,25 @@ def read(root: Path) -> Iterator[tuple[str, bytes]]:
     Raises:
         RequestError: unreadable, damaged, not a tar archive, or a file beyond ``MAX_FILE_BYTES``.
     """
-    return _read_tree(root) if root.is_dir() else _read_archive(root)
+    return _read_tree(root, wanted) if root.is_dir() else _read_archive(root, wanted)
 
 
-def _read_tree(root: Path) -> Iterator[tuple[str, bytes]]:
+def _read_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     try:
-        for name in _tree(root):
+        for name in filter(wanted, _tree(root)):
             _refuse_oversized(root, name, (root / name).stat().st_size)
             yield name, (root / name).read_bytes()
     except OSError as error:
         raise RequestError(f"dataset.root: cannot read {root}: {error}") from error
 
 
-def _read_archive(root: Path) -> Iterator[tuple[str, bytes]]:
+def _read_archive(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     links = 0
     try:
         with tarfile.open(root, "r:*") as archive:
             for member in archive:
                 name = PurePosixPath(member.name.lstrip("/")).as_posix()
-                if member.isdir() or not _is_image(name):
+                if member.isdir() or not (_is_image(name) and wanted(name)):
                     continue
                 file = archive.extractfile(member) if member.isreg() else None
                 if file is None:

@@ -1,16 +1,20 @@
-"""Decoded images on disk: one uncompressed .npz per archive and image size, written atomically.
+"""What is kept on disk of a dataset: its decoded images, or only which of its files cannot be decoded.
 
-The zip container's checksums are what detects a damaged file; a cache that cannot be used is never an error.
+Decoded images are one uncompressed .npz per archive and image size, whose checksums are what detects a
+damaged file. Files are written atomically, and a cache that cannot be used is never an error.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +26,14 @@ _FORMAT = 1  # raise when decoding or the file's layout changes: older files are
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """Every image of a dataset: uint8 [N, C, H, W], and its ``<split>/<class>/<image>``, in sorted order."""
+    """Every image of a dataset: uint8 [N, C, H, W], and its ``<split>/<class>/<image>``, in sorted order.
+
+    ``corrupt`` holds what cannot be decoded, and why: path in the archive or directory -> error.
+    """
 
     images: npt.NDArray[np.uint8]
     paths: list[str]
+    corrupt: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or len(self.images) != len(self.paths):
@@ -33,17 +41,24 @@ class Decoded:
             raise ValueError(f"expected uint8 [{len(self.paths)}, C, H, W], got {found}")
 
 
-def cache_file(directory: str, digest: str, image_size: int | None) -> Path:
-    """Where the images of the data with this content digest, resized to ``image_size``, are kept."""
-    key = hashlib.sha256(f"{_FORMAT}:{digest}:{image_size}".encode()).hexdigest()
-    return Path(os.path.expanduser(directory)) / f"images-{key[:32]}.npz"
+def cache_file(directory: str, kind: str, digest: str, *details: object) -> Path:
+    """Where something about the data with this content digest is kept.
+
+    Args:
+        kind: ``images`` (decoded, an .npz) or ``corrupt`` (a list, .json).
+        details: what else it depends on, such as the size that images were resized to.
+    """
+    key = hashlib.sha256(":".join(map(str, (_FORMAT, digest, *details))).encode()).hexdigest()
+    suffix = {"images": ".npz", "corrupt": ".json"}[kind]
+    return Path(os.path.expanduser(directory)) / f"{kind}-{key[:32]}{suffix}"
 
 
 def load(path: Path) -> Decoded | None:
     """The images in ``path``; None when there is no such file or, with a warning, when it is damaged."""
     try:
         with np.load(path) as stored:
-            return Decoded(stored["images"], os.fsdecode(stored["paths"].tobytes()).split("\0"))
+            corrupt = json.loads(stored["corrupt"].tobytes()) if "corrupt" in stored else {}
+            return Decoded(stored["images"], os.fsdecode(stored["paths"].tobytes()).split("\0"), corrupt)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # a damaged zip raises nearly anything; the answer is the same
@@ -54,12 +69,36 @@ def load(path: Path) -> Decoded | None:
 def save(path: Path, decoded: Decoded) -> None:
     """Write ``path`` whole or not at all; a full disk or an unwritable directory only warns."""
     names = np.frombuffer(os.fsencode("\0".join(decoded.paths)), dtype=np.uint8)
+    arrays = {"images": decoded.images, "paths": names}
+    if decoded.corrupt:
+        arrays["corrupt"] = np.frombuffer(json.dumps(decoded.corrupt).encode(), dtype=np.uint8)
+    _write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+
+def load_corrupt(path: Path) -> dict[str, str] | None:
+    """Name -> error of the files that ``path`` lists; None when there is no such list, or a damaged one."""
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): str(error) for name, error in listed.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        log.warning("cache %s cannot be used (%s): reading every image again", path, error)
+        return None
+
+
+def save_corrupt(path: Path, corrupt: dict[str, str]) -> None:
+    """Write ``path`` whole or not at all; a full disk or an unwritable directory only warns."""
+    _write(path, lambda file: file.write(json.dumps(corrupt, indent=1).encode()))
+
+
+def _write(path: Path, content: Callable[[BinaryIO], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
         try:
             with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, images=decoded.images, paths=names)
+                content(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -67,4 +106,4 @@ def save(path: Path, decoded: Decoded) -> None:
             os.unlink(partial)
             raise
     except OSError as error:
-        log.warning("cannot cache decoded images in %s (%s): the next run decodes again", path.parent, error)
+        log.warning("cannot cache anything in %s (%s): the next run decodes again", path.parent, error)

@@ -1,80 +1,168 @@
-"""An ImageFolder tree ``<split>/<class>/<image>``, a directory or a tar archive, decoded into memory once."""
+"""An ImageFolder tree ``<split>/<class>/<image>``, a directory or an archive: held in memory, or streamed."""
 
 from __future__ import annotations
 
 import difflib
-import io
+import hashlib
+import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 
 from sstune.datasets import cache
-from sstune.datasets.archive import digests, may_be_placed, place, read
+from sstune.datasets.archive import MAX_FILE_BYTES, digests, may_be_placed, place, read, scan
 from sstune.datasets.cache import Decoded
-from sstune.datasets.splits import Split, Splits, split_off
+from sstune.datasets.decoding import Pixels, View, open_image, pixels
+from sstune.datasets.files import ImageFiles, default_workers
+from sstune.datasets.splits import Images, Split, Splits, split_off
 from sstune.schema import FolderConfig, RequestError
 
-Pixels = npt.NDArray[np.uint8]
+Places = dict[str, str]
+"""Where each wanted file of a directory belongs: its path -> ``<split>/<class>/<image>``."""
 
 MAX_BYTES = 4 * 2**30  # decoded images are held in memory as one array
 _SMALL_FILE = 16 * 2**10  # bytes; decoding less takes less time than handing it to another thread
 _IN_FLIGHT = 64  # larger files being decoded at a time, which bounds the memory they hold
+_SKIP = "dataset.skip_corrupt=true leaves such images out"
 
 
-def load_folder(config: FolderConfig) -> Splits:
-    """Read, decode (or take from the cache) and arrange a folder dataset.
+def load_folder(config: FolderConfig, root: Path | None = None, places: Places | None = None) -> Splits:
+    """Read and decode (or take from the cache) a folder dataset, or list it where it is to be streamed.
 
     Classes are the sorted folder names of the train split, images are sorted by (class, file name). Images
-    have one channel if all of them are grey, otherwise three.
+    in memory have one channel if all of them are grey, otherwise three; streamed ones have three.
+
+    Args:
+        root: where the images are; by default the configuration's root.
+        places: for a directory that is not laid out as ``<split>/<class>/<image>``.
 
     Raises:
         RequestError: unreadable or undecodable files, images of several sizes without ``image_size``, more
-            than ``MAX_BYTES``, a split that is absent or named twice, a class that the train split lacks.
+            than ``MAX_BYTES``, a split that is absent or named twice, a class that the train split lacks, an
+            archive that is to be streamed.
     """
-    root = Path(config.root).expanduser()
-    path = cache.cache_file(config.cache, digests(root)[1], config.image_size)
+    root = Path(config.root).expanduser() if root is None else root
+    images, paths, corrupt = (_listed if config.stream else _decoded)(config, root, places)
+    if corrupt and not config.skip_corrupt:
+        name, error = next(iter(corrupt.items()))
+        raise RequestError(f"dataset.root: cannot decode {name} in {root}: {error}; {_SKIP}")
+    return _arrange(images, paths, config, sorted(corrupt))
+
+
+Found = tuple[Images, list[str], dict[str, str]]  # images, their places, and what cannot be decoded, and why
+
+
+def _decoded(config: FolderConfig, root: Path, places: Places | None) -> Found:
+    details: tuple[object, ...] = (config.image_size,)
+    if (config.crop_pct, config.interpolation) != (1.0, "bilinear"):
+        details += (config.crop_pct, str(config.interpolation))
+    if places is not None:
+        details += (hashlib.sha256(json.dumps(places, sort_keys=True).encode()).hexdigest(),)
+    path = cache.cache_file(config.cache, "images", digests(root)[1], *details)
     decoded = cache.load(path)
     if decoded is None:
-        decoded = decode(root, config.image_size)
+        decoded = decode(root, _view(config), config.skip_corrupt, places)
         cache.save(path, decoded)
-    return _arrange(decoded, config)
+    return torch.from_numpy(decoded.images), decoded.paths, decoded.corrupt
 
 
-def decode(root: Path, image_size: int | None) -> Decoded:
+def _listed(config: FolderConfig, root: Path, places: Places | None) -> Found:
+    if root.is_file():
+        raise RequestError(f"dataset.stream: needs a directory, {root} is an archive: unpack it")
+    momentary = digests(root)[1]
+    found = scan(root.resolve())
+    placed = place(found.names) if places is None else places
+    names = sorted(placed, key=lambda name: placed[name].split("/"))
+    size_of = dict(zip(found.names, found.sizes, strict=True))
+    if not names:
+        raise RequestError(f"dataset.root: no image <split>/<class>/<image> in {root}")
+    _refuse_absent([name for name in names if name not in size_of], root)
+    sizes = np.array([size_of[name] for name in names])
+    if sizes.max() > MAX_FILE_BYTES:
+        raise RequestError(f"dataset.root: {names[sizes.argmax()]} has more than {MAX_FILE_BYTES:,} bytes")
+    encoded = np.array([name.encode(errors="surrogateescape") for name in names])
+    files = ImageFiles(root, encoded, sizes, _view(config), default_workers())
+    if not config.skip_corrupt:
+        return files, [placed[name] for name in names], {}
+
+    path = cache.cache_file(
+        config.cache, "corrupt", momentary, hashlib.sha256(b"\0".join(encoded)).hexdigest()
+    )
+    corrupt = cache.load_corrupt(path)
+    if corrupt is None:
+        print(
+            f"  reading all {len(files):,} images of {root} once, to find those that are damaged", flush=True
+        )
+        corrupt = files.corrupt()
+        cache.save_corrupt(path, corrupt)
+    kept = torch.tensor([position for position, name in enumerate(names) if name not in corrupt])
+    return files[kept], [placed[name] for name in names if name not in corrupt], corrupt
+
+
+def _view(config: FolderConfig) -> View | None:
+    if config.image_size is None:
+        return None
+    return View((config.image_size, config.image_size), config.crop_pct, str(config.interpolation))
+
+
+def decode(
+    root: Path, view: View | None, skip_corrupt: bool = False, places: Places | None = None
+) -> Decoded:
     """Decode every image below ``root``, of whichever split, in sorted order.
 
-    With ``image_size`` the shorter side is resized to it (bilinear, antialiased) and the centre is cropped.
+    Args:
+        view: how images are resized; None leaves them as they are.
+        skip_corrupt: leave out what cannot be decoded, and list it, instead of raising.
+        places: see :func:`load_folder`.
 
     Raises:
         RequestError: see :func:`load_folder`.
     """
-    pixels: dict[str, Pixels] = {}
+    wanted = may_be_placed if places is None else places.__contains__
+    found: dict[str, Pixels] = {}
+    corrupt: dict[str, str] = {}
     area, channels = 0, 1
-    for name, image in _stream(root, image_size):
-        if name in pixels:
+    for name, image in _decoded_files(root, view, wanted):
+        if name in found or name in corrupt:
             raise RequestError(f"dataset.root: {name} appears twice in {root}")
-        pixels[name] = image
+        if isinstance(image, Exception):
+            if not skip_corrupt:
+                raise RequestError(
+                    f"dataset.root: cannot decode {name} in {root}: {image}; {_SKIP}"
+                ) from image
+            corrupt[name] = str(image)
+            continue
+        found[name] = image
         area += image.shape[0] * image.shape[1]
         channels = max(channels, image.shape[2])
         if area * channels > MAX_BYTES:
             raise RequestError(
                 f"dataset.root: the images of {root} take more than {MAX_BYTES / 2**30:g} GiB of memory once"
-                " decoded, which is not supported yet; set a smaller dataset.image_size"
+                " decoded; set a smaller dataset.image_size, or dataset.stream=true"
             )
-    places = sorted(place(pixels).items(), key=lambda item: item[1].split("/"))
-    if not places:
+    _refuse_absent(sorted((places or {}).keys() - found.keys() - corrupt.keys()), root)
+    placed = place([*found, *corrupt]) if places is None else places
+    ordered = sorted(
+        ((name, placed[name]) for name in found if name in placed), key=lambda at: at[1].split("/")
+    )
+    if not ordered:
         raise RequestError(f"dataset.root: no image <split>/<class>/<image> in {root}")
-    height, width = _common_size([(name, pixels[name]) for name, _ in places], root)
-    images = np.empty((len(places), channels, height, width), np.uint8)
-    for row, (name, _) in enumerate(places):  # popped, so that two copies of all images never coexist
-        images[row] = pixels.pop(name).transpose(2, 0, 1)
-    return Decoded(images, [path for _, path in places])
+    height, width = _common_size([(name, found[name]) for name, _ in ordered], root)
+    images = np.empty((len(ordered), channels, height, width), np.uint8)
+    for row, (name, _) in enumerate(ordered):  # popped, so that two copies of all images never coexist
+        images[row] = found.pop(name).transpose(2, 0, 1)
+    return Decoded(images, [path for _, path in ordered], corrupt)
+
+
+def _refuse_absent(names: list[str], root: Path) -> None:
+    if names:
+        raise RequestError(
+            f"dataset.root: {len(names)} images are missing in {root}, the first is {names[0]}"
+        )
 
 
 def _common_size(images: list[tuple[str, Pixels]], root: Path) -> tuple[int, int]:
@@ -89,17 +177,17 @@ def _common_size(images: list[tuple[str, Pixels]], root: Path) -> tuple[int, int
     return expected[0], expected[1]
 
 
-def _stream(root: Path, image_size: int | None) -> Iterator[tuple[str, Pixels]]:
+def _decoded_files(
+    root: Path, view: View | None, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, Pixels | Exception]]:
     """Names and pixels; large files are decoded in threads (PIL releases the interpreter), a few ahead."""
-    pending: deque[tuple[str, Future[Pixels]]] = deque()
+    pending: deque[tuple[str, Future[Pixels | Exception]]] = deque()
     with ThreadPoolExecutor() as pool:
-        for name, content in read(root):
-            if not may_be_placed(name):
-                continue
+        for name, content in read(root, wanted):
             if len(content) < _SMALL_FILE:
-                yield name, _decode_file(f"{name} in {root}", content, image_size)
+                yield name, _decode_file(content, view)
                 continue
-            pending.append((name, pool.submit(_decode_file, f"{name} in {root}", content, image_size)))
+            pending.append((name, pool.submit(_decode_file, content, view)))
             if len(pending) == _IN_FLIGHT:
                 ready, future = pending.popleft()
                 yield ready, future.result()
@@ -107,31 +195,15 @@ def _stream(root: Path, image_size: int | None) -> Iterator[tuple[str, Pixels]]:
             yield ready, future.result()
 
 
-def _decode_file(name: str, content: bytes, image_size: int | None) -> Pixels:
-    """One file's pixels [H, W, C], C being 1 for a grey image and 3 for any other."""
+def _decode_file(content: bytes, view: View | None) -> Pixels | Exception:
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(f"pixels of mode {opened.mode}, expected 8 bits per channel")
-            image = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
-            if image_size is not None:
-                image = _resize(image, image_size)
-            return np.asarray(image).reshape(image.height, image.width, -1)
+        image = open_image(content)
+        return pixels(image if view is None else view.centre(image))
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise RequestError(f"dataset.root: cannot decode {name}: {error}") from error
+        return error
 
 
-def _resize(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side and crop the centre, to the pixel as torchvision's Resize and CenterCrop do."""
-    shorter = min(image.size)
-    width, height = (int(size * side / shorter) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
-
-
-def _arrange(decoded: Decoded, config: FolderConfig) -> Splits:
+def _arrange(images: Images, paths: list[str], config: FolderConfig, skipped: list[str]) -> Splits:
     asked = {"train_split": config.train_split, "test_split": config.test_split}
     if config.val_split is not None:
         asked["val_split"] = config.val_split
@@ -139,7 +211,7 @@ def _arrange(decoded: Decoded, config: FolderConfig) -> Splits:
         names = ", ".join(f"{key}={name}" for key, name in asked.items())
         raise RequestError(f"dataset: splits must not share images, but two are the same folder: {names}")
 
-    placed = [path.split("/", 2) for path in decoded.paths]
+    placed = [path.split("/", 2) for path in paths]
     split_of = np.array([split for split, _, _ in placed], dtype=object)
     classes = sorted({name for split, name, _ in placed if split == config.train_split})
     label_of = {name: label for label, name in enumerate(classes)}
@@ -156,12 +228,11 @@ def _arrange(decoded: Decoded, config: FolderConfig) -> Splits:
             where = f"{asked[key]!r} is absent from {config.train_split!r}"
             raise RequestError(f"dataset.{key}: class {strangers[0]!r} of {where}")
         labels = torch.tensor([label_of[placed[row][1]] for row in rows])
-        images = decoded.images[rows[0] : rows[-1] + 1]  # a split's rows are neighbours: no copy
-        return Split(torch.from_numpy(images), labels)
+        return Split(images[int(rows[0]) : int(rows[-1]) + 1], labels)  # rows are neighbours: no copy
 
     train, test = take("train_split"), take("test_split")
     if config.val_split is None:
         train, val = split_off(train, config.val_fraction, "dataset.val_fraction")
     else:
         val = take("val_split")
-    return Splits(train, val, test, classes)
+    return Splits(train, val, test, classes, skipped)

@@ -1,30 +1,43 @@
-"""Batches from images that stay on the device as uint8: shuffled and augmented for training, or in order.
+"""Batches for training, shuffled and augmented, or in order for evaluation.
 
-Order and augmentation follow from (seed, epoch, step) alone and leave the global random state untouched, so
-that training resumed in the middle of an epoch sees what an uninterrupted one would have seen.
+Small images stay on the device as uint8 and are augmented there; files are read by worker processes. Order
+and augmentation follow from (seed, epoch, step) alone, for files from (seed, epoch, position), and leave the
+global random state untouched, so that training resumed in the middle of an epoch sees what an uninterrupted
+one would have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from sstune.datasets.augmentation import Augmentation
+from sstune.datasets.files import Change, ImageFiles, stream
 from sstune.datasets.splits import Split, permutation
 from sstune.seeding import seed_from
 
 
 class Loader:
-    """Shuffled, augmented batches of a split, which is moved to ``device`` once.
+    """Shuffled, augmented batches of a split, which is moved to ``device`` once unless it is of files.
 
-    A last, smaller batch is kept, unless it has exactly one sample: batch normalisation cannot train on
-    that, so those epochs leave out the one sample that their order puts last. ``crop_padding`` > 0 crops at
-    random from images with that many zeros on each side, ``flip`` mirrors half of them left to right.
+    A last, smaller batch is kept, unless a process would have fewer than two samples of it: batch
+    normalisation cannot train on one, so those epochs leave out the samples that their order puts last.
+
+    Args:
+        split: at least two samples.
+        batch_size: images per step, of all processes together.
+        crop_padding, flip, crop_scale, transforms, cutout: see :class:`Augmentation`.
+        workers: processes that read files; by default as many as the split says.
+        rank, world_size: of ``world_size`` processes that share each batch, this one gets the ``rank``-th
+            part of it (0-based, contiguous, parts differ in size by one at most): together, bit by bit, what
+            a single process would get.
 
     Raises:
-        ValueError: fewer than two samples, or ``batch_size`` below 1.
+        ValueError: fewer than two samples, or ``batch_size`` below 1 or below ``world_size``.
     """
 
     def __init__(
@@ -35,66 +48,100 @@ class Loader:
         seed: int,
         crop_padding: int = 0,
         flip: bool = False,
+        crop_scale: float | None = None,
+        transforms: Mapping[str, Any] | None = None,
+        cutout: int = 0,
+        workers: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if len(split) < 2:
             raise ValueError(f"cannot train on {len(split)} sample(s), at least 2 are needed")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.split = split.to(device)
+        if batch_size < world_size or batch_size < 1:
+            raise ValueError(f"batch_size must be at least {max(world_size, 1)}, not {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be one of 0..{world_size - 1}, not {rank}")
+        if workers is not None and isinstance(split.images, ImageFiles):
+            split = Split(replace(split.images, workers=workers), split.labels)
+        self.split = split if isinstance(split.images, ImageFiles) else split.to(device)
+        self.device = device
         self.batch_size = batch_size
         self.seed = seed
-        self.crop_padding = crop_padding
-        self.flip = flip
+        self.augmentation = Augmentation(crop_padding, flip, crop_scale, transforms or {}, cutout)
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Steps per epoch, the same for all processes."""
         full, rest = divmod(len(self.split), self.batch_size)
-        return full + (rest > 1)
+        return full + (rest >= 2 * self.world_size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from ``start_step`` on, bit-equal to those of the whole epoch.
 
         Yields:
             Images float32 [B, C, H, W] in [0, 1], channels last in memory, and labels int64 [B].
+
+        Raises:
+            RequestError: a file cannot be read or decoded.
         """
-        split = self.split
-        order = permutation(len(split), seed_from(self.seed, "order", epoch)).to(split.labels.device)
-        for step in range(start_step, len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = split.images[index]
-            if self.crop_padding or self.flip:
-                noise = torch.Generator().manual_seed(seed_from(self.seed, "augmentation", epoch, step))
-                images = augment(images, self.crop_padding, self.flip, noise)
-            yield _to_float(images), split.labels[index]
+        order = permutation(len(self.split), seed_from(self.seed, "order", epoch)).to(
+            self.split.labels.device
+        )
+        steps = range(start_step, len(self))
+        batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
+        images = self.split.images
+        if isinstance(images, ImageFiles):
+            parts = [batch[self._share(len(batch))] for batch in batches]
+            read = stream(images, parts, self.device, Change(self.augmentation, self.seed, epoch))
+            for part, pixels in zip(parts, read, strict=True):
+                yield _to_float(pixels), self.split.labels[part].to(self.device)
+            return
+        for step, batch in zip(steps, batches, strict=True):
+            part = batch[self._share(len(batch))]
+            yield _to_float(self._augmented(images[part], len(batch), epoch, step)), self.split.labels[part]
+
+    def _share(self, n: int) -> slice:
+        """This process's part of a batch of ``n``."""
+        return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
+
+    def _augmented(self, images: Tensor, n: int, epoch: int, step: int) -> Tensor:
+        """This process's images, changed by its part of what is drawn for the whole batch of ``n``."""
+        if not self.augmentation:
+            return images
+        noise = torch.Generator().manual_seed(seed_from(self.seed, "augmentation", epoch, step))
+        drawn = self.augmentation.draw(n, images.shape[2], images.shape[3], noise)
+        return self.augmentation(images, drawn.part(self._share(n)))
 
 
 def augment(images: Tensor, crop_padding: int, flip: bool, noise: torch.Generator) -> Tensor:
     """Crop each image at its own random offset out of its zero-padded self, then mirror it or not.
 
     Args:
-        images: [B, C, H, W] of any type and device; the result has the same shape.
-        crop_padding: zeros on each side; offsets are uniform in 0..2 * crop_padding, across and down.
-        flip: mirror each image left to right with probability 1/2.
-        noise: a generator on the CPU; what it draws does not depend on the images' device.
+        images: uint8 [B, C, H, W], on any device; the result has the same shape.
+        noise: a generator on the CPU.
     """
-    n, _, height, width = images.shape
-    top, left = torch.randint(2 * crop_padding + 1, (2, n, 1), generator=noise)
-    rows, columns = top + torch.arange(height), left + torch.arange(width)
-    if flip:
-        mirrored = torch.rand(n, 1, generator=noise) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    padded = F.pad(images, [crop_padding] * 4)
-    each = torch.arange(n, device=images.device)
-    pixels = padded[each[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
-    return pixels.permute(0, 3, 1, 2)
+    augmentation = Augmentation(crop_padding, flip)
+    return augmentation(images, augmentation.draw(len(images), images.shape[2], images.shape[3], noise))
 
 
 def batches(split: Split, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every sample once and in order, for evaluation; yields what :meth:`Loader.epoch` does."""
-    for start in range(0, len(split), batch_size):
-        chosen = slice(start, start + batch_size)
-        yield _to_float(split.images[chosen].to(device)), split.labels[chosen].to(device)
+    """Every sample once and in order, for evaluation; yields what :meth:`Loader.epoch` does.
+
+    Raises:
+        RequestError: a file cannot be read or decoded.
+    """
+    images, labels = split.images, split.labels
+    chosen = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
+    if isinstance(images, ImageFiles):
+        positions = torch.arange(len(split))
+        for part, pixels in zip(
+            chosen, stream(images, [positions[part] for part in chosen], device), strict=True
+        ):
+            yield _to_float(pixels), labels[part].to(device)
+        return
+    for part in chosen:
+        yield _to_float(images[part].to(device)), labels[part].to(device)
 
 
 def _to_float(images: Tensor) -> Tensor:

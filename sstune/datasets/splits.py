@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sstune.datasets.files import ImageFiles
 from sstune.schema import RequestError
+
+Images = Tensor | ImageFiles
+"""uint8 [N, C, H, W], or files that are read as such when they are needed."""
 
 SPLIT_SEED = 0
 """Seed of every split made here, whatever the run's own seed.
@@ -32,12 +37,16 @@ def permutation(n: int, seed: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] and labels int64 [N]."""
+    """Images uint8 [N, C, H, W], or their files, and labels int64 [N]."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __post_init__(self) -> None:
+        if isinstance(self.images, ImageFiles):
+            if self.labels.shape != (len(self.images),):
+                raise ValueError(f"labels: expected [{len(self.images)}], got {_described(self.labels)}")
+            return
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(f"images: expected uint8 [N, C, H, W], got {_described(self.images)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -48,15 +57,18 @@ class Split:
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 (hex) of shape, images and labels; the same on every device."""
+        """sha256 (hex) of shape, images and labels, the same on every device; see also ImageFiles.digest."""
+        if isinstance(self.images, ImageFiles):
+            return self.images.digest(self.labels)
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         for tensor in (self.images, self.labels):
             digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split with its tensors on ``device``."""
-        return Split(self.images.to(device), self.labels.to(device))
+        """The same split with its tensors on ``device``; files stay where they are."""
+        images = self.images if isinstance(self.images, ImageFiles) else self.images.to(device)
+        return Split(images, self.labels.to(device))
 
     def take(self, index: Tensor) -> Split:
         """The samples at ``index`` (int64 [n]), in that order."""
@@ -88,12 +100,13 @@ def _described(tensor: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Three splits that share no sample, and the classes' names by label."""
+    """Three splits that share no sample, the classes' names by label, and the corrupt images left out."""
 
     train: Split
     val: Split
     test: Split
     classes: list[str]
+    skipped: list[str] = field(default_factory=list)
 
     @property
     def channels(self) -> int:
@@ -113,6 +126,19 @@ class Splits:
     @property
     def n_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def notes(self) -> list[str]:
+        """What whoever starts a run should know, a line each."""
+        if not self.skipped:
+            return []
+        names = ", ".join(self.skipped[:3]) + (", ..." if len(self.skipped) > 3 else "")
+        return [f"left out {len(self.skipped)} images that cannot be decoded: {names}"]
+
+    @property
+    def skipped_summary(self) -> dict[str, int | list[str]]:
+        """For a row: how many images were left out, and the names of the first 20."""
+        return {"n": len(self.skipped), "first": self.skipped[:20]}
 
 
 def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
@@ -142,3 +168,41 @@ def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
     if not chosen.any() or chosen.all():
         raise RequestError(f"{key}: {fraction:g} of {len(split)} images leaves no image on one side")
     return split.take((~chosen).nonzero()[:, 0]), split.take(chosen.nonzero()[:, 0])
+
+
+def subset(split: Split, train_n: int | None, shots: int | None, seed: int, classes: Sequence[str]) -> Split:
+    """``train_n`` images, among which each class has its share of the split, or ``shots`` of each class.
+
+    The images of a class are put in a random order; the i-th of m has the rank (i - 1/2) / m, and the images
+    of the lowest ranks are taken (Webster's apportionment). Classes get what the largest remainder would give
+    them, save where that would take an image back when more are asked for: so a larger subset of the same
+    ``seed`` contains a smaller one.
+
+    Returns:
+        The sub-split in the split's order; all of it when neither is given.
+
+    Raises:
+        RequestError: there are fewer images than that; names the class where it is one that has too few.
+    """
+    if train_n is None and shots is None:
+        return split
+    labels = split.labels.numpy()
+    order = permutation(len(split), seed).numpy()
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels, minlength=len(classes))
+    rank = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[by_class]]  # within its class
+    if shots is not None:
+        if counts.min() < shots:
+            fewest = int(counts.argmin())
+            raise RequestError(
+                f"dataset.shots: {shots} images of each class are asked for, but of class"
+                f" {classes[fewest]!r} there are {counts[fewest]} to train on"
+            )
+        chosen = by_class[rank < shots]
+    else:
+        assert train_n is not None
+        if train_n > len(split):
+            raise RequestError(f"dataset.train_n: {train_n} is more than the {len(split)} images to train on")
+        drawn_at = np.argsort(order)[by_class]  # decides between classes that are equally far
+        chosen = by_class[np.lexsort((drawn_at, (rank + 0.5) / counts[labels[by_class]]))[:train_n]]
+    return split.take(torch.from_numpy(np.sort(chosen)))

@@ -7,6 +7,7 @@ import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from sstune.datasets import Splits, cache, folder, load
+from sstune.datasets.archive import scan
+from sstune.datasets.decoding import View
 from sstune.schema import FolderConfig, RequestError
 
 Pack = Callable[..., Path]
@@ -82,6 +85,7 @@ def test_one_colour_image_makes_all_of_them_rgb(tree: Path, folder_config: Confi
     pixels[2, 5] = 10, 20, 30
     Image.fromarray(pixels).save(tree / "test/zero/9999.png")
     Image.fromarray(pixels[:, :, 0] > 5).save(tree / "test/zero/99999.png")
+    scan.cache_clear()
     colour = load(folder_config(tree))
     assert colour.channels == 3
     assert torch.equal(colour.train.images, grey.train.images.expand(-1, 3, -1, -1))
@@ -103,7 +107,7 @@ def test_resizing_is_torchvisions(shape: tuple[int, int], size: int, tmp_path: P
     file = tmp_path / "train/a/1.png"
     file.parent.mkdir(parents=True)
     Image.fromarray(noise).save(file)
-    found = folder.decode(tmp_path, size).images[0]
+    found = folder.decode(tmp_path, View((size, size))).images[0]
     expected = transforms.CenterCrop(size)(transforms.Resize(size)(Image.fromarray(noise)))
     assert np.array_equal(found, np.asarray(expected).transpose(2, 0, 1))
 
@@ -187,6 +191,7 @@ def test_a_class_that_train_lacks_is_refused_but_one_that_test_lacks_is_not(
         load(folder_config(tree))
     for file in (tree / "test/two").iterdir():
         file.unlink()
+    scan.cache_clear()
     assert load(folder_config(tree)).test.labels.unique().tolist() == [0, 2]
 
 
@@ -201,9 +206,9 @@ class TestCache:
         roots: list[Path] = []
         decode = folder.decode
 
-        def spy(root: Path, image_size: int | None) -> cache.Decoded:
+        def spy(root: Path, *details: Any) -> cache.Decoded:
             roots.append(root)
-            return decode(root, image_size)
+            return decode(root, *details)
 
         monkeypatch.setattr(folder, "decode", spy)
         return roots
@@ -239,6 +244,7 @@ class TestCache:
         stat = file.stat()
         file.write_bytes(content)
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+        scan.cache_clear()
         assert load(folder_config(tree)).test.digest != before.test.digest
 
     @pytest.mark.parametrize("damage", [0, 1000, -1, "truncated", "empty", "text", "few paths", "float"])

@@ -1,0 +1,146 @@
+"""Published datasets of image files, each a folder dataset: ImageNet, Tiny ImageNet, Imagenette, Flowers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sstune.datasets.archive import is_tree
+from sstune.datasets.folder import Places, load_folder
+from sstune.datasets.packages import Package, Published
+from sstune.datasets.sources import SOURCES
+from sstune.datasets.splits import Splits
+from sstune.schema import DownloadedFolderConfig, FolderConfig, RequestError
+
+SOURCES.register("folder")(load_folder)
+
+IMAGENET_CLASSES = 1000
+IMAGENETTE = 9469 + 3925  # images of imagenette2, to train on and to test
+TINY_IMAGENET = 500, 50  # images of each class, to train on and labelled for validation
+_TINY_CLASSES, _TINY_SIZE = 200, (64, 64)
+
+
+@SOURCES.register("imagenet")
+def imagenet(config: FolderConfig) -> Splits:
+    """ImageNet-1k (ILSVRC 2012) as ``{train,val}/<wnid>/<image>``; its labelled val is the test split.
+
+    Raises:
+        RequestError: there are not 1,000 classes; see also :func:`load_folder`.
+    """
+    splits = load_folder(config)
+    if splits.n_classes != IMAGENET_CLASSES:
+        raise _other(config, "ImageNet-1k", f"{splits.n_classes} classes, expected {IMAGENET_CLASSES}")
+    return splits
+
+
+@SOURCES.register("imagenette")
+def imagenette(config: DownloadedFolderConfig) -> Splits:
+    """Imagenette (version 2, shorter side 320 pixels) by torchvision, or a tree of it; val is the test split.
+
+    Raises:
+        RequestError: it is not there and cannot be downloaded, or has other numbers of images.
+    """
+    from torchvision.datasets import Imagenette
+
+    root = Path(config.root).expanduser()
+    if not is_tree(root):
+        url, md5 = Imagenette._ARCHIVES["320px"]
+        folder = Path(url).stem
+        Package(
+            "Imagenette",
+            (Published(Path(url).name, url, md5),),
+            "",
+            (folder,),
+            lambda root, download: [
+                Imagenette(root, part, size="320px", download=download and not (root / folder).exists())
+                for part in ("train", "val")
+            ],
+        ).opened(root, config.download)
+        root = root / folder
+    splits = load_folder(config, root)
+    found = len(splits.train) + len(splits.val) + len(splits.test) + len(splits.skipped)
+    if found != IMAGENETTE:
+        raise _other(config, "Imagenette", f"{found} images, expected {IMAGENETTE}")
+    return splits
+
+
+@SOURCES.register("flowers102")
+def flowers102(config: DownloadedFolderConfig) -> Splits:
+    """Oxford Flowers-102 by torchvision, in its official splits: 1,020 + 1,020 + 6,149 images.
+
+    ``train_split``, ``val_split`` and ``test_split`` may exchange them, as some do for more training images.
+
+    Raises:
+        RequestError: it is not there and cannot be downloaded.
+    """
+    from torchvision.datasets import Flowers102
+
+    prefix, folder = Flowers102._download_url_prefix, "flowers-102"
+    root = Path(config.root).expanduser()
+    parts = Package(
+        "Flowers-102",
+        tuple(Published(name, prefix + name, md5) for name, md5 in Flowers102._file_dict.values()),
+        folder,
+        (folder,),
+        lambda root, download: {
+            part: Flowers102(root, part, download=download) for part in ("train", "val", "test")
+        },
+    ).opened(root, config.download)
+    places = {
+        f"jpg/{file.name}": f"{part}/{label:03}/{file.name}"
+        for part, images in parts.items()
+        for file, label in zip(images._image_files, images._labels, strict=True)
+    }
+    splits = load_folder(config, root / folder, places)
+    return replace(splits, classes=[Flowers102.classes[int(label)] for label in splits.classes])
+
+
+@SOURCES.register("tiny_imagenet")
+def tiny_imagenet(config: FolderConfig) -> Splits:
+    """Tiny ImageNet from the official directory ``tiny-imagenet-200``: 200 classes of 64x64 images.
+
+    Its labelled val is the test split, for its own test images have no labels.
+
+    Raises:
+        RequestError: the directory is laid out in another way, or has other numbers or sizes of images.
+    """
+    root = Path(config.root).expanduser()
+    splits = load_folder(config, root, _tiny_places(config, root))
+    if not config.stream and config.image_size is None and splits.image_size != _TINY_SIZE:
+        height, width = splits.image_size
+        raise _other(config, "Tiny ImageNet", f"images of {width}x{height} pixels, expected 64x64")
+    return splits
+
+
+def _tiny_places(config: FolderConfig, root: Path) -> Places:
+    try:
+        classes = (root / "wnids.txt").read_text().split()
+        labelled = [
+            line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").read_text().splitlines()
+        ]
+        places = {
+            f"train/{wnid}/images/{file.name}": f"train/{wnid}/{file.name}"
+            for wnid in classes
+            for file in (root / "train" / wnid / "images").iterdir()
+        }
+    except (OSError, ValueError) as error:
+        expected = "wnids.txt, train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt"
+        raise _other(config, "the official tiny-imagenet-200", f"expected {expected} ({error})") from error
+    places |= {f"val/images/{name}": f"val/{wnid}/{name}" for name, wnid in labelled}
+    n_train, n_test = len(places) - len(labelled), len(labelled)
+    expected_train, expected_test = (_TINY_CLASSES * n for n in TINY_IMAGENET)
+    if (len(classes), n_train, n_test) != (_TINY_CLASSES, expected_train, expected_test):
+        raise _other(
+            config,
+            "Tiny ImageNet",
+            f"{n_train} + {n_test} images of {len(classes)} classes,"
+            f" expected {expected_train} + {expected_test} of {_TINY_CLASSES}",
+        )
+    return places
+
+
+def _other(config: FolderConfig, name: str, difference: str) -> RequestError:
+    return RequestError(
+        f"dataset.root: {config.root} is not {name}: {difference};"
+        " use dataset=folder with a dataset.label of its own"
+    )
