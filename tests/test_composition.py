@@ -22,7 +22,10 @@ Complete = Callable[..., RunConfig]
 composed = functools.cache(lambda command, *overrides: compose(command, overrides))  # 0.1 s each
 
 # What an option needs besides its name; the folder need only exist.
-NEEDS = {"dataset=folder": ["dataset.root=.", "dataset.label=d"]}
+NEEDS = {
+    "dataset=folder": ["dataset.root=.", "dataset.label=d"],
+    "backbone=timm": ["backbone.name=convnext_atto"],
+}
 EXPERIMENTS = {
     "none": [],
     "quickstart": ["experiment=quickstart"],
@@ -63,9 +66,10 @@ class TestOptions:
         for choice in chosen:
             key, value = choice.split("=")
             if key in GROUPS:
-                kinds = GROUPS[key]
-                assert getattr(config, key).name == value
-                assert type(getattr(config, key)) is kinds.get(value, next(iter(kinds.values())))
+                text = (CONF / key / f"{value}.yaml").read_text()
+                (kind,) = (line.split()[-1] for line in text.splitlines() if "/schema/" in line)
+                assert type(getattr(config, key)) is GROUPS[key][kind]
+                assert getattr(config, key).name == value or choice in NEEDS
         run = Run(replace(config, out=str(tmp_path)), [], None)
         run.directory.mkdir(parents=True)
         run.begin()
