@@ -31,8 +31,8 @@ RECIPE = [
 SETTINGS = {
     "timm": ["backbone.name=convnext_atto"],
     "resnet18": ["backbone.input_size=16"],
-    "resnet34": ["backbone.input_size=16"],
-    "resnet50": ["backbone.input_size=16"],
+    "resnet34": ["backbone.input_size=8"],
+    "resnet50": ["backbone.input_size=8"],
     "vit_small": ["backbone.patch_size=8"],
 }
 ONE_OF_A_KIND = ["mlp", "lenet_cifar", "resnet20", "resnet18", "alexnet", "vgg16", "vit_tiny", "timm"]
