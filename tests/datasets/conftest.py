@@ -74,3 +74,16 @@ def folder_config(tmp_path: Path) -> Callable[..., FolderConfig]:
         return FolderConfig(name="folder", label="d", mean=[0.0], std=[1.0], root=str(root), **chosen)
 
     return config
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Callable[..., Path]:
+    """``photograph(path, size, seed)`` writes a JPEG file of 4x4 random colours, enlarged, and returns it."""
+
+    def photograph(path: Path, size: tuple[int, int], seed: int) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colours = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+        Image.fromarray(colours).resize(size).save(path)
+        return path
+
+    return photograph

@@ -11,10 +11,11 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as oracle
 
+from sstune.datasets import load
 from sstune.datasets.augmentation import Augmentation, Draws, build_transforms, check_transforms, random_boxes
 from sstune.datasets.loader import Loader
 from sstune.datasets.splits import Split
-from sstune.schema import RequestError
+from sstune.schema import DigitsConfig, FolderConfig, RequestError
 
 
 def noise(seed: int = 0) -> torch.Generator:
@@ -206,6 +207,13 @@ class TestTransforms:
     ) -> None:
         with pytest.raises(RequestError, match=message):
             check_transforms(wanted, (3, 8, 8))
+
+    def test_loading_a_dataset_checks_them_before_anything_is_read(self) -> None:
+        absent = FolderConfig(name="folder", root="absent", transforms={"RandAugmnet": {}})
+        with pytest.raises(RequestError, match=r"dataset.transforms: .* did you mean 'RandAugment'\?"):
+            load(absent)
+        with pytest.raises(RequestError, match=r"dataset.transforms: must keep uint8 \[1, 8, 8\]"):
+            load(DigitsConfig(name="digits", transforms={"Grayscale": {"num_output_channels": 3}}))
 
     def test_no_arguments_at_all(self) -> None:
         check_transforms({"RandomHorizontalFlip": None, "TrivialAugmentWide": {}}, (1, 8, 8))

@@ -94,9 +94,6 @@ def test_training_on_shots_says_so_in_the_row(ask: Callable[..., Any], tmp_path:
     assert ask("train", *chosen, "dataset.subset_seed=1").status == 0
     assert [row["datasets"]["train"]["n"] for row in rows(tmp_path, "train")] == [50, 50]
     assert len({row["datasets"]["train"]["digest"] for row in rows(tmp_path, "train")}) == 2
-    refused = ask("train", *chosen, "+dataset.transforms={RandAugmnet: {}}")
-    assert (refused.status, len(refused.errors)) == (2, 1)
-    assert "did you mean 'RandAugment'?" in refused.err
 
 
 def test_the_order_of_transforms_makes_another_run(complete: Callable[..., RunConfig]) -> None:
