@@ -141,8 +141,8 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(images)
         axes = [0, *range(2, images.dim())]
         shape = [1, -1] + [1] * (images.dim() - 2)
-        x = images.float()
-        n = Total.apply(torch.tensor(float(x.numel() // x.shape[1])))
+        x = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
+        n = Total.apply(x.new_tensor(x.numel() // x.shape[1]))
         mean = Total.apply(x.sum(axes)) / n
         centred = x - mean.reshape(shape)
         var = Total.apply((centred * centred).sum(axes)) / n

@@ -1,0 +1,84 @@
+"""One of the processes that train together: started here as torchrun would start it, without its agent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sstune import backbones, datasets, rules, tasks
+from sstune.commands import execute
+from sstune.composition import compose
+from sstune.training import build_optimizer, join, synchronise_normalisation
+from sstune.training.step import Step
+from sstune.validation import validate
+
+CPU = torch.device("cpu")
+PATIENCE = 240  # seconds
+
+
+def together(ranks: int, folder: Path, task: Callable[..., None], *arguments: Any) -> None:
+    """Run ``task(*arguments)`` in ``ranks`` processes that form one world, and wait for them."""
+    context = multiprocessing.get_context("forkserver")
+    processes = [
+        context.Process(target=_as_rank, args=(rank, ranks, folder, task, arguments)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=PATIENCE)
+    left = [process for process in processes if process.is_alive()]
+    for process in left:
+        process.kill()
+    assert not left
+    assert [process.exitcode for process in processes] == [0] * ranks
+
+
+def _as_rank(
+    rank: int, ranks: int, folder: Path, task: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "GLOO_SOCKET_IFNAME": "lo"}
+    if ranks > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (folder / "port").read_text()}
+    task(*arguments)
+
+
+def run_lines(lines: list[list[str]]) -> None:
+    """Every line of ``sstune train``."""
+    for line in lines:
+        config = compose("train", line)
+        validate(config)
+        execute(config, set())
+
+
+def train_in_float64(forms: dict[str, list[str]], steps: int, out: Path) -> None:
+    """ResNet-20 on the digits in float64, by the engine's own step and loader; saves the whole state."""
+    world = join()
+    for name, overrides in forms.items():
+        line = ["dataset.test_fraction=0.8", "dataset.flip=true", "batch_size=50", "optimizer.lr=0.05"]
+        config = compose("train", [*line, *overrides])
+        torch.manual_seed(0)
+        data = datasets.load(config.dataset)
+        network = backbones.build(config.backbone, data.shape, 10, [0.3], [0.4]).double()
+        rules.convert(network.backbone, config.rule, 0, example=torch.zeros(2, *data.shape).double())
+        if world.size > 1:
+            assert synchronise_normalisation(network, CPU) == []
+        loader = datasets.Loader(
+            data.train, config.batch_size, CPU, 0, crop_padding=1, rank=world.rank, world_size=world.size
+        )
+        optimizer = build_optimizer(config.optimizer, network)
+        task = tasks.build(config.task, 10)
+        step = Step(config, network, task, optimizer, CPU, world, config.batch_size // world.size)
+        network.train()
+        done = 0
+        while done < steps:
+            for number, (images, labels) in enumerate(loader.epoch(done)):
+                total = min(config.batch_size, len(data.train) - number * config.batch_size)
+                step(images.double(), labels, total)
+                done += 1
+        torch.save(network.state_dict(), out / f"{name}-{world.rank}-of-{world.size}.pt")
