@@ -114,17 +114,6 @@ class Loader:
         return self.augmentation(images, drawn.part(self._share(n)))
 
 
-def augment(images: Tensor, crop_padding: int, flip: bool, noise: torch.Generator) -> Tensor:
-    """Crop each image at its own random offset out of its zero-padded self, then mirror it or not.
-
-    Args:
-        images: uint8 [B, C, H, W], on any device; the result has the same shape.
-        noise: a generator on the CPU.
-    """
-    augmentation = Augmentation(crop_padding, flip)
-    return augmentation(images, augmentation.draw(len(images), images.shape[2], images.shape[3], noise))
-
-
 def batches(split: Split, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
     """Every sample once and in order, for evaluation; yields what :meth:`Loader.epoch` does.
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sstune.datasets.loader import Loader, augment, batches
+from sstune.datasets.augmentation import Augmentation
+from sstune.datasets.loader import Loader, batches
 from sstune.datasets.splits import Split
 
 
@@ -148,6 +149,11 @@ def every_crop(image: npt.NDArray[np.uint8], padding: int) -> dict[bytes, tuple[
             mirrored = np.stack([crop[:, :, width - 1 - x] for x in range(width)], axis=2)
             crops[mirrored.tobytes()] = (top, left, True)
     return crops
+
+
+def augment(images: torch.Tensor, padding: int, flip: bool, noise: torch.Generator) -> torch.Tensor:
+    augmentation = Augmentation(padding, flip)
+    return augmentation(images, augmentation.draw(len(images), *images.shape[2:], noise))
 
 
 class TestAugment:
