@@ -114,7 +114,10 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             from sstune.sweeps import sweep
 
             if unfinished := sweep(command, overrides):
-                print(f"sstune: {unfinished} cells are not done; the same line runs them", file=sys.stderr)
+                left = "cell is not done; the same line runs it"
+                if unfinished > 1:
+                    left = "cells are not done; the same line runs them"
+                print(f"sstune: {unfinished} {left}", file=sys.stderr)
                 return 1
         elif len(overrides) < len(arguments):
             _hydra_main(command, arguments)
