@@ -22,8 +22,9 @@ BENCH = Path(__file__).parents[2] / "scripts" / "bench.py"
 
 
 @pytest.fixture(autouse=True)
-def arithmetic() -> Iterator[None]:
-    """The bench takes subnormal numbers for zero; the tests after it do not."""
+def as_a_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The bench finds the modules beside it; only in it, subnormal numbers are taken for zero."""
+    monkeypatch.syspath_prepend(BENCH.parent)
     yield
     torch.set_flush_denormal(False)
 
@@ -60,7 +61,9 @@ def test_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(
         sys, "argv", ["bench.py", "step", *small, *rules, "--device", "cpu", "--out", str(out)]
     )
-    runpy.run_path(str(BENCH), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCH), run_name="__main__")
+    assert ended.value.code == 0
     frame = pd.read_csv(out).set_index("rule")
     assert list(frame.index) == ["bp", "usf scale=xavier", "frsf", "brsf"]
     assert frame.loc["bp", "ratio"] == 1
@@ -100,7 +103,6 @@ def test_train(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         str(out),
     ]
     monkeypatch.setattr(sys, "argv", ["bench.py", "train", *line])
-    monkeypatch.syspath_prepend(BENCH.parent)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(BENCH), run_name="__main__")
     assert ended.value.code == 0
@@ -124,11 +126,8 @@ def test_train(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_ours_trains_as_the_engine_does_and_waits_are_counted(photographs: Path, tmp_path: Path) -> None:
     """Both sides really take their steps, over the end of an epoch, and leave weights that have moved."""
-    sys.path.insert(0, str(BENCH.parent))
-    try:
-        import bench_train
-    finally:
-        sys.path.remove(str(BENCH.parent))
+    import bench_train
+
     arguments = SimpleNamespace(
         data=photographs, backbone="resnet20", batch_size=16, precision="float32", compile="none"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import processes
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_sweep.py"
@@ -70,18 +70,30 @@ def test_the_verdict(changed: dict[str, float], wrong: bool) -> None:
     assert script["is_wrong"](pd.DataFrame([{"what": "start", "cells": 1}, again, two])) == wrong
 
 
-def test_it_runs(tmp_path: Path) -> None:
-    """Nine sweeps in processes of their own."""
+class Forked:
+    """``subprocess.Popen`` of ``python -m sstune ...``, forked from what is imported already."""
+
+    def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
+        assert command[1:3] == ["-m", "sstune"]
+        self.process = processes.start(command[3:], Path(stdout.name).parent, Path(stdout.name))
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int:
+        return processes.wait(self.process)
+
+    def send_signal(self, number: int) -> None:
+        if self.process.pid is not None and self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+
+def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "made" / "sweep.csv"
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
-    answer = subprocess.run(
-        [sys.executable, str(SCRIPT), "--cells", "4", "--out", str(out)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert (answer.returncode, answer.stderr) == (0, "")
+    monkeypatch.setattr(sys, "argv", ["bench_sweep.py", "--cells", "4", "--out", str(out)])
+    popen = SimpleNamespace(Popen=Forked, STDOUT=None)
+    monkeypatch.setitem(script["main"].__globals__, "subprocess", popen)
+    assert script["main"]() == 0
     frame = pd.read_csv(out)
     assert list(frame["what"]) == ["start", "start", "run", "again", "resume", "two"]
     assert list(frame["cells"]) == [1, 4, 4, 4, 2, 2]
