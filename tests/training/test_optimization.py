@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -200,6 +201,19 @@ class TestFactors:
         named = dict(network.backbone.named_parameters())
         for layer in ("hidden1", "hidden2", "head"):
             assert factors[id(named[f"{layer}.feedback.decay"])] == factors[id(named[f"{layer}.weight"])]
+
+    def test_feedback_is_not_named_by_a_pattern_of_its_own(self) -> None:
+        """``*k`` names ``trunk``, and it would name everything in ``head.feedback``."""
+        layers = OrderedDict(flatten=nn.Flatten(), trunk=nn.Linear(4, 3), head=nn.Linear(3, 2))
+        network = Network(Backbone(nn.Sequential(layers), head="head", stem="trunk"), [0.5], [0.5])
+        rules.convert(network.backbone, compose("train", KP[:2]).rule, 0)
+        groups = {group["lr_factor"]: group["params"] for group in parameter_groups(network, {"*k": 3.0})}
+        names = {id(parameter): name for name, parameter in network.backbone.named_parameters()}
+        parts = ["weight", "bias", "feedback.decay"]
+        for factor, layer in ((3.0, "trunk"), (1.0, "head")):
+            assert {names[id(p)] for p in groups[factor]} == {f"{layer}.{part}" for part in parts}
+        freeze(network, ["*k"])
+        assert [p.requires_grad for p in network.backbone.head.parameters()] == [True] * 3  # type: ignore[union-attr, operator]
 
     def test_an_unknown_pattern_is_refused(self) -> None:
         with pytest.raises(RequestError) as caught:
