@@ -114,7 +114,10 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             from sstune.sweeps import sweep
 
             if unfinished := sweep(command, overrides):
-                print(f"sstune: {unfinished} cells are not done; the same line runs them", file=sys.stderr)
+                left = "cell is not done; the same line runs it"
+                if unfinished > 1:
+                    left = "cells are not done; the same line runs them"
+                print(f"sstune: {unfinished} {left}", file=sys.stderr)
                 return 1
         elif len(overrides) < len(arguments):
             _hydra_main(command, arguments)
@@ -149,7 +152,7 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
 
     schema.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are, instead of Hydra's exit status 1
-    program, sys.argv = sys.argv, [f"sstune {command}", *composition.for_hydra(arguments)]
+    program, sys.argv = sys.argv, [f"sstune {command}", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:

@@ -42,9 +42,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
         choices = [override.input_line for override in parsed if override not in plain]
         config = copy.deepcopy(_composed(CONF, command, tuple(map(str, choices))))
         for override in plain:
-            value = override.value()
-            named = isinstance(value, dict)  # the keys of a mapping are its own
-            OmegaConf.update(config, override.key_or_group, value, merge=True, force_add=named)
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
         return typed(config, command)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: rule=null
         raise RequestError(explain(error, command)) from error
@@ -80,11 +78,6 @@ def typed(config: DictConfig, command: str) -> RunConfig:
     if not isinstance(result, COMMANDS[command]):
         raise RequestError(f"conf/{command}.yaml: the defaults must begin with schema/{command}")
     return result
-
-
-def for_hydra(overrides: Sequence[str]) -> list[str]:
-    """The same overrides as Hydra itself reads them: mappings, whose keys are new to it, need a plus."""
-    return [re.sub(r"^(?=[\w.]+=\{)", "+", override) for override in overrides]
 
 
 class Cell(NamedTuple):

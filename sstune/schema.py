@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 class RequestError(Exception):
@@ -450,7 +450,11 @@ def register() -> None:
         store.store(group="schema", name=command, node=schema, provider="sstune.schema")
     for group, options in GROUPS.items():
         for name, schema in options.items():
-            store.store(group=f"schema/{group}", name=name, node=schema, provider="sstune.schema")
+            node = OmegaConf.structured(schema)
+            for item in fields(schema):
+                if str(item.type).startswith("dict["):  # optimizer.lr_factors={head:10} adds a key to it
+                    OmegaConf.set_struct(node[item.name], False)
+            store.store(group=f"schema/{group}", name=name, node=node, provider="sstune.schema")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

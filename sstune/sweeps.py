@@ -7,6 +7,7 @@ once on this machine (joblib), or on a Slurm cluster (submitit_slurm).
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -87,10 +88,7 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> int
         with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
             engine = GlobalHydra.instance().hydra
             assert engine is not None
-            overrides = [
-                *settings,
-                *composition.for_hydra(cells[0].overrides),
-            ]  # for out=, below which a launcher keeps its files
+            overrides = [*settings, *cells[0].overrides]  # for out=, below which a launcher keeps its files
             config = engine.compose_config(command, overrides, run_mode=RunMode.MULTIRUN)
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(engine.config_loader, Callbacks(config)),
@@ -98,9 +96,11 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> int
                 config=config,
             )
     except (HydraException, OmegaConfBaseException, ImportError) as error:
-        reason = composition.explain(error, command)
-        if "hydra/launcher/" in reason:
-            reason += "; joblib needs pip install 'sstune[joblib]', submitit_slurm 'sstune[slurm]'"
-        raise RequestError(reason) from error
-    results = launcher.launch([composition.for_hydra(cell.overrides) for cell in cells], initial_job_idx=0)
+        if absent := re.search(r"Could not find 'hydra/launcher/([^']*)'", str(error)):
+            raise RequestError(
+                f"hydra/launcher: there is no {absent[1]!r} here; joblib needs pip install 'sstune[joblib]', "
+                f"submitit_slurm 'sstune[slurm]'"
+            ) from error
+        raise RequestError(composition.explain(error, command)) from error
+    results = launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
     return sum(result.status.name != "COMPLETED" for result in results)

@@ -113,7 +113,7 @@ def problems(config: RunConfig) -> Iterator[str]:
 
 
 def _training(config: RunConfig) -> Iterator[str]:
-    if config.accumulate > config.batch_size:
+    if config.accumulate > config.batch_size >= 1:
         yield f"batch_size: {config.batch_size} images cannot be divided in {config.accumulate} (accumulate)"
     if config.patience is not None and config.select is not Select.best:
         yield "patience: waits for a better epoch, so select must be best"

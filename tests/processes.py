@@ -11,8 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 PATIENCE = 120  # seconds; what is waited for takes one or two on an idle machine
 
@@ -20,9 +22,15 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "torchattacks", "sklearn.datasets", "hydra"])
 
 
-def start(arguments: list[str], directory: Path, output: Path) -> BaseProcess:
-    """Run ``sstune ARGUMENTS`` in ``directory``, with stdout and stderr in ``output``."""
-    process = _CONTEXT.Process(target=_main, args=(arguments, directory, output))
+def start(
+    arguments: list[str], directory: Path, output: Path, changed: dict[str, Any] | None = None
+) -> BaseProcess:
+    """Run ``sstune ARGUMENTS`` in ``directory``, with stdout and stderr in ``output``.
+
+    Args:
+        changed: new values of modules' constants, by full name ("sstune.training.engine.PROBE").
+    """
+    process = _CONTEXT.Process(target=_main, args=(arguments, directory, output, changed or {}))
     process.start()
     return process
 
@@ -47,11 +55,14 @@ def until(condition: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.002)
 
 
-def _main(arguments: list[str], directory: Path, output: Path) -> None:
+def _main(arguments: list[str], directory: Path, output: Path, changed: dict[str, Any]) -> None:
     os.chdir(directory)
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
+    for name, value in changed.items():
+        module, _, constant = name.rpartition(".")
+        setattr(import_module(module), constant, value)
     from sstune.cli import main
 
     sys.exit(main(arguments))

@@ -153,7 +153,8 @@ class TestSweeps:
         answer = ask(*line)
         assert answer.status == 1
         assert answer.errors[0].startswith("Traceback")
-        assert answer.errors[-1].startswith("sstune: failed: FloatingPointError")
+        assert answer.errors[-2].startswith("sstune: failed: FloatingPointError")
+        assert answer.errors[-1] == "sstune: 1 cell is not done; the same line runs it"
         found = {}
         for run in (tmp_path / "runs" / "train").iterdir():
             lr = yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"]
@@ -162,7 +163,7 @@ class TestSweeps:
 
         again = ask(*line)
         assert again.status == 1
-        assert "done already" in again.out
+        assert again.out.startswith("2 cells, 1 done already\n")
 
     def test_cells_are_the_runs_of_the_single_lines_and_leave_nothing_else(
         self, ask: Ask, tmp_path: Path, small: list[str]

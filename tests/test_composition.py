@@ -4,15 +4,17 @@ import functools
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from sstune import composition
+from sstune import composition, schema
 from sstune.composition import CONF, asked, cells, compose, known_keys, options, restore
 from sstune.runs import Run
 from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig
@@ -123,6 +125,68 @@ class TestDefaults:
         assert last.dataset.crop_padding == 3
 
 
+def by_hydra(command: str, overrides: list[str]) -> dict[str, Any]:
+    """What Hydra itself makes of all the overrides together, as plain values."""
+    schema.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        typed = OmegaConf.to_object(hydra.compose(command, overrides))
+    return asdict(typed)  # type: ignore[call-overload, no-any-return]
+
+
+LINES = [
+    [],
+    ["epochs=3", "optimizer.lr=1e-3", "seed=7"],
+    ["optimizer.lr=0.2", "optimizer=adamw", "optimizer.betas=[0.5,0.6]"],  # the group's choice comes first
+    ["rule=usf", "rule.scale=unit", "rule.redraw=forward", "rule=brsf"],
+    ["experiment=cifar10_jpeg", "dataset.root=.", "batch_size=3", "attack.eps=[1/255]"],
+    ["out='a b/c=d'", 'dataset.label="x,y"', "rule.include=['layer1.*',head]", "rule.exclude=[]"],
+    ["clip_norm=null", "threads=2", "threads=null", "ema=0.9"],
+    ["epochs=1", "epochs=2", "attack=fgsm", "attack.n=5", "attack.n=null"],
+    ["optimizer.lr_factors={head:10,layer1.*:0.1}", "optimizer.freeze=[stem]"],
+    ["optimizer.lr_factors={head:10}", "optimizer.lr_factors.stem=0.5"],
+    ["dataset=cifar10", "dataset.transforms={RandAugment:{num_ops:2,magnitude:5}}", "dataset.flip=true"],
+    ["backbone=mlp", "backbone.hidden=[]", "dataset.mean=[0.1]", "dataset.flip=yes"],
+    ["batch_size=${epochs}", "epochs=5", "alignment=off"],
+    ["schedule=multistep", "schedule.milestones=[1,2]", "compile=reduce_overhead", "precision=bf16"],
+    ["init_from=a/b,c.pt".replace(",", "\\,")],
+]
+
+
+class TestComposing:
+    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("overrides", LINES, ids=" ".join)
+    def test_gives_what_hydra_gives(self, command: str, overrides: list[str]) -> None:
+        assert asdict(compose(command, overrides)) == by_hydra(command, overrides)
+
+    def test_what_one_line_sets_or_changes_is_in_no_other(self) -> None:
+        plain = compose("train")
+        before = asdict(plain)
+        for overrides in LINES:
+            changed = compose("train", overrides)
+            changed.rule.include.append("changed")
+            changed.optimizer.lr_factors["changed"] = 1.0
+            changed.dataset.transforms["changed"] = None
+            changed.dataset.mean.append(9.0)
+            changed.epochs = 99
+        assert asdict(compose("train")) == before == asdict(plain)
+
+    @pytest.mark.parametrize("overrides", [["epoch=3"], ["optimizer.lr=x"], ["rule=usb"]])
+    def test_a_wrong_line_spoils_no_later_one(self, overrides: list[str]) -> None:
+        for _ in range(2):
+            with pytest.raises(RequestError):
+                compose("train", ["epochs=3", *overrides])
+        assert compose("train").epochs == 20
+
+    def test_a_preset_may_name_factors(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        shutil.copytree(CONF, tmp_path / "conf")
+        (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+            "# @package _global_\noptimizer:\n  lr_factors: {stem: 0.5}\n"
+        )
+        monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
+        config = compose("train", ["experiment=mine", "optimizer.lr_factors={head:10}"])
+        assert config.optimizer.lr_factors == {"stem": 0.5, "head": 10.0}
+
+
 class TestRestore:
     @pytest.mark.parametrize(
         ("change", "said"),
@@ -179,6 +243,10 @@ class TestCells:
         [
             (["epochs=1,0"], "epochs: 0 is out of range, expected >= 1 (in the cell epochs=0)"),
             (["seed=1", "rule=bp,usb"], "rule: there is no 'usb', did you mean 'usf'?"),
+            (
+                ["optimizer=sgd,adamw", "optimizer.momentum=0.5"],
+                "optimizer.momentum: the chosen optimizer has",
+            ),
             (["seed=range(1"], "seed=range(1: cannot be read as KEY=VALUE"),
         ],
     )

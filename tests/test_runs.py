@@ -11,6 +11,8 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -301,6 +303,26 @@ class TestLock:
         holder.wait()
         with run.lock():
             assert f"process {os.getpid()} " in (run.directory / "lock").read_text()
+
+    def test_waiting_ends_when_the_other_process_does(
+        self, run: Run, holder: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        began = time.monotonic()
+        killer = threading.Timer(0.3, holder.kill)
+        killer.start()
+        with run.lock(wait=True):
+            waited = time.monotonic() - began
+            assert f"process {os.getpid()} " in (run.directory / "lock").read_text()
+            with pytest.raises(Locked), run.lock():
+                pass
+        assert 0.29 < waited < 30
+        said = f"{run.directory} is being run by process {holder.pid} on {os.uname().nodename}"
+        assert capsys.readouterr().out == f"{said}: waiting for it\n"
+
+    def test_what_nobody_holds_is_not_waited_for(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        with run.lock(wait=True):
+            pass
+        assert capsys.readouterr().out == ""
 
     def test_is_freed_at_the_end_and_by_an_error(self, run: Run) -> None:
         with pytest.raises(KeyError), run.lock():

@@ -15,7 +15,7 @@ from sstune.commands.finetune import finetune
 from sstune.commands.source import Source, default_parent, descend
 from sstune.commands.train import measurement
 from sstune.interrupt import StopFlag
-from sstune.runs import TRAINING_KEYS, Run, atomic_write
+from sstune.runs import Run, atomic_write
 from sstune.schema import RequestError, RunConfig
 from sstune.validation import parse_eps
 
@@ -32,9 +32,6 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
     Raises:
         RequestError: training settings are asked for beside ``init_from``.
     """
-    idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
-    if idle and config.init_from is not None:
-        raise RequestError(f"{idle[0]}: attack trains nothing when init_from is given")
     parent = finetune(default_parent(config), asked, wait=True) if config.init_from is None else None
     run, source = descend(config, asked, parent)
     once(run, lambda run, device, stop: measure(run, source, device, stop))

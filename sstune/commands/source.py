@@ -13,7 +13,7 @@ from sstune import rules
 from sstune.backbones import Network, load_third_party
 from sstune.composition import compose, restore
 from sstune.datasets import fingerprint
-from sstune.runs import Run, file_digest, read_result
+from sstune.runs import TRAINING_KEYS, Run, file_digest, read_result
 from sstune.schema import FinetuneConfig, RequestError, RunConfig
 from sstune.validation import validate
 
@@ -102,6 +102,9 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
     Raises:
         RequestError: the source is no finished run or checkpoint, or does not go with what is asked for.
     """
+    idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
+    if config.command == "attack" and parent is None and idle:
+        raise RequestError(f"{idle[0]}: attack trains nothing when init_from is given")
     if parent:
         config = replace(config, init_from=str(parent.directory))
     source = open_source(Path(str(config.init_from)))

@@ -60,9 +60,9 @@ def alignment(model: nn.Module, loss: Callable[[], Tensor] | None = None) -> lis
 def _update_cosines(
     model: nn.Module, weights: list[Tensor], loss: Callable[[], Tensor] | None
 ) -> list[float]:
-    if loss is None or not weights:
-        return [math.nan] * len(weights)
     trained = [weight for weight in weights if weight.requires_grad]
+    if loss is None or not trained:
+        return [math.nan] * len(weights)
     with _as_found(model), torch.enable_grad():
         by_rule = torch.autograd.grad(loss(), trained, allow_unused=True)
         with exact_gradients(model):

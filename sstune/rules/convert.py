@@ -70,6 +70,7 @@ def convert(
         layer = modules[name]
         converted[name] = type(layer).__name__
         layer.feedback = feedback(layer, rule, seed, name)
+        layer.exact = False  # there from the start: a compiled network is compiled anew when it gains one
         layer.__class__ = converted_class(layer)
     if issubclass(feedback, DirectFeedback):
         _connect(model, observed)
@@ -146,7 +147,7 @@ def resolve(
         name = pattern if pattern in modules else aliases.get(pattern, pattern)
         if not any(fnmatchcase(module, name) for module in modules):
             layers = (found for found, module in modules.items() if isinstance(module, tuple(CONVERTED)))
-            known = [*aliases, *layers]
+            known = {*aliases, *layers}
             raise RequestError(f"{key}: {name!r} matches no module, {nearest(name, known)}")
         resolved.append(name)
     return resolved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,13 +29,30 @@ def freeze(network: Network, patterns: list[str]) -> None:
     Raises:
         RequestError: a pattern names no module, or nothing would be left to train.
     """
-    modules = dict(network.backbone.named_modules())
-    for pattern in rules.resolve(patterns, "optimizer.freeze", modules, network.aliases):
-        for name, parameter in network.backbone.named_parameters():
+    for pattern in rules.resolve(patterns, "optimizer.freeze", _modules(network), network.aliases):
+        for name, parameter in _parameters(network):
             if rules.matches(name, [pattern]):
                 parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise RequestError(f"optimizer.freeze: {patterns} leaves nothing to train")
+
+
+def _modules(network: Network) -> dict[str, nn.Module]:
+    """What a pattern can name: all but feedback, which goes with its layer."""
+    feedback = {layer.feedback for layer in rules.feedback_layers(network.backbone).values()}
+    return {name: module for name, module in network.backbone.named_modules() if module not in feedback}
+
+
+def _parameters(network: Network) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by name, where trained feedback has the name of its layer's weight."""
+    layers = rules.feedback_layers(network.backbone)
+    weights = {
+        parameter: f"{name}.weight"
+        for name, layer in layers.items()
+        for parameter in layer.feedback.parameters()
+    }
+    for name, parameter in network.backbone.named_parameters():
+        yield weights.get(parameter, name), parameter
 
 
 def frozen_modules(network: nn.Module) -> list[nn.Module]:
@@ -62,10 +79,9 @@ def parameter_groups(network: Network, factors: dict[str, float]) -> list[dict[s
     Raises:
         RequestError: a pattern names no module.
     """
-    modules = dict(network.backbone.named_modules())
-    patterns = rules.resolve(list(factors), "optimizer.lr_factors", modules, network.aliases)
+    patterns = rules.resolve(list(factors), "optimizer.lr_factors", _modules(network), network.aliases)
     groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in network.backbone.named_parameters():
+    for name, parameter in _parameters(network):
         factor = 1.0
         for pattern, value in zip(patterns, factors.values(), strict=True):
             if rules.matches(name, [pattern]):

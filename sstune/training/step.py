@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -61,8 +64,8 @@ class Step:
         self.shared = world.shared(network, device)
         self.compiled: Callable[[Tensor], Tensor] = self.shared
         if config.compile is not None:
-            if device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-                raise RequestError("compile: needs a C++ compiler (g++ or clang++) for the CPU")
+            if device.type == "cpu":
+                _look_for_compiler()
             self.compiled = torch.compile(self.shared, mode=config.compile.value)
         bf16 = config.precision is Precision.bf16
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
@@ -111,3 +114,15 @@ class Step:
         own = [p.grad for p in self.network.parameters() if p.grad is not None and id(p) not in feedback]
         norm = nn.utils.get_total_norm(own)
         nn.utils.clip_grads_with_norm_(self.network.parameters(), largest, norm)
+
+
+def _look_for_compiler() -> None:
+    """What torch.compile calls for the CPU must be there: the one that ``$CXX`` names, or the usual one.
+
+    Raises:
+        RequestError: it is not.
+    """
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    name = shlex.split(os.environ.get("CXX", usual))[0]
+    if shutil.which(name) is None:
+        raise RequestError(f"compile: needs a C++ compiler for the CPU; there is no {name} ($CXX)")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sstune.commands.execution import once, prepare
+from sstune.composition import compose
 from sstune.interrupt import StopFlag, Stopped
 from sstune.runs import Run
 from sstune.schema import RequestError, RunConfig
@@ -115,6 +116,43 @@ def test_a_signal_in_the_last_step_ends_a_sweep_although_the_run_is_done(
     assert run.result() is not None
 
 
+def test_who_waits_for_another_process_takes_its_result(tmp_path: Path, small: list[str]) -> None:
+    line = ["train", *small, "epochs=5", "out=runs"]
+    other = processes.start(line, tmp_path, tmp_path / "other")
+    processes.until(lambda: any(tmp_path.glob("runs/train/*/config.yaml")), other)
+    run = Run(compose("train", [*line[1:-1], f"out={tmp_path / 'runs'}"]), [], None)
+
+    def work(run: Run, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+        raise AssertionError("the other one does it")
+
+    assert run.result() is None
+    row = once(run, work, wait=True)
+    assert row == run.result()
+    assert row["epochs_trained"] == 5
+    assert processes.wait(other) == 0
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_algorithms_are_used_when_asked_for(
+    tmp_path: Path, complete: Callable[..., RunConfig], deterministic: bool
+) -> None:
+    run = Run(complete("train", out=str(tmp_path), device="cpu", deterministic=deterministic), [], None)
+
+    def work(run: Run, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+        return {
+            "found": (torch.are_deterministic_algorithms_enabled(), not torch.backends.cudnn.benchmark),
+            "products": torch.backends.fp32_precision,
+        }
+
+    try:
+        row = once(run, work)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert row["found"] == (deterministic, deterministic)
+    assert row["products"] == "ieee"
+    assert row["deterministic"] is True  # the CPU's are, always
+
+
 class TestDevice:
     def test_auto_and_cpu(self, complete: Callable[..., RunConfig]) -> None:
         assert prepare(complete("train", device="cpu"), ALONE) == torch.device("cpu")
@@ -126,3 +164,38 @@ class TestDevice:
     def test_an_absent_gpu_is_a_wrong_request(self, name: str, complete: Callable[..., RunConfig]) -> None:
         with pytest.raises(RequestError, match=f"device: {name} is not available here"):
             prepare(complete("train", device=name), ALONE)
+
+    def test_tf32_on_the_cpu_is_a_wrong_request(self, ask: Callable[..., Any], small: list[str]) -> None:
+        answer = ask("train", *small, "precision=tf32")
+        assert answer.status == 2
+        assert answer.errors == ["sstune: precision: tf32 is arithmetic of CUDA devices, use float32 or bf16"]
+        assert answer.out == ""
+
+
+class TestRefusedByTheNetwork:
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("optimizer.freeze=[hed]", "optimizer.freeze: 'hed' matches no module, did you mean 'head'?"),
+            ("optimizer.freeze=['*']", "optimizer.freeze: ['*'] leaves nothing to train"),
+            (
+                "optimizer.lr_factors={stam:2}",
+                "optimizer.lr_factors: 'stam' matches no module, did you mean 'stem'?",
+            ),
+            (
+                "compile=default",
+                "compile: needs a C++ compiler for the CPU; there is no no-such-compiler ($CXX)",
+            ),
+        ],
+    )
+    def test_is_one_line(
+        self,
+        ask: Callable[..., Any],
+        small: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        override: str,
+        said: str,
+    ) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        answer = ask("train", *small, override)
+        assert (answer.status, answer.errors) == (2, [f"sstune: {said}"])

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sstune import backbones, rules
+from sstune.commands import execute, planned
 from sstune.commands.source import default_parent, inherit, open_source
-from sstune.composition import compose
+from sstune.composition import asked, compose
+from sstune.runs import Run
 from sstune.schema import (
     BackboneConfig,
     ClassificationConfig,
@@ -153,3 +157,63 @@ class TestDefaultParent:
         overrides = [*self.OVERRIDES, "epochs=9", "rule=frsf", "attack.n=3"]
         expected = replace(compose("finetune", overrides), force=False)
         assert default_parent(compose("attack", overrides)) == expected
+
+
+class TestPlanned:
+    """The run that is foreseen is the run that is made."""
+
+    @staticmethod
+    def plan(command: str, overrides: list[str]) -> Run | None:
+        config = compose(command, overrides)
+        return planned(config, asked(command, config, overrides))
+
+    def test_is_what_each_line_of_a_chain_made(self, chain: Any) -> None:
+        data = [word for word in chain.line if word.startswith(("dataset", "threads", "device", "out"))]
+        recipe = [word for word in chain.line if word.startswith(("epochs", "batch_size", "optimizer"))]
+        limits = [word for word in chain.line if word.startswith("attack.") or word == "attack=fgsm"]
+        out = [word for word in data if word.startswith("out")]
+        for command, overrides, expected in (
+            ("train", data, chain.train),
+            ("finetune", [*data, *recipe], chain.finetune),
+            ("finetune", [*recipe, *out, f"init_from={chain.train}"], chain.finetune),
+            ("attack", chain.line[1:], chain.attack),
+            ("attack", [*limits, *out, f"init_from={chain.finetune}"], chain.attack),
+        ):
+            run = self.plan(command, overrides)
+            assert run is not None
+            assert (run.directory, run.is_done()) == (expected, True)
+
+    @pytest.mark.parametrize(
+        ("command", "overrides"),
+        [
+            ("train", ["seed=1", "rule=usf"]),
+            ("finetune", ["rule=frsf", "seed=2"]),
+            ("finetune", ["init_from=TRAIN", "task.label_smoothing=0.1"]),
+            ("finetune", ["init_from=FILE", "rule=brsf"]),
+            ("attack", ["init_from=TRAIN", "rule=usf", "attack=fgsm", "attack.n=5", "attack.eps=[8/255]"]),
+        ],
+    )
+    def test_is_the_run_that_is_then_made(
+        self, trained: Path, tmp_path: Path, command: str, overrides: list[str]
+    ) -> None:
+        names = {"TRAIN": str(trained), "FILE": str(trained / "model.pt")}
+        small = ["dataset.test_fraction=0.9", "threads=1", "device=cpu", f"out={tmp_path}"]
+        small += [] if command == "attack" else ["epochs=1"]
+        small = small[1:] if "init_from=TRAIN" in overrides else small
+        line = [*small, *(re.sub("TRAIN|FILE", lambda found: names[found[0]], each) for each in overrides)]
+        config = compose(command, line)
+        before = self.plan(command, line)
+        run = execute(config, asked(command, config, line))
+        after = self.plan(command, line)
+        assert after is not None
+        assert (after.directory, after.identity, after.config) == (run.directory, run.identity, run.config)
+        if command == "finetune" and config.init_from is None:
+            assert before is None
+        else:
+            assert before is not None
+            assert (before.directory, before.identity) == (run.directory, run.identity)
+
+    @pytest.mark.parametrize("command", ["finetune", "attack"])
+    def test_is_unknown_until_the_parent_is_made(self, tmp_path: Path, command: str) -> None:
+        assert self.plan(command, [f"out={tmp_path}"]) is None
+        assert list(tmp_path.iterdir()) == []

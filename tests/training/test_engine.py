@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import processes
 import pytest
 import torch
+import torch._dynamo.utils
 import torch.nn.functional as F
 import yaml
 from torch import nn
@@ -45,6 +47,11 @@ RULES = {
     "pfa": ["rule=pfa", "rule.start=random"],
     "pfa, R kept": ["rule=pfa", "rule.start=random", "rule.closed_form=false", "rule.expansion=2"],
     "adamw, bf16": ["rule=usf", "optimizer=adamw", "precision=bf16"],
+    "ema": ["rule=brsf", "ema=0.8"],
+    "ema, drawing": ["rule=brsf", "rule.redraw=forward", "ema=0.8"],
+    "accumulate": ["rule=brsf", "accumulate=3", "clip_norm=1"],
+    "freeze": ["rule=usf", "optimizer.freeze=[stem,layer1]"],
+    "lr_factors": ["rule=kp", "rule.start=random", "optimizer.lr_factors={head:4,layer1:0.1}"],
 }
 
 
@@ -187,6 +194,22 @@ class TestProcesses:
         assert "resuming in epoch" in (tmp_path / "output").read_text()
         assert not (run / "checkpoint.pt").exists()
 
+    def test_killed_in_mid_epoch_it_goes_on_from_the_periodic_checkpoint(
+        self, line: list[str], whole: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "runs" / "train" / whole.name
+        every = {"sstune.training.engine.SAVE_EVERY": 0.0}
+        process = processes.start(line, tmp_path, tmp_path / "output", every)
+        processes.until((run / "checkpoint.pt").exists, process)
+        process.kill()
+        assert processes.wait(process) == -signal.SIGKILL
+        progress = torch.load(run / "checkpoint.pt", weights_only=True)["progress"]
+        assert 0 < progress["step"] < STEPS
+        assert processes.wait(processes.start(line, tmp_path, tmp_path / "output")) == 0
+        said = f"resuming in epoch {progress['epoch'] + 1} at step {progress['step']}\n"
+        assert said in (tmp_path / "output").read_text()
+        assert outcome(run) == outcome(whole)
+
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
     def test_stopped_by_a_signal_and_run_again(
         self, line: list[str], whole: Path, tmp_path: Path, number: signal.Signals, status: int
@@ -232,13 +255,15 @@ def right(run: Path, config: RunConfig) -> dict[str, int]:
     return {name: tasks.evaluate(network, task, split, CPU).n_correct for name, split in splits.items()}
 
 
-def spoiled(overrides: list[str], tmp_path: Path) -> tuple[RunConfig, dict[str, Any], list[float]]:
-    """A run whose last learning rate spoils the network; its row and validation accuracies."""
-    recipe = ["epochs=4", "batch_size=32", "dataset.flip=false", "optimizer.lr=0.05"]
+def spoiled(
+    overrides: list[str], tmp_path: Path, epochs: int = 4, stop: StopFlag | None = None
+) -> tuple[RunConfig, dict[str, Any], list[float]]:
+    """A run whose learning rate spoils the network after three epochs; its row and validation accuracies."""
+    recipe = [f"epochs={epochs}", "batch_size=32", "dataset.flip=false", "optimizer.lr=0.05"]
     config = compose("train", [*overrides, *recipe, "schedule=multistep", "schedule.milestones=[3]"])
     assert isinstance(config.schedule, MultistepConfig)
     config.schedule.gamma = 400.0
-    row = work(config, tmp_path)
+    row = work(config, tmp_path, stop)
     history = outcome(directory(tmp_path))["history"]
     return config, row, [float(line["val_accuracy"]) for line in history]
 
@@ -272,6 +297,57 @@ class TestChoice:
         counts = {entry["split"]: entry["correct"] for entry in row["measurements"]}
         assert counts["val"] == round(accuracies[-1] * 72)
         assert counts == right(directory(tmp_path), config)
+
+
+class TestPatience:
+    @pytest.mark.parametrize("patience", [1, 2])
+    def test_training_ends_after_so_many_epochs_without_a_better_one(
+        self, short: list[str], tmp_path: Path, patience: int
+    ) -> None:
+        _, whole, accuracies = spoiled(short, tmp_path / "whole", epochs=7)
+        best = [accuracies.index(max(accuracies[:epoch])) + 1 for epoch in range(1, 8)]
+        expected = next(epoch for epoch in range(1, 8) if epoch - best[epoch - 1] >= patience)
+        assert 1 < expected < 7
+        lines = [*short, f"patience={patience}"]
+        _, row, seen = spoiled(lines, tmp_path / "patient", epochs=7)
+        assert (whole["epochs_trained"], row["epochs_trained"]) == (7, expected)
+        assert seen == accuracies[:expected]
+        assert row["epoch"] == best[expected - 1]
+        # killed before its row was written, it trains no more
+        stop = StopAfter(1)
+        assert spoiled(lines, tmp_path / "patient", epochs=7, stop=stop)[1] == {**row, "notes": []}
+        assert stop.steps == 1
+
+    def test_a_run_that_gets_better_goes_to_its_end(self, short: list[str], tmp_path: Path) -> None:
+        lines = [*short, "epochs=2", "batch_size=32", "optimizer.lr=0.05", "patience=1"]
+        assert work(compose("train", lines), tmp_path)["epochs_trained"] == 2
+
+
+class TestFrozen:
+    @pytest.mark.parametrize(
+        ("patterns", "frozen"),
+        [
+            ("[stem,bn1,layer1]", ("conv1.", "bn1.", "layer1.")),
+            ("[layer?.0,head]", ("layer1.0.", "layer2.0.", "layer3.0.", "linear.")),
+            (
+                "['*conv*',head]",
+                ("conv1.", "linear.", *(f"layer{i}.{j}.conv" for i in (1, 2, 3) for j in range(3))),
+            ),
+        ],
+    )
+    def test_weights_and_statistics_stay_bit_equal_and_the_others_move(
+        self, short: list[str], tmp_path: Path, patterns: str, frozen: tuple[str, ...]
+    ) -> None:
+        config = compose("train", [*short, "epochs=1", "rule=usf", f"optimizer.freeze={patterns}"])
+        work(config, tmp_path)
+        torch.manual_seed(config.seed)
+        network = backbones.build(config.backbone, (1, 8, 8), 10, config.dataset.mean, config.dataset.std)
+        start = network.backbone.state_dict()
+        ended = torch.load(directory(tmp_path) / "model.pt", weights_only=True)["state_dict"]
+        for name, value in start.items():
+            if name == "linear.bias" and not name.startswith(frozen):
+                continue
+            assert torch.equal(ended[name], value) == name.startswith(frozen), name
 
 
 Make = Callable[..., Trainer]
@@ -317,6 +393,43 @@ class TestSteps:
         )
         trainer.fit(Progress())
         assert seen == pytest.approx([0.5] * STEPS + [0.05] * STEPS + [0.005] * STEPS)
+
+    @pytest.mark.parametrize("rule", [["rule=bp"], ["rule=kp", "rule.start=random"]])
+    def test_each_layer_has_its_own_factor_on_both_schedules(self, make: Make, rule: list[str]) -> None:
+        trainer = make(
+            *rule, "schedule.warmup_epochs=1", "epochs=2", "optimizer.lr_factors={layer1:0.1,head:10}",
+            "optimizer.weight_decay=0.3", "optimizer.weight_decay_milestones=[1]", lr=0.01,
+        )  # fmt: skip
+        named = {id(parameter): name for name, parameter in trainer.network.backbone.named_parameters()}
+        seen: dict[str, list[tuple[float, float]]] = {name: [] for name in named.values()}
+
+        def record(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    seen[named[id(parameter)]].append((group["lr"], group["weight_decay"]))
+
+        trainer.optimizer.register_step_pre_hook(record)
+        trainer.fit(Progress())
+        factor = build_schedule(trainer.config.schedule, 2, STEPS)
+        for name, found in seen.items():
+            own = {"layer1": 0.1, "linear": 10.0}.get(name.split(".")[0], 1.0)
+            expected = [(0.01 * factor(i) * own, 0.3 if i < STEPS else 0.03) for i in range(2 * STEPS)]
+            assert [value for pair in found for value in pair] == pytest.approx(
+                [value for pair in expected for value in pair]
+            ), name
+
+    @pytest.mark.parametrize("always", [True, False])
+    def test_checkpoints_within_an_epoch_are_made_when_it_is_time(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch, always: bool
+    ) -> None:
+        if always:
+            monkeypatch.setattr("sstune.training.engine.SAVE_EVERY", 0.0)
+        trainer = make("backbone=mlp", "epochs=2")
+        saved: list[tuple[int, int]] = []
+        trainer.save = lambda progress: saved.append((progress.epoch, progress.step))
+        trainer.fit(Progress())
+        within = [(epoch, step) for epoch in range(2) for step in range(1, STEPS)]
+        assert saved == sorted([(1, 0), (2, 0), *(within if always else [])])
 
     def test_kp_closed_form_follows_the_trainers_own_schedules(self, make: Make) -> None:
         """V - W shrinks by what learning rate, momentum and weight decay of every step make of it."""
@@ -451,3 +564,82 @@ class TestPrecision:
         )
         trainer.fit(Progress())
         assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+
+
+class TestAverage:
+    def test_the_moving_average_is_what_is_judged_and_kept(self, make: Make, short: list[str]) -> None:
+        trainer = make("rule=usf", "ema=0.7", "epochs=1", "select=last")
+        states: list[dict[str, torch.Tensor]] = []
+        trainer.optimizer.register_step_post_hook(
+            lambda *_: states.append(
+                {name: p.detach().double() for name, p in trainer.network.named_parameters()}
+            )
+        )
+        progress = trainer.fit(Progress())
+        assert len(states) == STEPS
+        expected = states[0]
+        for state in states[1:]:
+            expected = {name: 0.7 * expected[name] + 0.3 * state[name] for name in expected}
+        buffers = dict(trainer.network.named_buffers())
+        assert trainer.average is not None
+        kept = progress.best["network"]
+        for name, value in kept.items():
+            if name in expected:
+                torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
+                assert not torch.equal(value, trainer.network.state_dict()[name])
+            elif name in buffers:
+                assert torch.equal(value, buffers[name]), name
+        again = make("rule=usf").network
+        again.load_state_dict(kept)
+        judged = tasks.evaluate(again, trainer.task, trainer.val, CPU)
+        assert progress.best["val_correct"] == judged.n_correct
+        assert progress.history[-1]["val_loss"] == pytest.approx(judged.loss, rel=1e-6)
+        raw = tasks.evaluate(trainer.network, trainer.task, trainer.val, CPU)
+        assert progress.history[-1]["val_loss"] != pytest.approx(raw.loss, rel=1e-3)
+
+    def test_the_stored_model_is_the_average(self, short: list[str], tmp_path: Path) -> None:
+        config = compose("train", [*short, "rule=usf", "ema=0.5", "dataset.flip=false"])
+        row = work(config, tmp_path)
+        counts = {entry["split"]: entry["correct"] for entry in row["measurements"]}
+        assert counts == right(directory(tmp_path), config)
+        state = torch.load(directory(tmp_path) / "checkpoint.pt", weights_only=True)
+        stored = torch.load(directory(tmp_path) / "model.pt", weights_only=True)["state_dict"]
+        if row["epoch"] == config.epochs:  # the last state of both is in the checkpoint
+            name = "layer1.0.conv1.weight"
+            assert torch.equal(stored[name], state["progress"]["average"][f"module.backbone.{name}"])
+            assert not torch.equal(stored[name], state["network"][f"backbone.{name}"])
+
+
+class Graphs(StopFlag):
+    """A flag that notes how many graphs there are when the engine looks at it: once each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def __bool__(self) -> bool:
+        self.seen.append(int(torch._dynamo.utils.counters["stats"]["unique_graphs"]))
+        return super().__bool__()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, g++")
+@pytest.mark.parametrize("rule", ["usf", "brsf", "kp"])
+def test_a_compiled_run_is_the_eager_run_and_compiles_once(
+    short: list[str], tmp_path: Path, rule: str
+) -> None:
+    torch._dynamo.reset()
+    line = [*short, "backbone=mlp", "backbone.hidden=[32]", f"rule={rule}", "epochs=2", "optimizer.lr=0.01"]
+    line += ["rule.start=random"] if rule == "kp" else []
+    eager = work(compose("train", line), tmp_path / "eager")
+    before = int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    graphs = Graphs()
+    compiled = work(compose("train", [*line, "compile=default"]), tmp_path / "compiled", graphs)
+    assert (eager["compiled"], compiled["compiled"]) == (None, "default")
+    assert len(graphs.seen) == 2 * STEPS  # the last batch of an epoch is smaller
+    assert graphs.seen == [before + 1] * 2 * STEPS
+    assert compiled["measurements"] == eager["measurements"]
+    models = [
+        torch.load(directory(tmp_path / name) / "model.pt", weights_only=True)["state_dict"]
+        for name in ("eager", "compiled")
+    ]
+    torch.testing.assert_close(models[1], models[0], rtol=1e-5, atol=1e-5)
