@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from sstune import attacks, backbones, datasets, rules, tasks, training
 from sstune.composition import compose, options
 from sstune.interrupt import StopFlag, Stopped
-from sstune.schema import AttackConfig, Gradient, RunConfig
+from sstune.schema import AttackConfig, FolderConfig, Gradient, RunConfig
 
 CPU = torch.device("cpu")
-SHAPE, CLASSES = (3, 32, 32), 2
+CLASSES = 2
 IMAGES = {"train": 8, "val": 4, "test": 4}
 RECIPE = [
     "epochs=1", "batch_size=4", "select=last", "alignment=false", "device=cpu", "threads=1",
@@ -34,6 +34,7 @@ SETTINGS = {
     "resnet34": ["backbone.input_size=8"],
     "resnet50": ["backbone.input_size=8"],
     "vit_small": ["backbone.patch_size=8"],
+    "alexnet_bn": ["dataset.image_size=64"],
 }
 ONE_OF_A_KIND = ["mlp", "lenet_cifar", "resnet20", "resnet18", "alexnet", "vgg16", "vit_tiny", "timm"]
 EACH_BACKBONE = pytest.mark.parametrize("name", options("backbone"))
@@ -71,17 +72,23 @@ def line(name: str, rule: str, data: list[str]) -> list[str]:
     return [*data, *RECIPE, f"backbone={name}", *SETTINGS.get(name, []), f"rule={rule}"]
 
 
+def shape(config: RunConfig) -> tuple[int, int, int]:
+    assert isinstance(config.dataset, FolderConfig)
+    size = config.dataset.image_size or 32
+    return 3, size, size
+
+
 def built(config: RunConfig, seed: int = 0) -> backbones.Network:
     torch.manual_seed(seed)
     mean, std = config.dataset.mean, config.dataset.std
-    return backbones.build(config.backbone, SHAPE, CLASSES, mean, std)
+    return backbones.build(config.backbone, shape(config), CLASSES, mean, std)
 
 
 def trainer(config: RunConfig, stop: StopFlag, save: Callable[..., None]) -> training.Trainer:
     """A new network with its rule and everything that trains it; ``save(progress, trainer)``."""
     splits = datasets.load(config.dataset)
     network = built(config)
-    example = network.prepare(torch.zeros(2, *SHAPE))
+    example = network.prepare(torch.zeros(2, *shape(config)))
     rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     made = training.Trainer(
         config,
@@ -89,7 +96,7 @@ def trainer(config: RunConfig, stop: StopFlag, save: Callable[..., None]) -> tra
         tasks.build(config.task, CLASSES),
         datasets.Loader(splits.train, config.batch_size, CPU, config.seed),
         splits.val,
-        training.build_optimizer(config.optimizer, network.parameters()),
+        training.build_optimizer(config.optimizer, network),
         CPU,
         lambda progress: save(progress, made),
         stop,
@@ -119,7 +126,7 @@ def test_is_trained_exported_and_attacked(name: str, rule: str, data: list[str])
 
     plain = built(config, seed=1)
     plain.backbone.load_state_dict(exported, strict=True)
-    images = torch.rand(2, *SHAPE)
+    images = torch.rand(2, *shape(config))
     with torch.no_grad():
         torch.testing.assert_close(converted.eval()(images), plain.eval()(images), rtol=1e-5, atol=1e-6)
 
