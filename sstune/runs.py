@@ -25,118 +25,12 @@ from typing import Any
 import yaml
 
 from sstune import __version__
-from sstune.schema import RequestError, RunConfig, Start
-
-SCHEMA_VERSION = 1
-
-# Where and how a run is computed, not what: changing these does not make another run.
-_NOT_SEMANTIC = {
-    "": (
-        "device",
-        "threads",
-        "workers",
-        "compile",
-        "deterministic",
-        "out",
-        "force",
-        "init_from",
-        "alignment",
-    ),
-    "dataset": ("root", "cache", "download"),
-    "attack": ("batch_size",),
-    "optimizer": ("fused",),
-}
-# What has no part in a command's outcome: training does not depend on a later attack, and an attack's
-# training settings are its parent's.
-TRAINING_KEYS = (
-    "optimizer",
-    "schedule",
-    "epochs",
-    "batch_size",
-    "accumulate",
-    "clip_norm",
-    "ema",
-    "select",
-    "patience",
-    "precision",
-)
-_UNUSED = {"train": ("attack",), "finetune": ("attack",), "attack": TRAINING_KEYS}
-_UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
-# Values with which a key changes nothing: it is left out, so runs from before there was the key are found.
-_NEUTRAL: dict[str, dict[str, Any]] = {
-    "": {"select": "best", "accumulate": 1, "ema": None, "patience": None},
-    "dataset": {
-        "crop_scale": None,
-        "transforms": [],
-        "cutout": 0,
-        "train_n": None,
-        "shots": None,
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "stream": False,
-        "skip_corrupt": False,
-    },
-    "optimizer": {"lr_factors": {}, "freeze": []},
-}
+from sstune.identity import SCHEMA_VERSION, identity, plain, semantic
+from sstune.schema import RequestError, RunConfig
 
 
 class Locked(Exception):
     """Another process works on this run."""
-
-
-def semantic(config: RunConfig) -> dict[str, Any]:
-    """The part of a configuration on which the outcome depends, as plain nested values."""
-    values = _plain(asdict(config))
-    for section, keys in _NOT_SEMANTIC.items():
-        owner = values[section] if section else values
-        for key in keys:
-            owner.pop(key, None)
-    for key in _UNUSED[config.command]:
-        values.pop(key)
-    for key in _UNUSED_BY_RULE.get(config.rule.name, ()):
-        values["rule"].pop(key)
-    for section, inert in _inert(config).items():
-        for key in inert:
-            values[section].pop(key, None)
-    transforms = values["dataset"]["transforms"]  # their order matters, and that of a mapping's keys is lost
-    values["dataset"]["transforms"] = [{name: arguments} for name, arguments in transforms.items()]
-    for section, neutral in _NEUTRAL.items():
-        owner = values.get(section, {}) if section else values
-        for key, value in neutral.items():
-            if key in owner and owner[key] == value:
-                del owner[key]
-    return values
-
-
-def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Keys that change nothing in the company of the others, so they do not tell runs apart."""
-    inert: dict[str, tuple[str, ...]] = {}
-    if getattr(config.rule, "start", None) is Start.weights:
-        inert["rule"] = ("scale",)  # that of a random start
-    if config.dataset.train_n is None and config.dataset.shots is None:
-        inert["dataset"] = ("subset_seed",)
-    if not config.optimizer.weight_decay_milestones and config.command != "attack":
-        inert["optimizer"] = ("weight_decay_milestones", "weight_decay_gamma")
-    return inert
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value
-
-
-def identity(config: RunConfig, parent: str | None, data: str | None) -> str:
-    """sha256 over what the outcome depends on.
-
-    Args:
-        parent: identity of the run that this one starts from, or sha256 of the checkpoint file.
-        data: fingerprint of data that the configuration names only by path.
-    """
-    content = {"schema": SCHEMA_VERSION, "config": semantic(config), "parent": parent, "data": data}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -243,7 +137,7 @@ class Run:
                     os.replace(path, path.with_name(f"previous.{name}"))
         for leftover in self.directory.glob(".*.*"):  # of a write that a kill cut short
             leftover.unlink()
-        config = _plain(asdict(self.config))
+        config = plain(asdict(self.config))
         if config["init_from"] is not None:
             config["init_from"] = str(Path(config["init_from"]).expanduser().resolve())
         write_text(self.directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import dataclasses
 import errno
 import importlib.metadata
@@ -14,178 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 import yaml
 
 import sstune
-from sstune import runs
-from sstune.composition import compose
-from sstune.runs import SCHEMA_VERSION, Locked, Run, atomic_write, identity, read_result, write_json
-from sstune.schema import COMMANDS, GROUPS, Redraw, RequestError, RunConfig, Scale, Start, TrainedConfig
+from sstune.identity import SCHEMA_VERSION, identity, semantic
+from sstune.runs import Locked, Run, atomic_write, read_result, write_json
+from sstune.schema import Redraw, RequestError, RunConfig
 
 Complete = Callable[..., RunConfig]
 ROOT = Path(sstune.__file__).parents[1]
-
-# Where and how a run is computed. Anything else that a configuration says makes another run.
-NOT_SEMANTIC = {
-    "device",
-    "threads",
-    "out",
-    "force",
-    "init_from",  # counts as the parent's identity
-    "dataset.root",  # counts as the data's fingerprint
-    "dataset.cache",
-    "dataset.download",
-    "attack.batch_size",
-    "alignment",  # measures, and changes nothing
-    "workers",
-    "compile",
-    "deterministic",
-    "optimizer.fused",
-}
-# what has no effect in the company of the default values
-INERT = {"optimizer.weight_decay_gamma", "dataset.subset_seed"}
-INERT_OF_A_START = {*INERT, "rule.scale"}
-TRAINING = {
-    "optimizer", "schedule", "epochs", "batch_size", "accumulate", "clip_norm", "ema", "select", "patience",
-    "precision",
-}  # fmt: skip
-UNUSED = {"train": {"attack"}, "finetune": {"attack"}, "attack": TRAINING}
-
-
-def another(value: Any, hint: Any) -> Any:
-    """A value other than ``value`` that a field of this type may have."""
-    kinds = [kind for kind in (*get_args(hint), hint) if isinstance(kind, type) and kind is not type(None)]
-    if isinstance(value, StrEnum):
-        return next(member for member in type(value) if member is not value)
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int | float):
-        return value + 1
-    if isinstance(value, str):
-        return f"{value}x"
-    if isinstance(value, list):
-        return [*value, "x"]
-    if isinstance(value, dict):
-        return {**value, "x": 1}
-    assert value is None
-    return next(iter(kinds[0])) if issubclass(kinds[0], StrEnum) else kinds[0](3)
-
-
-def changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Each field of a configuration, dotted, with the same configuration but for that field."""
-    sections = [("", config), *((group, getattr(config, group)) for group in GROUPS)]
-    for section, owner in sections:
-        hints = get_type_hints(type(owner))
-        for item in dataclasses.fields(owner):
-            if item.name not in {*GROUPS, "command"}:
-                changed = copy.deepcopy(config)
-                target = getattr(changed, section) if section else changed
-                setattr(target, item.name, another(getattr(target, item.name), hints[item.name]))
-                yield f"{section}.{item.name}".lstrip("."), changed
-
-
-def every_option() -> list[dict[str, str]]:
-    """Choices that between them have every option of every group."""
-    longest = max(len(options) for options in GROUPS.values())
-    return [{group: list(o)[i if i < len(o) else 0] for group, o in GROUPS.items()} for i in range(longest)]
-
-
-class TestIdentity:
-    @pytest.mark.parametrize("command", COMMANDS)
-    @pytest.mark.parametrize("options", every_option(), ids=lambda options: "-".join(options.values()))
-    def test_each_field_counts_unless_it_is_listed(
-        self, complete: Complete, command: str, options: dict[str, str]
-    ) -> None:
-        config = complete(command, **options)
-        before = identity(config, "parent", "data")
-        assert before == identity(copy.deepcopy(config), "parent", "data")
-        for key, changed in changes(config):
-            unused = NOT_SEMANTIC | (INERT_OF_A_START if hasattr(config.rule, "start") else INERT)
-            counts = key not in unused and key.split(".")[0] not in UNUSED[command]
-            assert (identity(changed, "parent", "data") != before) == counts, key
-
-    def test_the_lists_name_only_keys_that_exist(self, complete: Complete) -> None:
-        keys = {key for options in every_option() for key, _ in changes(complete(**options))}
-        assert keys >= NOT_SEMANTIC
-        assert {key.split(".")[0] for key in keys} >= TRAINING
-
-    def test_commands_differ(self, complete: Complete) -> None:
-        assert len({identity(complete(command), None, None) for command in COMMANDS}) == len(COMMANDS)
-
-    def test_parent_and_data_count(self, complete: Complete) -> None:
-        pairs = [(None, None), ("a", None), ("b", None), (None, "a"), (None, "b"), ("a", "b")]
-        assert len({identity(complete(), *pair) for pair in pairs}) == len(pairs)
-
-    @pytest.mark.parametrize(
-        ("name", "change", "counts"),
-        [
-            ("bp", {"scale": Scale.unit, "include": ["conv1"], "exclude": ["conv1"]}, False),
-            ("sham", {"scale": Scale.unit}, False),
-            ("sham", {"include": ["conv1"]}, True),
-            ("usf", {"scale": Scale.unit}, True),
-            ("fa", {"exclude": ["conv1"]}, True),
-        ],
-    )
-    def test_what_a_rule_does_not_have_does_not_count(
-        self, complete: Complete, name: str, change: dict[str, Any], counts: bool
-    ) -> None:
-        config = complete()
-        config.rule.name = name
-        changed = dataclasses.replace(config, rule=dataclasses.replace(config.rule, **change))
-        assert (identity(config, None, None) != identity(changed, None, None)) == counts
-
-    def test_the_scale_of_a_random_start_counts_only_for_one(self, complete: Complete) -> None:
-        for start, counts in ((Start.weights, False), (Start.random, True)):
-            config = complete(rule="kp")
-            assert isinstance(config.rule, TrainedConfig)
-            config.rule.start = start
-            changed = copy.deepcopy(config)
-            changed.rule.scale = Scale.unit
-            assert (identity(config, None, None) != identity(changed, None, None)) == counts
-
-    def test_keys_that_came_later_left_older_identities_as_they_were(self) -> None:
-        """Rows that are committed keep the identities by which a rerun finds them."""
-        found = {}
-        for line in (ROOT / "results" / "quickstart" / "rows.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            if row["command"] == "finetune":
-                chosen = [f"rule={row['config']['rule']['name']}", "experiment=quickstart"]
-                parent = row["lineage"][-1]["identity"]
-                found[row["identity"]] = identity(compose("finetune", chosen), parent, None)
-        assert len(found) == 4
-        assert all(before == now for before, now in found.items())
-
-    def test_the_order_of_fields_does_not_count(
-        self, complete: Complete, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        config = complete()
-        before = identity(config, None, None)
-        values = runs.semantic(config)
-        reverse = {
-            key: dict(reversed(value.items())) if isinstance(value, dict) else value
-            for key, value in reversed(values.items())
-        }
-        assert list(reverse) != list(values)
-        monkeypatch.setattr(runs, "semantic", lambda config: reverse)
-        assert identity(config, None, None) == before
-
-    def test_is_the_same_in_every_process(self) -> None:
-        program = "from sstune.composition import compose; from sstune.runs import identity; "
-        program += "print(identity(compose('attack'), 'parent', None))"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        found = {
-            subprocess.check_output(
-                [sys.executable, "-c", program], env={**environment, "PYTHONHASHSEED": seed}, text=True
-            )
-            for seed in ("1", "2")
-        }
-        assert len(found) == 1
-        assert len(found.pop().strip()) == 64
 
 
 class TestDirectory:
@@ -382,7 +222,7 @@ class TestRun:
             [1],
             1.5,
         )
-        assert row["config"] == runs.semantic(run.config)
+        assert row["config"] == semantic(run.config)
         assert row["versions"]["sstune"] == sstune.__version__
         assert row["versions"]["torch"] == importlib.metadata.version("torch")
         assert set(row["git"]) == {"commit", "dirty"}

@@ -13,7 +13,8 @@ from sstune import rules
 from sstune.backbones import Network, load_third_party
 from sstune.composition import compose, restore
 from sstune.datasets import fingerprint
-from sstune.runs import TRAINING_KEYS, Run, file_digest, read_result
+from sstune.identity import TRAINING_KEYS
+from sstune.runs import Run, file_digest, read_result
 from sstune.schema import FinetuneConfig, RequestError, RunConfig
 from sstune.validation import validate
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sstune.runs import SCHEMA_VERSION, write_text
+from sstune.identity import SCHEMA_VERSION
+from sstune.runs import write_text
 from sstune.schema import RequestError
 from sstune.validation import parse_eps
 

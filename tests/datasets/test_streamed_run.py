@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from sstune import runs
+from sstune.identity import identity
 from sstune.schema import RunConfig
 
 SETTINGS = [
@@ -98,10 +98,10 @@ def test_training_on_shots_says_so_in_the_row(ask: Callable[..., Any], tmp_path:
 
 def test_the_order_of_transforms_makes_another_run(complete: Callable[..., RunConfig]) -> None:
     config = complete("train", dataset="folder")
-    without = runs.identity(config, None, None)
+    without = identity(config, None, None)
     config.dataset.transforms = {"RandAugment": {"num_ops": 2}, "ColorJitter": None}
-    one = runs.identity(config, None, None)
+    one = identity(config, None, None)
     config.dataset.transforms = {"ColorJitter": None, "RandAugment": {"num_ops": 2}}
-    assert len({without, one, runs.identity(config, None, None)}) == 3
+    assert len({without, one, identity(config, None, None)}) == 3
     config.dataset.transforms = {}
-    assert runs.identity(config, None, None) == without
+    assert identity(config, None, None) == without

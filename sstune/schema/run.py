@@ -1,0 +1,96 @@
+"""A run of a command, made of one option of each group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from omegaconf import MISSING, OmegaConf
+
+from sstune.schema.choices import Compile, Precision, Select
+from sstune.schema.groups import (
+    GROUPS,
+    AttackConfig,
+    BackboneConfig,
+    DatasetConfig,
+    OptimizerConfig,
+    RuleConfig,
+    ScheduleConfig,
+    TaskConfig,
+)
+
+
+@dataclass
+class RunConfig:
+    """One run of one command; ``init_from`` is a run directory or a file (null: see the command).
+
+    ``batch_size`` images make an optimiser step, ``accumulate`` parts one after the other. ``ema`` is the
+    decay per step of the average of the weights that is evaluated and kept instead of them. ``select`` says
+    which epoch is kept; ``patience`` stops after so many epochs without a better one. ``alignment``: whether
+    each epoch ends by comparing feedback and updates with weights and true gradients. ``workers`` are
+    processes that read images that do not stay in memory.
+    """
+
+    command: str = MISSING
+    backbone: BackboneConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    task: TaskConfig = MISSING
+    rule: RuleConfig = MISSING
+    attack: AttackConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    schedule: ScheduleConfig = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema: float | None = None
+    select: Select = Select.best
+    patience: int | None = None
+    alignment: bool = True
+    init_from: str | None = None
+    seed: int = 0
+    precision: Precision = Precision.float32
+    compile: Compile | None = None
+    deterministic: bool = False
+    device: str = "auto"
+    threads: int | None = None
+    workers: int | None = None
+    out: str = "runs"
+    force: bool = False
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    command: str = "train"
+
+
+@dataclass
+class FinetuneConfig(RunConfig):
+    command: str = "finetune"
+
+
+@dataclass
+class AttackRunConfig(RunConfig):
+    command: str = "attack"
+
+
+COMMANDS: dict[str, type[RunConfig]] = {
+    "train": TrainConfig,
+    "finetune": FinetuneConfig,
+    "attack": AttackRunConfig,
+}
+
+
+def register() -> None:
+    """Put every schema into Hydra's store, where ``conf/*.yaml`` name them first in their defaults."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for command, schema in COMMANDS.items():
+        store.store(group="schema", name=command, node=schema, provider="sstune.schema")
+    for group, options in GROUPS.items():
+        for name, schema in options.items():
+            node = OmegaConf.structured(schema)
+            for item in fields(schema):
+                if str(item.type).startswith("dict["):  # optimizer.lr_factors={head:10} adds a key to it
+                    OmegaConf.set_struct(node[item.name], False)
+            store.store(group=f"schema/{group}", name=name, node=node, provider="sstune.schema")
