@@ -6,10 +6,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 SHARED ?= ../shared
 CIFAR := $(SHARED)/data/cifar10.tar.xz
 MNIST := $(SHARED)/data/mnist.tar.xz
+TINY_IMAGENET := $(SHARED)/data/tiny-imagenet-32.tar.xz
 RESNET20 := $(SHARED)/checkpoints/resnet20-12fca82f.th
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart reproduce reproduce-cifar10-jpeg reproduce-mnist test lint format bench clean
+.PHONY: help install quickstart reproduce reproduce-cifar10-jpeg reproduce-mnist reproduce-transfer test lint format \
+    bench bench-train gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -43,6 +45,12 @@ else
 	@echo "left out: mnist-mlp, as $(MNIST) is not there (make reproduce SHARED=FOLDER)"
 endif
 
+ifneq ($(wildcard $(TINY_IMAGENET)),)
+	$(MAKE) reproduce-transfer
+else
+	@echo "left out: transfer, as $(TINY_IMAGENET) is not there (make reproduce SHARED=FOLDER)"
+endif
+
 reproduce-cifar10-jpeg: .venv/installed  ## ResNet-20 checkpoint, one epoch of fine-tuning on cifar10-jpeg
 	$(BIN)/sstune finetune -m experiment=cifar10_jpeg dataset.root=$(CIFAR) init_from=$(RESNET20) \
 	    rule=bp,usf,frsf,brsf rule.scale=xavier,weight_rms
@@ -66,6 +74,28 @@ reproduce-mnist: .venv/installed  ## the PFA paper's MNIST table: 39 runs, two s
 	    xargs -P 2 -I CELL sh -c '$(BIN)/sstune train dataset.root=$(MNIST) CELL'
 	$(BIN)/python scripts/published.py mnist_mlp
 
+# Settings for 2 CPU cores and a C++ compiler; on a GPU, make gpu.
+reproduce-transfer: .venv/installed  ## ResNet-20 from tiny-imagenet-32 to cifar10-jpeg, and from scratch
+	$(BIN)/sstune train experiment=tiny_imagenet_32 dataset.root=$(TINY_IMAGENET) backbone=resnet20 epochs=8
+	$(BIN)/sstune finetune -m experiment=transfer_cifar10_jpeg dataset.root=$(CIFAR) rule=bp,usf,frsf,brsf \
+	    'init_from=runs/tiny-imagenet-32/train/resnet20*'
+	$(BIN)/sstune train experiment=transfer_cifar10_jpeg dataset.root=$(CIFAR) backbone=resnet20
+	$(BIN)/sstune report runs/tiny-imagenet-32 runs/transfer --out results/transfer
+
+# What waits for a machine with a GPU: nothing of it has been run.
+gpu: .venv/installed  ## the benches and ResNet-18's transfer on a GPU
+	$(BIN)/python scripts/bench.py step --device cuda --batch-size 512 --compile --precision bf16 --warmup 5 \
+	    --out results/bench/step-cuda.csv
+	$(BIN)/python scripts/bench.py train --device cuda --data $(CIFAR) --venv .venv-biotorch --steps 50 \
+	    --compile reduce_overhead --workers 16 --out results/bench/train-resnet20-cuda.csv
+	$(BIN)/python scripts/bench.py train --device cuda --data $(CIFAR) --venv .venv-biotorch --steps 20 \
+	    --backbone resnet18 --batch-size 512 --workers 16 --out results/bench/train-resnet18-cuda.csv
+	$(BIN)/sstune train experiment=tiny_imagenet_32 dataset.root=$(TINY_IMAGENET)
+	$(BIN)/sstune finetune -m experiment=transfer_cifar10_jpeg dataset.root=$(CIFAR) rule=bp,usf,frsf,brsf \
+	    'init_from=runs/tiny-imagenet-32/train/resnet18*'
+	$(BIN)/sstune train experiment=transfer_cifar10_jpeg dataset.root=$(CIFAR) backbone=resnet18
+	$(BIN)/sstune report runs/tiny-imagenet-32 runs/transfer --out results/transfer-resnet18
+
 test: .venv/installed-dev  ## run the tests (2 processes, no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -80,6 +110,9 @@ format: .venv/installed-dev  ## let ruff rewrite
 
 bench: .venv/installed  ## step time and memory of each rule against bp
 	$(BIN)/python scripts/bench.py step
+
+bench-train: .venv/installed  ## training throughput against a plain PyTorch loop (needs the CIFAR archive)
+	$(BIN)/python scripts/bench.py train --data $(CIFAR)
 
 clean:  ## remove .venv and caches; runs/ and results/ stay
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
