@@ -103,11 +103,14 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
     for override in overrides:
         if override.startswith("+"):
             raise RequestError(f"{override}: keys cannot be added; to set one, write {override.lstrip('+')}")
+    several = os.environ.get("WORLD_SIZE", "1") != "1"  # as torchrun says it
+    if several and command == "attack":
+        raise RequestError("attack: works in one process; torchrun is for train and finetune")
     try:
         if {"-m", "--multirun"} & set(arguments):
             if len(overrides) < len(arguments) - 1:
                 raise RequestError("-m: cannot be combined with another option")
-            if "WORLD_SIZE" in os.environ and os.environ["WORLD_SIZE"] != "1":
+            if several:
                 raise RequestError(
                     "-m: several processes share one run, not a sweep; leave -m or torchrun away"
                 )

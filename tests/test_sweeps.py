@@ -149,6 +149,12 @@ class TestOneProcess:
         assert answer.errors == ([refused] if status else [])
         assert (tmp_path / "runs").exists() == (status == 0)
 
+    def test_an_attack_is_refused_under_torchrun(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        answer = ask("attack")
+        assert (answer.status, len(answer.errors)) == (2, 1)
+        assert answer.err.startswith("sstune: attack: works in one process")
+
     def test_a_failing_cell_and_a_late_wrong_one_do_not_stop_the_others(
         self, ask: Ask, tmp_path: Path
     ) -> None:
