@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _speaks() -> bool:
     """Whether this process, of those that torchrun started, says what all would say."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def _dispatch(arguments: list[str], verbose: bool) -> int:

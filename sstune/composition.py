@@ -51,7 +51,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
 def _sets_a_value(override: Override) -> bool:
     """Whether an override sets one value, and does not choose among configurations."""
     key = override.key_or_group
-    chooses = key in GROUPS or key == "experiment" or "/" in key or override.package is not None
+    chooses = key in (*GROUPS, "experiment", "local") or "/" in key or override.package is not None
     return override.type is OverrideType.CHANGE and not chooses and not override.is_sweep_override()
 
 

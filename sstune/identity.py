@@ -61,8 +61,10 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
         "stream": False,
         "skip_corrupt": False,
     },
-    "optimizer": {"lr_factors": {}, "freeze": []},
+    "optimizer": {"lr_factors": [], "freeze": []},
 }
+# Mappings whose order matters; among sorted keys it would be lost.
+_ORDERED = (("dataset", "transforms"), ("optimizer", "lr_factors"))
 
 
 def semantic(config: RunConfig) -> dict[str, Any]:
@@ -79,8 +81,9 @@ def semantic(config: RunConfig) -> dict[str, Any]:
     for section, inert in _inert(config).items():
         for key in inert:
             values[section].pop(key, None)
-    transforms = values["dataset"]["transforms"]  # their order matters, and that of a mapping's keys is lost
-    values["dataset"]["transforms"] = [{name: arguments} for name, arguments in transforms.items()]
+    for section, key in _ORDERED:
+        if section in values:
+            values[section][key] = [{name: value} for name, value in values[section][key].items()]
     for section, neutral in _NEUTRAL.items():
         owner = values.get(section, {}) if section else values
         for key, value in neutral.items():

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag, so that work stops where its state can be saved."""
+"""SIGTERM, SIGINT and SIGUSR2 as a flag, so that work stops where its state can be saved."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+# SIGUSR2 is how Slurm says, as submitit asks it to, that a job's time is nearly over.
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Stopped(SystemExit):
@@ -34,9 +37,9 @@ class StopFlag:
 
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Inside, SIGTERM and SIGINT set the flag that is yielded."""
+    """Inside, these signals set the flag that is yielded."""
     flag = StopFlag()
-    before = {number: signal.signal(number, flag.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, flag.handle) for number in _STOPPING}
     try:
         yield flag
     finally:

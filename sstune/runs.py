@@ -34,7 +34,13 @@ class Locked(Exception):
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content."""
+    """sha256 of a file's content; taken once per process and (path, size, time of modification)."""
+    status = path.stat()
+    return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -91,10 +97,6 @@ class Run:
             parts.insert(0, config.attack.name)
         label = "-".join(part for part in parts if part)
         self.directory = Path(config.out) / config.command / f"{label}-{self.identity[:12]}"
-
-    def is_done(self) -> bool:
-        """Whether the row is there and shall not be made anew."""
-        return not self.config.force and self.result() is not None
 
     def result(self) -> dict[str, Any] | None:
         """The row of the finished run, or None."""
@@ -159,10 +161,6 @@ class Run:
         write_json(self.directory / "result.json", row)
         (self.directory / "checkpoint.pt").unlink(missing_ok=True)
         return row
-
-    def ancestor(self) -> dict[str, Any]:
-        """This run as an entry in its descendants' lineage."""
-        return {"command": self.config.command, "identity": self.identity, "config": semantic(self.config)}
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:

@@ -35,19 +35,38 @@ def sweep(command: str, overrides: Sequence[str]) -> int:
     Raises:
         RequestError: a cell is wrong, or the launcher is; nothing has run then.
     """
-    from sstune.commands import planned  # loads torch
-
     launcher = [override for override in overrides if override.startswith("hydra")]
     cells = composition.cells(command, [override for override in overrides if override not in launcher])
-    runs = [planned(cell.config, cell.asked) for cell in cells]
-    left = [cell for cell, run in zip(cells, runs, strict=True) if run is None or not run.is_done()]
+    left = _not_done(cells)
     print(f"{len(cells)} cells, {len(cells) - len(left)} done already", flush=True)
     if launcher and left:
-        return _launch(command, left, launcher)
+        _launch(command, _different(left), launcher)
+        return len(_not_done(left, forced=False))
     failed = _in_turn(left)
     locked = [cell for cell, error in failed if isinstance(error, Locked)]
     again = _in_turn(locked) if locked else []  # the others may be done by now
     return len(failed) - len(locked) + len(again)
+
+
+def _not_done(cells: Sequence[Cell], forced: bool = True) -> list[Cell]:
+    """The cells whose runs have no row yet; ``forced``: or shall be run again."""
+    from sstune.commands import planned  # loads torch
+
+    left = []
+    for cell in cells:
+        run = planned(cell.config, cell.asked)
+        if run is None or run.result() is None or (forced and cell.config.force):
+            left.append(cell)
+    return left
+
+
+def _different(cells: Sequence[Cell]) -> list[Cell]:
+    """One cell of each run: a scale, for example, makes no other run under bp."""
+    from sstune.commands import planned
+
+    runs = [planned(cell.config, cell.asked) for cell in cells]
+    names = [str(run.directory) if run else f"cell {number}" for number, run in enumerate(runs)]
+    return list(dict(zip(names, cells, strict=True)).values())
 
 
 def _in_turn(cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
@@ -81,7 +100,7 @@ def _launched(command: str, config: DictConfig) -> None:
     carry_out(typed, composition.asked(command, typed, HydraConfig.get().overrides.task))
 
 
-def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> int:
+def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> None:
     schema.register()
     task: Callable[[DictConfig], Any] = partial(_launched, command)
     try:
@@ -102,5 +121,4 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> int
                 f"submitit_slurm 'sstune[slurm]'"
             ) from error
         raise RequestError(composition.explain(error, command)) from error
-    results = launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
-    return sum(result.status.name != "COMPLETED" for result in results)
+    launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)

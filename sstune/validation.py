@@ -113,8 +113,11 @@ def problems(config: RunConfig) -> Iterator[str]:
 
 
 def _training(config: RunConfig) -> Iterator[str]:
-    if config.accumulate > config.batch_size >= 1:
-        yield f"batch_size: {config.batch_size} images cannot be divided in {config.accumulate} (accumulate)"
+    if config.accumulate > 1 and 2 * config.accumulate > config.batch_size >= 1:
+        yield (
+            f"batch_size: {config.batch_size} images cannot be divided in {config.accumulate} parts of two "
+            f"or more (accumulate)"
+        )
     if config.patience is not None and config.select is not Select.best:
         yield "patience: waits for a better epoch, so select must be best"
     if config.compile is not None and getattr(config.rule, "redraw", None) is Redraw.forward:

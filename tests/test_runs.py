@@ -227,10 +227,6 @@ class TestRun:
         assert row["versions"]["torch"] == importlib.metadata.version("torch")
         assert set(row["git"]) == {"commit", "dirty"}
 
-    def test_an_ancestor_is_what_descendants_list(self, run: Run) -> None:
-        row = run.finish()
-        assert run.ancestor() == {key: row[key] for key in ("command", "identity", "config")}
-
     @pytest.mark.parametrize(
         ("content", "said"),
         [

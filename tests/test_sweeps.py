@@ -228,7 +228,7 @@ class TestLaunchers:
         assert answer.errors[-1] == "sstune: 1 cell is not done; the same line runs it"
         (run,) = runs(tmp_path)
         config = json.loads((run / "result.json").read_text())["config"]["optimizer"]
-        assert (config["lr"], config["lr_factors"]) == (0.1, {"head": 2.0})
+        assert (config["lr"], config["lr_factors"]) == (0.1, [{"head": 2.0}])
         (failed,) = (tmp_path / "runs" / "train").glob("*/failure.json")
         assert json.loads(failed.read_text())["error"].startswith("FloatingPointError")
 

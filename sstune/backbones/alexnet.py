@@ -122,7 +122,8 @@ def alexnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = Fals
     """
     head, new = "classifier.6", ["classifier.6"]
     module: nn.Module
-    if chosen(config, shape) is Variant.cifar:
+    variant = chosen(config, shape)
+    if variant is Variant.cifar:
         require(config, shape, SMALLEST_CIFAR)
         module = CifarAlexNet(shape[0], outputs)
         new = ["features.0", "classifier.1", "classifier.4", head]
@@ -134,4 +135,4 @@ def alexnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = Fals
         if shape[0] != 3:
             module.set_submodule("features.0", nn.Conv2d(shape[0], 64, 11, stride=4, padding=2))
     notes = from_torchvision.load(module, config.name, "features.0", tuple(new)) if load else []
-    return Backbone(module, head, stem="features.0", notes=tuple(notes))
+    return Backbone(module, head, stem="features.0", notes=tuple(notes), settled={"variant": variant})

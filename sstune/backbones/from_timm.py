@@ -98,6 +98,8 @@ def adaptations(name: str, channels: int, outputs: int) -> list[str]:
         notes.append(f"head: new, {outputs} outputs (the weights have {data.num_classes})")
     if channels == 1:
         notes.append("stem: the weights' first convolution, summed over its input channels for grey images")
+    if data.crop_mode != "center":
+        notes.append(f"photographs are cropped at the centre, although the weights' crop is {data.crop_mode}")
     return notes
 
 

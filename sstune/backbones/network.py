@@ -40,6 +40,7 @@ class Network(nn.Module):
         self.backbone = backbone.module
         self.aliases = {"head": backbone.head, "stem": backbone.stem}
         self.notes = list(backbone.notes)
+        self.settled = dict(backbone.settled)
 
     def prepare(self, images: Tensor) -> Tensor:
         """What enters the backbone, (N, C, *size)."""

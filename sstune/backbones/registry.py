@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -16,12 +17,15 @@ class Backbone:
     """A network on normalised images; ``head`` and ``stem`` name its last and first layer with weights.
 
     Where several modules are the head (or stem), the name is a glob pattern. ``notes`` say what was adapted.
+    ``settled`` has the fields of the configuration that were left to be chosen by the images: networks that
+    start from this one's weights are made alike, whatever their images.
     """
 
     module: nn.Module
     head: str
     stem: str
     notes: tuple[str, ...] = ()
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
 
 # (channels, height, width) of the images.

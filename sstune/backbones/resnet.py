@@ -28,11 +28,12 @@ def resnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False
     """
     module = from_timm.create(config.name, shape, outputs, load)
     notes = from_timm.adaptations(config.name, shape[0], outputs) if load else []
-    if chosen(config, shape) is Variant.cifar:
+    variant = chosen(config, shape)
+    if variant is Variant.cifar:
         module.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(module.conv1.weight, mode="fan_out", nonlinearity="relu")
         module.maxpool = nn.Identity()
         if load:
             notes = [note for note in notes if not note.startswith("stem")]
             notes.append("stem: new, the first convolution of variant cifar")
-    return Backbone(module, head="fc", stem="conv1", notes=tuple(notes))
+    return Backbone(module, head="fc", stem="conv1", notes=tuple(notes), settled={"variant": variant})

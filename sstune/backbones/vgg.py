@@ -60,9 +60,10 @@ def vgg(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False) -
     if shape[0] != 3:
         features[0] = nn.Conv2d(shape[0], 64, 3, padding=1)
     module: nn.Module
-    if chosen(config, shape) is Variant.cifar:
+    variant = chosen(config, shape)
+    if variant is Variant.cifar:
         module, head = CifarVGG(features, outputs), "classifier"
     else:
         module, head = VGG(features, outputs), "classifier.6"
     notes = from_torchvision.load(module, config.name, "features.0", (head,)) if load else []
-    return Backbone(module, head, stem="features.0", notes=tuple(notes))
+    return Backbone(module, head, stem="features.0", notes=tuple(notes), settled={"variant": variant})

@@ -42,7 +42,8 @@ def vit(config: VitConfig, shape: Shape, outputs: int, load: bool = False) -> Ba
         ]
         if grids[0] != grids[1]:
             notes.append(f"position embedding resampled, {grids[0]} -> {grids[1]} patches")
-    return Backbone(module, head="head", stem="patch_embed.proj", notes=tuple(notes))
+    settled = {"patch_size": pixels}
+    return Backbone(module, head="head", stem="patch_embed.proj", notes=tuple(notes), settled=settled)
 
 
 def patch_size(config: VitConfig, shape: Shape) -> int:

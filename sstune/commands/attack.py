@@ -46,7 +46,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
         print(f"  {note}", flush=True)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
-        config.backbone,
+        source.settled(config.backbone),
         data.shape,
         task.outputs,
         config.dataset.mean,

@@ -58,8 +58,10 @@ def once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
             if not isinstance(error, RequestError):
                 traceback.print_exc()  # a sweep would show it only after its last cell
             failure = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            path = run.directory / "failure.json"
             with suppress(OSError):  # the disk may be what failed
-                write_json(run.directory / "failure.json", failure)
+                if not path.exists():  # of several processes, the first to fail knows why
+                    write_json(path, failure)
             if stop:  # even if saving failed, a sweep must not go on to its next cell
                 raise stop.stop() from error
             raise
@@ -92,7 +94,10 @@ def prepare(config: RunConfig, world: World) -> torch.device:
         raise RequestError(f"device: {name} is not available here, use device=cpu or device=auto")
     if config.precision is Precision.tf32 and name == "cpu":
         raise RequestError("precision: tf32 is arithmetic of CUDA devices, use float32 or bf16")
-    if name == "cuda" and world.size > 1:
+    if name.startswith("cuda") and world.size > 1:
+        n = torch.cuda.device_count()
+        if name != "cuda" or world.local_rank >= n:
+            raise RequestError(f"device: each process needs a GPU of its own ({n} are here), not {name}")
         name = f"cuda:{world.local_rank}"
     if config.threads is not None:
         torch.set_num_threads(config.threads)

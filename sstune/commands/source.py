@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from sstune import rules
 from sstune.backbones import Network, load_third_party
@@ -15,7 +16,7 @@ from sstune.composition import compose, restore
 from sstune.datasets import fingerprint
 from sstune.identity import TRAINING_KEYS
 from sstune.runs import Run, file_digest, read_result
-from sstune.schema import FinetuneConfig, RequestError, RunConfig
+from sstune.schema import BackboneConfig, FinetuneConfig, RequestError, RunConfig
 from sstune.validation import validate
 
 MODEL = "model.pt"
@@ -41,6 +42,14 @@ class Source:
     def load_weights(self, network: Network) -> list[str]:
         """Load forward weights only, into a network not yet converted; notes on what was replaced."""
         return load_third_party(network, self.path)
+
+    def settled(self, backbone: BackboneConfig) -> BackboneConfig:
+        """``backbone`` with what the run that made the weights settled by its images, if left open."""
+        if self.config is None:
+            return backbone
+        found = torch.load(self.path, map_location="cpu", weights_only=True).get("settled", {})
+        merged = OmegaConf.merge(OmegaConf.structured(backbone), found)
+        return cast(BackboneConfig, OmegaConf.to_object(merged))
 
     def load_feedback(self, network: Network) -> None:
         """Load the feedback that the run was trained with, into a network converted by the same rule."""

@@ -18,7 +18,7 @@ from sstune.commands.execution import once
 from sstune.commands.source import MODEL, Source
 from sstune.interrupt import StopFlag
 from sstune.runs import Run, atomic_write, write_text
-from sstune.schema import RunConfig
+from sstune.schema import RequestError, RunConfig
 
 
 def train(config: RunConfig, asked: set[str], wait: bool = False) -> Run:
@@ -35,11 +35,13 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     """
     config = run.config
     torch.manual_seed(config.seed)
+    world = training.join()
     published = backbones.preprocessing(config.backbone)
-    data = datasets.load(config.dataset, published, config.workers)
+    with world.first_before_others():  # it decodes or downloads what the others then find
+        data = datasets.load(config.dataset, published, config.workers)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
-        config.backbone,
+        source.settled(config.backbone) if source else config.backbone,
         data.shape,
         task.outputs,
         config.dataset.mean,
@@ -49,15 +51,19 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     notes = data.notes + network.notes + (source.load_weights(network) if source else [])
     example = network.prepare(torch.zeros(2, *data.shape))
     conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
+    if world.size > 1:
+        notes += training.synchronise_normalisation(network, device)
     for note in [*notes, f"{config.rule.name}: {conversion}"]:
         print(f"  {note}", flush=True)
 
-    world = training.join()
-    if world.size > 1:
-        notes += training.synchronise_normalisation(network, device)
     training.freeze(network, config.optimizer.freeze)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = training.build_optimizer(config.optimizer, network)
+    if min(len(data.train), config.batch_size) < max(2, world.size):
+        raise RequestError(
+            f"batch_size: {config.batch_size} of {len(data.train)} images to train on is no batch for "
+            f"{world.size} processes"
+        )
     loader = datasets.Loader(
         data.train,
         config.batch_size,
@@ -159,7 +165,12 @@ def write_model(path: Path, network: backbones.Network) -> None:
     plain = rules.plain_state_dict(network.backbone)
     feedback = {name: value for name, value in state.items() if name not in plain}
     with atomic_write(path) as temporary:
-        torch.save({"state_dict": {name: state[name] for name in plain}, "feedback": feedback}, temporary)
+        content = {
+            "state_dict": {name: state[name] for name in plain},
+            "feedback": feedback,
+            "settled": {key: str(value) for key, value in network.settled.items()},
+        }
+        torch.save(content, temporary)
 
 
 def _contiguous(value: Any) -> Any:

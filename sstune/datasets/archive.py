@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from sstune.runs import file_digest
 from sstune.schema import DatasetConfig, DownloadedFolderConfig, FolderConfig, MnistConfig, RequestError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ def fingerprint(config: DatasetConfig) -> str | None:
     if not isinstance(config, FolderConfig | MnistConfig):
         return None
     root = Path(config.root).expanduser()
-    official = isinstance(config, DownloadedFolderConfig | MnistConfig) and not is_tree(root)
+    downloaded = isinstance(config, DownloadedFolderConfig | MnistConfig)
+    official = downloaded and (config.name == "flowers102" or not is_tree(root))  # flowers are no tree
     return None if official else digests(root)[0]
 
 
@@ -60,8 +62,7 @@ def digests(root: Path) -> tuple[str, str]:
         if root.is_dir():
             found = scan(root.resolve())
             return found.lasting, found.momentary
-        status = root.stat()
-        digest = _file_digest(root.resolve(), status.st_size, status.st_mtime_ns)
+        digest = file_digest(root)
         return digest, digest
     except OSError as error:
         raise RequestError(f"dataset.root: cannot read {root}: {error}") from error
@@ -101,12 +102,6 @@ def scan(root: Path) -> Scan:
         lasting.update(os.fsencode(f"{name}\0{status.st_size}\0"))
         momentary.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
     return Scan(names, sizes, lasting.hexdigest(), momentary.hexdigest())
-
-
-@functools.cache
-def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(root: Path, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[str, bytes]]:

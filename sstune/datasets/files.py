@@ -25,8 +25,9 @@ _AHEAD = 2  # batches that each worker process has read before they are asked fo
 _CHECKED_AT_A_TIME = 1024
 
 
-def default_workers(processes: int = 1) -> int:
-    """Reading processes for one of ``processes`` that share this machine's cores; one core is left to it."""
+def default_workers() -> int:
+    """Reading processes: all cores but one, shared among the training processes of this machine."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as torchrun says it
     return max(1, len(os.sched_getaffinity(0)) // processes - 1)
 
 

@@ -99,7 +99,11 @@ def _listed(config: FolderConfig, root: Path, places: Places | None) -> Found:
         )
         corrupt = files.corrupt()
         cache.save_corrupt(path, corrupt)
-    kept = torch.tensor([position for position, name in enumerate(names) if name not in corrupt])
+    kept = torch.tensor(
+        [position for position, name in enumerate(names) if name not in corrupt], dtype=torch.int64
+    )
+    if not len(kept):
+        raise RequestError(f"dataset.root: no image of {root} can be decoded")
     return files[kept], [placed[name] for name in names if name not in corrupt], corrupt
 
 

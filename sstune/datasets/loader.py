@@ -9,7 +9,6 @@ one would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,14 +23,13 @@ from sstune.seeding import seed_from
 class Loader:
     """Shuffled, augmented batches of a split, which is moved to ``device`` once unless it is of files.
 
-    A last, smaller batch is kept, unless a process would have fewer than two samples of it: batch
-    normalisation cannot train on one, so those epochs leave out the samples that their order puts last.
+    A last, smaller batch is kept, unless it is of one sample, on which batch normalisation cannot train, or
+    of fewer than there are processes: those epochs leave out the samples that their order puts last.
 
     Args:
         split: at least two samples.
         batch_size: images per step, of all processes together.
         crop_padding, flip, crop_scale, transforms, cutout: see :class:`Augmentation`.
-        workers: processes that read files; by default as many as the split says.
         rank, world_size: of ``world_size`` processes that share each batch, this one gets the ``rank``-th
             part of it (0-based, contiguous, parts differ in size by one at most): together, bit by bit, what
             a single process would get.
@@ -51,7 +49,6 @@ class Loader:
         crop_scale: float | None = None,
         transforms: Mapping[str, Any] | None = None,
         cutout: int = 0,
-        workers: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -61,8 +58,6 @@ class Loader:
             raise ValueError(f"batch_size must be at least {max(world_size, 1)}, not {batch_size}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be one of 0..{world_size - 1}, not {rank}")
-        if workers is not None and isinstance(split.images, ImageFiles):
-            split = Split(replace(split.images, workers=workers), split.labels)
         self.split = split if isinstance(split.images, ImageFiles) else split.to(device)
         self.device = device
         self.batch_size = batch_size
@@ -74,7 +69,7 @@ class Loader:
     def __len__(self) -> int:
         """Steps per epoch, the same for all processes."""
         full, rest = divmod(len(self.split), self.batch_size)
-        return full + (rest >= 2 * self.world_size)
+        return full + (rest >= max(2, self.world_size))
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from ``start_step`` on, bit-equal to those of the whole epoch.
@@ -92,16 +87,16 @@ class Loader:
         batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
         images = self.split.images
         if isinstance(images, ImageFiles):
-            parts = [batch[self._share(len(batch))] for batch in batches]
+            parts = [batch[self.share(len(batch))] for batch in batches]
             read = stream(images, parts, self.device, Change(self.augmentation, self.seed, epoch))
             for part, pixels in zip(parts, read, strict=True):
                 yield _to_float(pixels), self.split.labels[part].to(self.device)
             return
         for step, batch in zip(steps, batches, strict=True):
-            part = batch[self._share(len(batch))]
+            part = batch[self.share(len(batch))]
             yield _to_float(self._augmented(images[part], len(batch), epoch, step)), self.split.labels[part]
 
-    def _share(self, n: int) -> slice:
+    def share(self, n: int) -> slice:
         """This process's part of a batch of ``n``."""
         return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
 
@@ -111,7 +106,7 @@ class Loader:
             return images
         noise = torch.Generator().manual_seed(seed_from(self.seed, "augmentation", epoch, step))
         drawn = self.augmentation.draw(n, images.shape[2], images.shape[3], noise)
-        return self.augmentation(images, drawn.part(self._share(n)))
+        return self.augmentation(images, drawn.part(self.share(n)))
 
 
 def batches(split: Split, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -43,7 +43,7 @@ class Select(StrEnum):
 
 
 class Variant(StrEnum):
-    """A network as published for ImageNet, or as is customary for small images; see docs/scaling.md."""
+    """A network as published for ImageNet, or as is customary for small images; see docs/backbones.md."""
 
     auto = "auto"
     cifar = "cifar"

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sstune.datasets import Split
 from sstune.tasks import Judgement, Task, evaluate
+
+# One process may wait for another run, or read data, while the others wait for it; torchrun sees who dies.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """The first process goes through alone, the others after it."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
     def shared(self, network: nn.Module, device: torch.device) -> nn.Module:
         """``network`` as one whose gradients are averaged over the processes."""
         if self.size == 1:
@@ -87,14 +100,18 @@ def join() -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         return ALONE
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # torchrun's store outlives a restart, with the addresses of processes that have died
+    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
     atexit.register(dist.destroy_process_group)
-    return World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    return World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def judge(network: nn.Module, task: Task, split: Split, device: torch.device, world: World) -> Judgement:
     """:func:`sstune.tasks.evaluate` with the split shared out among the processes; all get the result."""
-    if world.size == 1:
+    if world.size == 1 or len(split) < world.size:
         return evaluate(network, task, split, device)
     mine = torch.arange(world.rank, len(split), world.size)
     judged = evaluate(network, task, split.take(mine), device)

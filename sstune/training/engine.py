@@ -18,6 +18,7 @@ from sstune import rules
 from sstune.datasets import SPLIT_SEED, Loader, Split, batches
 from sstune.interrupt import StopFlag
 from sstune.schema import RunConfig, Select
+from sstune.seeding import seed_from
 from sstune.tasks import Task
 from sstune.training.checkpoint import Progress
 from sstune.training.distributed import ALONE, World, judge
@@ -60,7 +61,8 @@ class Trainer:
         self.save = save
         self.stop = stop
         self.world = world
-        self.step = Step(config, network, task, optimizer, device, world, -(-config.batch_size // world.size))
+        mine = loader.share(min(config.batch_size, len(loader.split)))
+        self.step = Step(config, network, task, optimizer, device, world, mine.stop - mine.start)
         self.average = average_of(network, config.ema)
         self.probe, _ = loader.split.sample(PROBE, SPLIT_SEED)  # stored images are sorted by class
         self.factor = build_schedule(config.schedule, config.epochs, len(loader))
@@ -114,6 +116,9 @@ class Trainer:
         with reduced_precision(self.config.precision):
             for images, labels in self.loader.epoch(progress.epoch, progress.step):
                 self._set_rates(progress.epoch * len(self.loader) + progress.step)
+                if self.world.size > 1:  # dropout: each process its own, wherever training was taken up
+                    where = ("dropout", progress.epoch, progress.step, self.world.rank)
+                    torch.manual_seed(seed_from(self.config.seed, *where))
                 loss, right = self.step(images, labels, self._batch_total(progress.step))
                 sums[0] += loss.double() * len(labels)
                 sums[1] += right
@@ -168,7 +173,7 @@ class Trainer:
         judged = judge(network, self.task, self.val, self.device, self.world)
         last = self.config.select is Select.last
         if last or judged.n_correct > progress.best.get("val_correct", -1):
-            state = _copied(network.state_dict())
+            state = _copied(network.state_dict() | _extra_state(self.network))
             progress.best = {"epoch": epoch, "val_correct": judged.n_correct, "network": state}
         layers = self.alignment()
         progress.alignment += [{"epoch": epoch, **asdict(layer)} for layer in layers]
@@ -192,6 +197,11 @@ class Trainer:
             return []
         ((images, labels),) = batches(self.probe, PROBE, self.device)
         return rules.alignment(self.network, lambda: self.task.loss(self.network(images), labels))
+
+
+def _extra_state(network: nn.Module) -> dict[str, Any]:
+    """What a network keeps besides tensors (how often feedback was drawn); an average does not follow it."""
+    return {name: value for name, value in network.state_dict().items() if not isinstance(value, Tensor)}
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,11 @@ def freeze(network: Network, patterns: list[str]) -> None:
         RequestError: a pattern names no module, or nothing would be left to train.
     """
     for pattern in rules.resolve(patterns, "optimizer.freeze", _modules(network), network.aliases):
-        for name, parameter in _parameters(network):
-            if rules.matches(name, [pattern]):
-                parameter.requires_grad_(False)
+        named = [parameter for name, parameter in _parameters(network) if rules.matches(name, [pattern])]
+        if not named:
+            raise RequestError(f"optimizer.freeze: {pattern!r} names nothing that is trained")
+        for parameter in named:
+            parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise RequestError(f"optimizer.freeze: {patterns} leaves nothing to train")
 

@@ -78,11 +78,9 @@ class Step:
         """
         rules.begin_step(self.network)
         self.optimizer.zero_grad()
-        parts = list(
-            zip(images.split(self.part), labels.split(self.part), strict=True)
-            if self.config.accumulate > 1
-            else [(images, labels)]
-        )
+        # as many in every process, and of two images at least, whatever this one's share of the batch
+        n_parts = max(1, min(self.config.accumulate, total // self.world.size // 2))
+        parts = list(zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
         losses, right = [], []
         for number, (some, theirs) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else gradients_later(self.shared):
@@ -123,6 +121,6 @@ def _look_for_compiler() -> None:
         RequestError: it is not.
     """
     usual = "clang++" if sys.platform == "darwin" else "g++"
-    name = shlex.split(os.environ.get("CXX", usual))[0]
+    name = shlex.split(os.environ.get("CXX") or usual)[0]
     if shutil.which(name) is None:
         raise RequestError(f"compile: needs a C++ compiler for the CPU; there is no {name} ($CXX)")

@@ -181,7 +181,7 @@ class TestPlanned:
         ):
             run = self.plan(command, overrides)
             assert run is not None
-            assert (run.directory, run.is_done()) == (expected, True)
+            assert (run.directory, run.result() is not None) == (expected, True)
 
     @pytest.mark.parametrize(
         ("command", "overrides"),

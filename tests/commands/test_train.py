@@ -14,7 +14,7 @@ Finished = Callable[..., Path]
 
 def test_the_model_is_a_plain_state_dict_that_others_can_load(trained: Path) -> None:
     content = torch.load(trained / "model.pt", weights_only=True)
-    assert set(content) == {"state_dict", "feedback"}
+    assert set(content) == {"state_dict", "feedback", "settled"}
     CifarResNet(3, 1, 10).load_state_dict(content["state_dict"], strict=True)
     assert content["feedback"] == {}
     assert all(value.is_contiguous() for value in content["state_dict"].values())

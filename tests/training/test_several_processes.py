@@ -88,7 +88,7 @@ class TestTorchrun:
     """The real launcher: a run that goes on for as long as nobody stops it, on two processes."""
 
     def start(self, line: list[str], folder: Path, *options: str) -> subprocess.Popen[str]:
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--master-port={free_port()}"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         environment = {
             **os.environ,
             "PYTHONPATH": str(Path(sstune.__file__).parents[1]),
