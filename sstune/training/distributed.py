@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from sstune.datasets import Split
@@ -101,9 +102,10 @@ def join() -> World:
     if size == 1 or "RANK" not in os.environ:
         return ALONE
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
     # torchrun's store outlives a restart, with the addresses of processes that have died
-    store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
     atexit.register(dist.destroy_process_group)
     return World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,8 +155,9 @@ class TestTraining:
     def loader(self, streamed: Streamed) -> Callable[..., Loader]:
         split = streamed(val_fraction=0.12).train  # 16 images
 
-        def loader(batch_size: int = 4, **settings: object) -> Loader:
-            return Loader(split, batch_size, "cpu", **{"seed": 3, **AUGMENTED, **settings})
+        def loader(batch_size: int = 4, workers: int = 0, **settings: object) -> Loader:
+            read = Split(replace(split.images, workers=workers), split.labels)
+            return Loader(read, batch_size, "cpu", **{"seed": 3, **AUGMENTED, **settings})
 
         return loader
 
@@ -251,8 +253,9 @@ def test_workers_are_those_asked_for_and_by_default_leave_a_core(
     monkeypatch.setattr(files_module.os, "sched_getaffinity", lambda _: range(9))
     assert workers(load(folder_config(photographs, stream=True, image_size=8)).test) == 8
     assert workers(streamed(workers=3).val) == 3
-    assert workers(Loader(streamed(workers=3).train, 4, "cpu", 0, workers=2).split) == 2
-    assert [files_module.default_workers(processes) for processes in (1, 2, 4, 9, 20)] == [8, 3, 1, 1, 1]
+    for processes, expected in ((1, 8), (2, 3), (4, 1), (9, 1), (20, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert files_module.default_workers() == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
