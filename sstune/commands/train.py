@@ -59,10 +59,10 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     training.freeze(network, config.optimizer.freeze)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = training.build_optimizer(config.optimizer, network)
-    if min(len(data.train), config.batch_size) < max(2, world.size):
+    if min(len(data.train), config.batch_size) < world.size:
         raise RequestError(
-            f"batch_size: {config.batch_size} of {len(data.train)} images to train on is no batch for "
-            f"{world.size} processes"
+            f"batch_size: {config.batch_size} of {len(data.train)} images cannot be shared by {world.size} "
+            f"processes"
         )
     loader = datasets.Loader(
         data.train,
