@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 import torch
 from allocation import peak_bytes
+from biotorch_cases import theirs
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -175,24 +176,10 @@ class Plain(Turns):
 class BioTorch(Plain):
     """BioTorch's own loop on the network that BioTorch's converter makes."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        network: backbones.Network,
-        device: torch.device,
-        split: Split,
-        workers: int,
-    ) -> None:
-        from biotorch_cases import theirs
-
-        self.mode = "backpropagation" if config.rule.name == "bp" else config.rule.name
-        if self.mode != "backpropagation":
-            network.backbone = theirs(network.backbone, self.mode).to(device)
-        super().__init__(config, network, device, split, workers)
-
     def train(self, steps: int) -> None:
         from biotorch.training.functions import train  # type: ignore[import-not-found]
 
+        mode = "backpropagation" if self.config.rule.name == "bp" else self.config.rule.name
         some = [next(self.batches)]  # its loop shall find the first batch there, and wait for the others
 
         class Few:
@@ -207,7 +194,7 @@ class BioTorch(Plain):
         with contextlib.redirect_stdout(io.StringIO()):
             train(
                 self.model,
-                self.mode,
+                mode,
                 nn.CrossEntropyLoss(),
                 self.optimizer,
                 Few(),
@@ -239,7 +226,9 @@ def side(
     torch.manual_seed(0)
     network = backbones.build(config.backbone, data.shape, 10, config.dataset.mean, config.dataset.std)
     network.to(device)
-    if name != "biotorch":
+    if name == "biotorch" and rule != "bp":
+        network.backbone = theirs(network.backbone, rule).to(device)
+    elif name != "biotorch":
         rules.convert(network.backbone, config.rule, 0, network.aliases, torch.zeros(2, *data.shape))
     if name == "ours":
         return Ours(config, network, device, data.train)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from stopping import StopAfter
 
 from sstune import attacks, backbones, datasets, rules, tasks, training
 from sstune.composition import compose, options
@@ -140,20 +140,6 @@ def test_is_trained_exported_and_attacked(name: str, rule: str, data: list[str])
         if gradient is Gradient.exact:
             expected = attacks.robust(plain, fgsm, test, samples, clean, 16 / 255, gradient, 4, CPU)
             assert torch.equal(robust, expected)
-
-
-class StopAfter(StopFlag):
-    """A flag that is set, as by SIGTERM, when the engine has looked at it ``steps`` times: once each step."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-
-    def __bool__(self) -> bool:
-        self.steps -= 1
-        if self.steps == 0:
-            self.handle(signal.SIGTERM, None)
-        return super().__bool__()
 
 
 @EACH_BACKBONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -66,6 +67,7 @@ class Step:
         if config.compile is not None:
             if device.type == "cpu":
                 _look_for_compiler()
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
             self.compiled = torch.compile(self.shared, mode=config.compile.value)
         bf16 = config.precision is Precision.bf16
         self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import functools
 import json
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from stopping import StopAfter
 
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.backbones.cifar_resnet import CifarResNet
@@ -227,17 +227,6 @@ class TestOutcomes:
     def test_a_stopped_attack_goes_on_after_the_last_eps_measured(
         self, attack: Attack, finetuned: Path, tmp_path: Path
     ) -> None:
-        class StopAfter(StopFlag):
-            def __init__(self, looks: int) -> None:
-                super().__init__()
-                self.looks = looks
-
-            def __bool__(self) -> bool:
-                self.looks -= 1
-                if self.looks == 0:
-                    self.handle(signal.SIGTERM, None)
-                return super().__bool__()
-
         source = open_source(finetuned)
         assert source.config is not None
         config = compose("attack", [*PGD, f"out={tmp_path / 'stopped'}"])

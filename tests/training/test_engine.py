@@ -18,6 +18,7 @@ import torch
 import torch._dynamo.utils
 import torch.nn.functional as F
 import yaml
+from stopping import StopAfter
 from torch import nn
 
 import sstune
@@ -53,20 +54,6 @@ RULES = {
     "freeze": ["rule=usf", "optimizer.freeze=[stem,layer1]"],
     "lr_factors": ["rule=kp", "rule.start=random", "optimizer.lr_factors={head:4,layer1:0.1}"],
 }
-
-
-class StopAfter(StopFlag):
-    """A flag that is set, as by SIGTERM, when the engine has looked at it ``steps`` times: once each step."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-
-    def __bool__(self) -> bool:
-        self.steps -= 1
-        if self.steps == 0:
-            self.handle(signal.SIGTERM, None)
-        return super().__bool__()
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +132,7 @@ class TestInterrupted:
             (run / name).unlink()
         stop = StopAfter(1)
         work(config, tmp_path, stop)
-        assert stop.steps == 1  # never looked at: no step was made again
+        assert stop.looks == 1  # never looked at: no step was made again
         assert outcome(run) == before
 
 
@@ -316,7 +303,7 @@ class TestPatience:
         # killed before its row was written, it trains no more
         stop = StopAfter(1)
         assert spoiled(lines, tmp_path / "patient", epochs=7, stop=stop)[1] == {**row, "notes": []}
-        assert stop.steps == 1
+        assert stop.looks == 1
 
     def test_a_run_that_gets_better_goes_to_its_end(self, short: list[str], tmp_path: Path) -> None:
         lines = [*short, "epochs=2", "batch_size=32", "optimizer.lr=0.05", "patience=1"]

@@ -1,0 +1,21 @@
+"""A signal that comes at a chosen moment."""
+
+from __future__ import annotations
+
+import signal
+
+from sstune.interrupt import StopFlag
+
+
+class StopAfter(StopFlag):
+    """A flag that is set, as by SIGTERM, when it has been looked at ``looks`` times (once a training step)."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def __bool__(self) -> bool:
+        self.looks -= 1
+        if self.looks == 0:
+            self.handle(signal.SIGTERM, None)
+        return super().__bool__()
