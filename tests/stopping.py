@@ -8,7 +8,7 @@ from sstune.interrupt import StopFlag
 
 
 class StopAfter(StopFlag):
-    """A flag that is set, as by SIGTERM, when it has been looked at ``looks`` times (once a training step)."""
+    """A flag that is set, as by SIGTERM, when it has been looked at ``looks`` times: once a training step."""
 
     def __init__(self, looks: int) -> None:
         super().__init__()
