@@ -10,6 +10,7 @@ import glob
 import os
 import sys
 import textwrap
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -49,9 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RequestError as error:
         if verbose:
             traceback.print_exc()
-        if _speaks():
-            for line in str(error).splitlines():
-                print(f"sstune: {line}", file=sys.stderr)
+        if not _speaks():
+            time.sleep(10)  # the first process says it and torchrun ends the others, if it is wrong there too
+        for line in str(error).splitlines():
+            print(f"sstune: {line}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         if _speaks():
