@@ -14,6 +14,7 @@ import importlib.util
 import io
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -39,8 +40,8 @@ from sstune.training.step import reduced_precision
 MIB = 2**20
 
 
-class Turns:
-    """One side's training, a few steps at a time; ``images`` in a step, ``data_seconds`` spent waiting."""
+class Turns(ABC):
+    """One side's training, a few steps at a time; ``data_seconds``: spent waiting for batches."""
 
     def __init__(self, config: RunConfig, network: backbones.Network, device: torch.device) -> None:
         self.config = config
@@ -48,9 +49,9 @@ class Turns:
         self.device = device
         self.data_seconds = 0.0
 
+    @abstractmethod
     def train(self, steps: int) -> None:
         """Train for so many steps, over epochs' ends."""
-        raise NotImplementedError
 
     def seconds(self, steps: int) -> float:
         self._wait()

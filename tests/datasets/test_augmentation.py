@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,7 +217,10 @@ class TestTransforms:
             load(DigitsConfig(name="digits", transforms={"Grayscale": {"num_output_channels": 3}}))
 
     def test_no_arguments_at_all(self) -> None:
-        check_transforms({"RandomHorizontalFlip": None, "TrivialAugmentWide": {}}, (1, 8, 8))
+        wanted = {"RandomHorizontalFlip": None, "TrivialAugmentWide": {}}
+        check_transforms(wanted, (1, 8, 8))
+        built: Any = build_transforms(wanted)
+        assert [type(step).__name__ for step in built.transforms] == list(wanted)
 
 
 @given(

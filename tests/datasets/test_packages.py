@@ -179,7 +179,7 @@ class TestInstallation:
         for file in files:
             file.rename(Path(config.root) / where / file.name)
         config.download = False
-        check(config)
+        assert len(set(check(config))) == 3
 
     @pytest.mark.parametrize("download", [False, True])
     def test_otherwise_one_line_says_what_to_put_where(self, prepared: Prepared, download: bool) -> None:
