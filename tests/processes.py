@@ -22,6 +22,20 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "torchattacks", "sklearn.datasets", "hydra"])
 
 
+def run_all(task: Callable[..., None], arguments: list[tuple[Any, ...]]) -> None:
+    """One process for each tuple of arguments, side by side; all must end well within twice ``PATIENCE``."""
+    running = [_CONTEXT.Process(target=task, args=each) for each in arguments]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(timeout=2 * PATIENCE)
+    left = [process for process in running if process.is_alive()]
+    for process in left:
+        process.kill()
+    assert not left
+    assert [process.exitcode for process in running] == [0] * len(running)
+
+
 def start(
     arguments: list[str], directory: Path, output: Path, changed: dict[str, Any] | None = None
 ) -> BaseProcess:

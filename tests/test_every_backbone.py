@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from sstune import attacks, backbones, datasets, rules, tasks, training
 from sstune.composition import compose, options
 from sstune.interrupt import StopFlag, Stopped
 from sstune.schema import AttackConfig, FolderConfig, Gradient, RunConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # bit-equality holds for one number of threads
 
 CPU = torch.device("cpu")
 CLASSES = 2
@@ -57,15 +59,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "dataset=folder", "dataset.label=photographs", f"dataset.root={root}", "dataset.val_split=val",
         f"dataset.cache={cache}",
     ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bit-equality holds for one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def line(name: str, rule: str, data: list[str]) -> list[str]:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 import ddp
 import pytest
 import torch
+from processes import run_all
 from variants import EVERY
 
 from sstune.rules import FEEDBACKS
-
-PATIENCE = 120  # seconds
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes has after training, by rule."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("forkserver")
-    processes = [context.Process(target=ddp.work, args=(rank, 2, EVERY, folder)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=PATIENCE)
-    left = [process for process in processes if process.is_alive()]
-    for process in left:
-        process.kill()
-    assert not left
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_all(ddp.work, [(rank, 2, EVERY, folder) for rank in range(2)])
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import run_all
 
 from sstune import backbones, datasets, rules, tasks
 from sstune.commands import execute
@@ -18,24 +18,11 @@ from sstune.training.step import Step
 from sstune.validation import validate
 
 CPU = torch.device("cpu")
-PATIENCE = 240  # seconds
 
 
 def together(ranks: int, folder: Path, task: Callable[..., None], *arguments: Any) -> None:
     """Run ``task(*arguments)`` in ``ranks`` processes that form one world, and wait for them."""
-    context = multiprocessing.get_context("forkserver")
-    processes = [
-        context.Process(target=_as_rank, args=(rank, ranks, folder, task, arguments)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=PATIENCE)
-    left = [process for process in processes if process.is_alive()]
-    for process in left:
-        process.kill()
-    assert not left
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run_all(_as_rank, [(rank, ranks, folder, task, arguments) for rank in range(ranks)])
 
 
 def _as_rank(

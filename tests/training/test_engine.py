@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from sstune.interrupt import StopFlag, Stopped
 from sstune.runs import Run
 from sstune.schema import MultistepConfig, RunConfig
 from sstune.training import Progress, Trainer, build_optimizer, build_schedule
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # bit-equality holds for one number of threads
 
 CPU = torch.device("cpu")
 # 287 images: six steps, the last one on a smaller batch.
@@ -59,15 +61,6 @@ RULES = {
 @pytest.fixture(scope="module")
 def short() -> list[str]:
     return ["dataset.test_fraction=0.8", "dataset.val_fraction=0.2", "threads=1", "device=cpu", *SHORT]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bit-equality holds for one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def work(config: RunConfig, out: Path, stop: StopFlag | None = None) -> dict[str, Any]:

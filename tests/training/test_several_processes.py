@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import PATIENCE, run_lines, together, train_in_float64
+from processes import PATIENCE
+from ranks import run_lines, together, train_in_float64
 
 import sstune
 
@@ -117,7 +118,7 @@ class TestTorchrun:
         return sorted(found)
 
     def until(self, path: Path, process: subprocess.Popen[str]) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + 2 * PATIENCE
         while not path.exists():
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < end
@@ -131,7 +132,7 @@ class TestTorchrun:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.02)
         os.kill(self.children(process)[-1], signal.SIGKILL)
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=2 * PATIENCE)
         assert process.returncode == 0, output
         assert "resuming in epoch" in output
         together_row = json.loads(next(run.glob("*/result.json")).read_text())
@@ -147,7 +148,7 @@ class TestTorchrun:
 
     def test_a_wrong_request_is_answered_once(self, tmp_path: Path) -> None:
         process = self.start(["train", "epochs=0"], tmp_path)
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=2 * PATIENCE)
         assert process.returncode != 0
         assert output.count("sstune: epochs: 0 is out of range") == 1
         assert not (tmp_path / "runs").exists()
