@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sstune.schema import RunConfig, Start
+from sstune.schema import LibraryConfig, RunConfig, Start
 
 SCHEMA_VERSION = 1
 
@@ -28,7 +29,8 @@ _NOT_SEMANTIC = {
         "alignment",
     ),
     "dataset": ("root", "cache", "download"),
-    "attack": ("batch_size",),
+    "attack": ("surrogates",),
+    "audit": ("strict", "surrogate"),
     "optimizer": ("fused",),
 }
 # What has no part in a command's outcome: training does not depend on a later attack, and an attack's
@@ -45,7 +47,11 @@ TRAINING_KEYS = (
     "patience",
     "precision",
 )
-_UNUSED = {"train": ("attack",), "finetune": ("attack",), "attack": TRAINING_KEYS}
+_UNUSED = {
+    "train": ("attack", "audit", "model"),
+    "finetune": ("attack", "audit", "model"),
+    "attack": (*TRAINING_KEYS, "model"),
+}
 _UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
 # Values with which a key changes nothing: it is left out, so runs from before there was the key are found.
 _NEUTRAL: dict[str, dict[str, Any]] = {
@@ -62,6 +68,17 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
         "skip_corrupt": False,
     },
     "optimizer": {"lr_factors": [], "freeze": []},
+    "attack": {
+        "norm": "Linf",
+        "eot": 1,
+        "redraw": None,
+        "targeted": None,
+        "cascade": False,
+        "eight_bit": False,
+        "loss": "ce",
+        "early_exit": True,
+        "save_images": 0,
+    },
 }
 # Mappings whose order matters; among sorted keys it would be lost.
 _ORDERED = (("dataset", "transforms"), ("optimizer", "lr_factors"))
@@ -76,6 +93,8 @@ def semantic(config: RunConfig) -> dict[str, Any]:
             owner.pop(key, None)
     for key in _UNUSED[config.command]:
         values.pop(key)
+    if config.attack.name != "audit":
+        values.pop("audit", None)
     for key in _UNUSED_BY_RULE.get(config.rule.name, ()):
         values["rule"].pop(key)
     for section, inert in _inert(config).items():
@@ -97,6 +116,8 @@ def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
     inert: dict[str, tuple[str, ...]] = {}
     if getattr(config.rule, "start", None) is Start.weights:
         inert["rule"] = ("scale",)  # that of a random start
+    if not isinstance(config.attack, LibraryConfig) and config.command == "attack":
+        inert["attack"] = ("batch_size",)  # draws are keyed by sample
     if config.dataset.train_n is None and config.dataset.shots is None:
         inert["dataset"] = ("subset_seed",)
     if not config.optimizer.weight_decay_milestones and config.command != "attack":
@@ -113,12 +134,17 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def identity(config: RunConfig, parent: str | None, data: str | None) -> str:
+def identity(
+    config: RunConfig, parent: str | None, data: str | None, surrogates: Sequence[str] = ()
+) -> str:
     """sha256 over what the outcome depends on.
 
     Args:
         parent: identity of the run that this one starts from, or sha256 of the checkpoint file.
         data: fingerprint of data that the configuration names only by path.
+        surrogates: identities of runs or sha256 of checkpoints that an attack looks through besides.
     """
     content = {"schema": SCHEMA_VERSION, "config": semantic(config), "parent": parent, "data": data}
+    if surrogates:
+        content["surrogates"] = list(surrogates)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

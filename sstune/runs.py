@@ -15,7 +15,7 @@ import platform
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -77,14 +77,25 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
+def name_of(ancestor: dict[str, Any]) -> str | None:
+    """An entry of a lineage as identities hold it: the run's own identity, or the file's sha256."""
+    return ancestor.get("identity") or ancestor.get("sha256")
+
+
 class Run:
     """A run's directory ``<out>/<command>/<label>-<identity>`` and what lies in it."""
 
-    def __init__(self, config: RunConfig, lineage: list[dict[str, Any]], data: str | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        lineage: list[dict[str, Any]],
+        data: str | None,
+        surrogates: Sequence[str] = (),
+    ) -> None:
         parent = lineage[-1] if lineage else {}
         self.config = config
         self.lineage = lineage
-        self.identity = identity(config, parent.get("identity") or parent.get("sha256"), data)
+        self.identity = identity(config, name_of(parent), data, surrogates)
         rule = semantic(config)["rule"]
         parts = [
             config.backbone.name,

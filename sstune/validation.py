@@ -12,32 +12,38 @@ from pathlib import Path
 
 from sstune.schema import (
     AdamWConfig,
+    AscentConfig,
     DownloadedFolderConfig,
     FolderConfig,
+    Gradient,
+    IteratedConfig,
+    LibraryConfig,
     MlpConfig,
+    Norm,
     OrthogonalPfaConfig,
     PfaConfig,
-    PgdConfig,
     Redraw,
     RequestError,
     RunConfig,
     Select,
     SgdConfig,
+    nearest,
 )
 
 
-def parse_eps(text: str) -> float:
+def parse_eps(text: str, norm: Norm = Norm.linf) -> float:
     """``"8/255"`` -> 0.0313...; also plain decimals.
 
     Raises:
-        ValueError: not a number between 0 and 1.
+        ValueError: not a number between 0 and 1, or under L2, not finite or below 0.
     """
     try:
         value = float(Fraction(str(text).replace(" ", "")))
     except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
         raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
-    if not 0 <= value <= 1:
-        raise ValueError(f"{text!r} lies outside [0, 1]")
+    largest = 1.0 if norm is Norm.linf else 1e6  # the distance of black and white; in L2 it grows with size
+    if not 0 <= value <= largest:
+        raise ValueError(f"{text!r} lies outside [0, {largest:g}]")
     return value
 
 
@@ -62,6 +68,10 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield f"init_from: {config.init_from} does not exist (a run directory or a checkpoint file)"
     if config.command == "train" and config.init_from is not None:
         yield "init_from: train starts from random (or backbone.pretrained) weights; use finetune"
+    if config.command != "attack" and config.model["import"] is not None:
+        yield f"model.import: is for sstune attack, {config.command} builds its own network"
+    if config.init_from is not None and config.model["import"] is not None:
+        yield "model.import: brings its own weights, so init_from cannot"
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
     if (
@@ -96,20 +106,7 @@ def problems(config: RunConfig) -> Iterator[str]:
         betas = config.optimizer.betas
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             yield f"optimizer.betas: {betas} must be two values >= 0 and < 1"
-    if not config.attack.eps:
-        yield "attack.eps: needs at least one value"
-    for eps in config.attack.eps:
-        try:
-            parse_eps(eps)
-        except ValueError as error:
-            yield f"attack.eps: {error}"
-    if isinstance(config.attack, PgdConfig):
-        try:
-            parse_step_size(config.attack.step_size, 1.0)
-        except ValueError as error:
-            yield f"attack.step_size: {error}"
-    if not config.attack.gradient:
-        yield "attack.gradient: needs rule, exact or both"
+    yield from _attack(config)
 
 
 def _training(config: RunConfig) -> Iterator[str]:
@@ -127,6 +124,46 @@ def _training(config: RunConfig) -> Iterator[str]:
             yield f"optimizer.lr_factors: {pattern} has {factor}, expected > 0 (or use optimizer.freeze)"
 
 
+def _attack(config: RunConfig) -> Iterator[str]:
+    attack = config.attack
+    if not attack.eps:
+        yield "attack.eps: needs at least one value"
+    for eps in attack.eps:
+        try:
+            parse_eps(eps, attack.norm)
+        except ValueError as error:
+            yield f"attack.eps: {error}"
+    if isinstance(attack, IteratedConfig):
+        try:
+            parse_step_size(attack.step_size, 1.0)
+        except ValueError as error:
+            yield f"attack.step_size: {error}"
+    if attack.name in GRADIENT_FREE:
+        if attack.gradient != [Gradient.none]:
+            yield f"attack.gradient: {attack.name} uses none, leave it away"
+    elif not attack.gradient or Gradient.none in attack.gradient:
+        yield "attack.gradient: needs rule, exact or both, or surrogate"
+    if attack.norm not in NORMS.get(attack.name, tuple(Norm)):
+        yield f"attack.norm: {attack.name} works in Linf only"
+    climbs = isinstance(attack, AscentConfig)
+    if Gradient.surrogate in attack.gradient and not climbs:
+        yield f"attack.gradient: surrogate is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
+    if (Gradient.surrogate in attack.gradient) != bool(attack.surrogates):
+        yield "attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"
+    for path in [*attack.surrogates, *([config.audit.surrogate] if config.audit.surrogate else [])]:
+        if not Path(path).expanduser().exists():
+            yield f"attack.surrogates: {path} does not exist (a run directory or a checkpoint file)"
+    if attack.targeted is not None and not climbs:
+        yield f"attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
+    if attack.eot > 1 and not (climbs or attack.name.startswith("apgd")):
+        yield f"attack.eot: is for fgsm, pgd, mifgsm, apgd and apgd_t, not for {attack.name}"
+    if isinstance(attack, LibraryConfig) and attack.batch_size is None:
+        yield f"attack.batch_size: {attack.name} draws for whole batches, so their size must be said"
+    for check in config.audit.skip:
+        if check not in CHECKS:
+            yield f"audit.skip: unknown check {check!r}, {nearest(check, CHECKS)}"
+
+
 def _product_feedback(config: RunConfig) -> Iterator[str]:
     rule = config.rule
     if not isinstance(rule, OrthogonalPfaConfig) or not rule.closed_form:
@@ -136,6 +173,13 @@ def _product_feedback(config: RunConfig) -> Iterator[str]:
     if isinstance(rule, PfaConfig) and rule.density < 1:
         yield "rule.closed_form: must be false where rule.density is below 1"
 
+
+# Attacks that ask for outputs only.
+GRADIENT_FREE = ("square", "rays", "noise")
+# Where not every norm will do.
+NORMS = {"rays": (Norm.linf,), "noise": (Norm.linf,), "audit": (Norm.linf,)}
+# Of the audit, D0 to D15.
+CHECKS = tuple(f"D{number}" for number in range(16))
 
 # key -> (smallest allowed, largest allowed, whether the smallest itself is excluded)
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -163,6 +207,15 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "attack.batch_size": (1, 1e6, False),
     "attack.steps": (1, 1e6, False),
     "attack.restarts": (1, 1e6, False),
+    "attack.decay": (0, 1e3, False),
+    "attack.eot": (1, 1e6, False),
+    "attack.queries": (1, 1e9, False),
+    "attack.attempts": (1, 1e6, False),
+    "attack.save_images": (0, 1e6, False),
+    "audit.black_box_n": (1, float("inf"), False),
+    "audit.square_queries": (1, 1e9, False),
+    "audit.label_n": (1, float("inf"), False),
+    "audit.label_queries": (1, 1e9, False),
     "optimizer.lr": (0, float("inf"), True),
     "optimizer.weight_decay": (0, float("inf"), False),
     "optimizer.momentum": (0, 0.99999, False),

@@ -1,16 +1,26 @@
 """Attacks: whose gradient, which attack, and whether its figures are valid."""
 
-from sstune.attacks import gradient_sign
-from sstune.attacks.evaluation import InvalidAttack, attacked_through, check_images, check_zero_eps, robust
-from sstune.attacks.registry import ATTACKS, Attack
+from sstune.attacks import ascent
+from sstune.attacks.evaluation import Victim, View, attacked_through, check_zero_eps, largest_batch, robust
+from sstune.attacks.outcome import Outcome
+from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.subject import Subject
+from sstune.attacks.validity import InvalidAttack, check_images
 
 __all__ = [
     "ATTACKS",
     "Attack",
+    "Attempt",
+    "Batch",
     "InvalidAttack",
+    "Outcome",
+    "Subject",
+    "Victim",
+    "View",
+    "ascent",
     "attacked_through",
     "check_images",
     "check_zero_eps",
-    "gradient_sign",
+    "largest_batch",
     "robust",
 ]

@@ -3,34 +3,88 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sstune.attacks.registry import Attack
+from sstune.attacks.outcome import Outcome
+from sstune.attacks.registry import Attack, Batch
+from sstune.attacks.subject import Subject
+from sstune.attacks.validity import InvalidAttack, check_images, to_8bit
 from sstune.datasets import Split, batches
-from sstune.rules import eval_mode, exact_gradients
-from sstune.schema import Gradient
+from sstune.rules import eval_mode, exact_gradients, frozen_feedback
+from sstune.schema import Draws, Gradient, Target
+from sstune.seeding import seed_from
 
-TOLERANCE = 1e-6
 CHECKED_AT_ZERO = 256
+CPU_BATCH = 128  # larger ones outgrow a CPU's caches
 
 
-class InvalidAttack(RuntimeError):
-    """An attack broke its own rules (check D0): its figures mean nothing."""
+@dataclass(frozen=True)
+class Victim:
+    """A network under attack, and the samples that it is attacked with.
+
+    Args:
+        split: N images; ``samples``, (N,), are their indices in the full test split.
+        clean: (N,) bool, right before any attack.
+    """
+
+    network: nn.Module
+    split: Split
+    samples: Tensor
+    clean: Tensor
+    device: torch.device
+
+    def first(self, n: int) -> Victim:
+        """With the first ``n`` samples only."""
+        split = self.split.take(torch.arange(min(n, len(self.split))))
+        return replace(self, split=split, samples=self.samples[:n], clean=self.clean[:n])
+
+    def images(self, n: int) -> Tensor:
+        """The first ``n`` images, uint8, as many as there are."""
+        few = self.first(n).split
+        read = [images for images, _ in batches(few, n, torch.device("cpu"))] if n else []
+        return (255 * torch.cat(read)).round().byte() if read else torch.empty(0, dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class View:
+    """Through what an attacker looks at a victim.
+
+    Args:
+        gradient: what is differentiated.
+        network: whose gradient it is; the victim's own, or a surrogate.
+        source: the surrogate's name.
+        draws: when random feedback is drawn, ``eot`` gradients being averaged for each step.
+        forward: what computes the network's outputs, if not the network itself (a compiled one).
+    """
+
+    gradient: Gradient
+    network: nn.Module
+    source: str = ""
+    draws: Draws = Draws.frozen
+    eot: int = 1
+    forward: Callable[[Tensor], Tensor] | None = None
+
+    def subject(self, *key: int | str) -> Subject:
+        """The network as an attack sees it, drawing feedback as ``key`` says."""
+        return Subject(self.network, self.draws, self.eot, key, self.forward)
 
 
 @contextmanager
 def attacked_through(network: nn.Module, gradient: Gradient) -> Iterator[None]:
-    """Inside, a backward pass yields ``gradient`` with respect to the images only, in eval mode."""
+    """Inside, a backward pass yields ``gradient`` with respect to the images only, in eval mode; feedback is
+    drawn only when an attack has it drawn. A surrogate is looked at through its exact gradient."""
     requires_grad = [parameter.requires_grad for parameter in network.parameters()]
-    exact = exact_gradients(network) if gradient is Gradient.exact else nullcontext()
+    exact = nullcontext() if gradient is Gradient.rule else exact_gradients(network)
     try:
         network.requires_grad_(False)
-        with eval_mode(network), exact:
+        with eval_mode(network), exact, frozen_feedback(network):
             yield
     finally:
         for parameter, before in zip(network.parameters(), requires_grad, strict=True):
@@ -38,89 +92,124 @@ def attacked_through(network: nn.Module, gradient: Gradient) -> Iterator[None]:
 
 
 def robust(
-    network: nn.Module,
+    victim: Victim,
     attack: Attack,
-    split: Split,
-    samples: Tensor,
-    clean: Tensor,
+    view: View,
     eps: float,
-    gradient: Gradient,
     batch_size: int,
-    device: torch.device,
-) -> Tensor:
-    """Which samples stay right under ``attack``; only those right without it are attacked.
+    begun: Outcome | None = None,
+    save: Callable[[Outcome], None] = lambda outcome: None,
+) -> Outcome:
+    """Attack the samples that are right without it; every image is checked, every success judged anew.
 
     Args:
-        split: N images; ``samples``, (N,), are their indices in the full test split.
-        clean: (N,) bool, right before the attack.
-
-    Returns:
-        (N,) bool on the CPU.
+        begun: where to go on.
+        save: called after each batch.
 
     Raises:
         InvalidAttack: an image left [0,1] or the ball, or is not finite.
     """
-    index = clean.nonzero().flatten()
-    still_right = clean.clone()
+    outcome = begun or Outcome.begin(victim.clean)
     bar = tqdm(
-        desc=f"{attack.name} {gradient}", total=len(index), leave=False, disable=not sys.stderr.isatty()
+        desc=f"{attack.name} {view.gradient} eps {255 * eps:.4g}/255",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+        unit="image",
     )
-    with attacked_through(network, gradient):
-        for images, labels, part in _batches(split.take(index), index, batch_size, device):
-            adversarial = attack(network, images, labels, eps, samples[part].tolist())
-            check_images(adversarial, images, eps)
-            with torch.no_grad():
-                still_right[part] = (network(adversarial).argmax(1) == labels).cpu()
-            bar.update(len(part))
+    with attacked_through(view.network, view.gradient), eval_mode(victim.network):
+        while outcome.part < len(attack.parts):
+            _part(victim, attack, view, eps, batch_size, outcome, save, bar)
+            outcome.part, outcome.batches, outcome.entered = outcome.part + 1, 0, ~outcome.broken
     bar.close()
-    return still_right
+    return outcome
 
 
-def _batches(
-    split: Split, index: Tensor, batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    parts = index.split(batch_size) if len(index) else ()  # splitting nothing gives one empty part
-    for (images, labels), part in zip(batches(split, batch_size, device), parts, strict=True):
-        yield images, labels, part
-
-
-def check_images(adversarial: Tensor, images: Tensor, eps: float) -> None:
-    """Check D0: finite, in [0,1], and within ``eps`` of the originals.
-
-    Raises:
-        InvalidAttack: saying what is violated and by how much.
-    """
-    if not torch.isfinite(adversarial).all():
-        raise InvalidAttack("D0: an adversarial image is not finite")
-    low, high = float(adversarial.min()), float(adversarial.max())
-    if low < 0 or high > 1:
-        raise InvalidAttack(f"D0: an adversarial image leaves [0, 1]: {low} to {high}")
-    distance = float((adversarial - images).abs().max())
-    if distance > eps + TOLERANCE:
-        raise InvalidAttack(f"D0: an adversarial image is {distance} away, eps is {eps}")
-
-
-def check_zero_eps(
-    network: nn.Module,
+def _part(
+    victim: Victim,
     attack: Attack,
-    split: Split,
-    samples: Tensor,
-    clean: Tensor,
-    gradient: Gradient,
-    device: torch.device,
+    view: View,
+    eps: float,
+    batch_size: int,
+    outcome: Outcome,
+    save: Callable[[Outcome], None],
+    bar: tqdm,
 ) -> None:
+    config, part = attack.config, attack.parts[outcome.part]
+    indices = outcome.entered.nonzero().flatten().split(batch_size) if outcome.entered.any() else ()
+    left = torch.cat(indices[outcome.batches :]) if outcome.batches < len(indices) else torch.arange(0)
+    bar.reset(total=int(outcome.entered.sum()))
+    bar.update(int(outcome.entered.sum()) - len(left))
+    images_of = batches(victim.split.take(left), batch_size, victim.device) if len(left) else iter(())
+    for index, (images, labels) in zip(indices[outcome.batches :], images_of, strict=True):
+        began = time.perf_counter()
+        samples = victim.samples[index].tolist()
+        targets = wanted(victim.network, images, labels, config.targeted, attack.seed, samples)
+        batch = Batch(images, labels, targets, samples)
+        attempt = attack(part, view.subject(attack.seed, part), batch, eps)
+        adversarial = attempt.images
+        if config.eight_bit:
+            adversarial = to_8bit(adversarial, images, eps, config.norm)
+        check_images(adversarial, images, eps, config.norm)
+        with torch.no_grad():
+            outputs = victim.network(adversarial)
+        broken = batch.broken(outputs).cpu()
+        outcome.right[index] &= (outputs.argmax(1) == labels).cpu()
+        outcome.broken[index] = broken
+        outcome.effort[index] = torch.where(broken, attempt.effort.cpu(), -1).int()
+        if (kept := index < len(outcome.images)).any():
+            rounded = to_8bit(adversarial, images, eps, config.norm).cpu()[kept]
+            outcome.images[index[kept]] = (255 * rounded).round().byte()
+        outcome.batches += 1
+        outcome.seconds += time.perf_counter() - began
+        bar.set_postfix_str(f"robust {int(outcome.right.sum())}/{len(outcome.right)}")
+        bar.update(len(index))
+        save(outcome)
+
+
+def wanted(
+    network: nn.Module, images: Tensor, labels: Tensor, target: Target | None, seed: int, samples: list[int]
+) -> Tensor | None:
+    """The wrong class that each sample shall be taken for, (N,); None if any will do."""
+    if target is None:
+        return None
+    with torch.no_grad():
+        outputs = network(images).scatter(1, labels[:, None], -torch.inf)
+    n_classes = outputs.shape[1]
+    if target is Target.runner_up:
+        return outputs.argmax(1)
+    if target is Target.least_likely:
+        return outputs.scatter(1, labels[:, None], torch.inf).argmin(1)
+    steps = [1 + seed_from(seed, "target", sample) % (n_classes - 1) for sample in samples]
+    return (labels + torch.tensor(steps, device=labels.device)) % n_classes
+
+
+def check_zero_eps(victim: Victim, attack: Attack, view: View, batch_size: int) -> None:
     """Check D0: with eps = 0 every sample (of the first 256) is judged as without an attack.
 
     Raises:
         InvalidAttack: a judgement differs, so the attack does more than move images in its ball.
     """
-    n = min(CHECKED_AT_ZERO, len(split))
-    first = torch.arange(n)
-    kept = robust(
-        network, attack, split.take(first), samples[:n], clean[:n], 0.0, gradient, CHECKED_AT_ZERO, device
-    )
-    if not torch.equal(kept, clean[:n]):
-        changed = int((kept != clean[:n]).sum())
+    first = victim.first(CHECKED_AT_ZERO)
+    kept = robust(first, attack.shortened(), view, 0.0, batch_size).right
+    if not torch.equal(kept, first.clean):
+        changed = int((kept != first.clean).sum())
         raise InvalidAttack(
-            f"D0: {attack.name} with eps = 0 changes the judgement of {changed} of {n} samples"
+            f"D0: {attack.name} with eps = 0 changes the judgement of {changed} of {len(kept)} samples"
         )
+
+
+def largest_batch(victim: Victim, view: View) -> int:
+    """How many images one gradient is taken of at once: on a CPU 128, on CUDA as many as fit, by doubling."""
+    if victim.device.type == "cpu":
+        return CPU_BATCH
+    size, images = CPU_BATCH, victim.split.take(torch.arange(1)).images.to(victim.device).float() / 255
+    with attacked_through(view.network, view.gradient):
+        while size < len(victim.split):
+            try:
+                leaf = images.expand(2 * size, -1, -1, -1).clone().requires_grad_()
+                torch.autograd.grad(view.network(leaf).sum(), leaf)
+            except torch.OutOfMemoryError:
+                break
+            size *= 2
+    torch.cuda.empty_cache()
+    return max(CPU_BATCH, size // 2)  # an attack keeps a few copies of the images besides

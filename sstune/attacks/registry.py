@@ -1,36 +1,86 @@
-"""What an attack is: hyper-parameters at construction, images and eps at the call."""
+"""What an attack is: hyper-parameters at construction, a batch and eps at the call."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from sstune.attacks.subject import Subject
 from sstune.registry import Registry
 from sstune.schema import AttackConfig
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What is attacked.
+
+    Args:
+        images: (N, C, H, W) in [0,1], float32.
+        labels: (N,) true classes.
+        targets: (N,) classes to reach, or None where any wrong class will do.
+        samples: each image's index in its split, which keys its random numbers.
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor | None
+    samples: Sequence[int]
+
+    def broken(self, outputs: Tensor) -> Tensor:
+        """Which samples an attack with these outputs, (N, classes), has succeeded on, (N,) bool."""
+        predicted = outputs.argmax(1)
+        return predicted != self.labels if self.targets is None else predicted == self.targets
+
+    def take(self, index: Tensor) -> Batch:
+        """The samples at ``index``."""
+        targets = None if self.targets is None else self.targets[index]
+        samples = [self.samples[i] for i in index.tolist()]
+        return Batch(self.images[index], self.labels[index], targets, samples)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a batch.
+
+    Args:
+        images: (N, C, H, W) in [0,1] and in the ball.
+        effort: (N,) gradient steps, or queries, after which a sample was broken; -1 where it never was, or
+            the attack does not say.
+    """
+
+    images: Tensor
+    effort: Tensor
+
+
 class Attack(ABC):
-    """Moves images so that the network errs; whose gradient it sees is decided by the caller."""
+    """Moves images so that a network errs; whose gradient it sees is decided by the caller.
+
+    ``parts`` are run one after the other, each on the samples that those before have left unbroken.
+    """
+
+    parts: Sequence[str] = ("",)
 
     def __init__(self, config: AttackConfig, seed: int) -> None:
         self.name = config.name
+        self.config = config
         self.seed = seed
 
-    @abstractmethod
-    def __call__(
-        self, network: nn.Module, images: Tensor, labels: Tensor, eps: float, samples: Sequence[int]
-    ) -> Tensor:
-        """Adversarial images of the same shape.
+    def shortened(self) -> Self:
+        """The same with few steps, queries and attempts: enough to see whether eps = 0 changes nothing."""
+        few = {
+            item.name: min(getattr(self.config, item.name), 2)
+            for item in fields(self.config)
+            if item.name in ("steps", "queries", "attempts", "restarts")
+        }
+        return type(self)(replace(self.config, **few), self.seed)
 
-        Args:
-            network: images in [0,1] -> logits, in eval mode.
-            images: (N, C, H, W) in [0,1], float32.
-            labels: (N,) true classes.
-            eps: radius of the Linf ball.
-            samples: each image's index in its split, which keys its random numbers.
-        """
+    @abstractmethod
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        """Attack ``batch`` within the ball of radius ``eps``."""
 
 
 # Constructors ``(config, seed) -> Attack``.

@@ -9,14 +9,16 @@ from typing import Any, cast
 import torch
 import yaml
 from omegaconf import OmegaConf
+from torch import nn
 
 from sstune import rules
 from sstune.backbones import Network, load_third_party
+from sstune.commands import imported
 from sstune.composition import compose, restore
 from sstune.datasets import fingerprint
 from sstune.identity import TRAINING_KEYS
-from sstune.runs import Run, file_digest, read_result
-from sstune.schema import BackboneConfig, FinetuneConfig, RequestError, RunConfig
+from sstune.runs import Run, file_digest, name_of, read_result
+from sstune.schema import BackboneConfig, FinetuneConfig, RequestError, RuleConfig, RunConfig
 from sstune.validation import validate
 
 MODEL = "model.pt"
@@ -32,12 +34,13 @@ class Source:
     """Weights to start from, and where they came from.
 
     ``config`` is that of the run that made them, None for a third-party file. ``lineage`` lists all
-    ancestors, oldest first.
+    ancestors, oldest first. ``network`` is there already where somebody else's code makes it.
     """
 
     path: Path
     lineage: list[dict[str, Any]]
     config: RunConfig | None
+    network: nn.Module | None = None
 
     def load_weights(self, network: Network) -> list[str]:
         """Load forward weights only, into a network not yet converted; notes on what was replaced."""
@@ -114,7 +117,11 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
     """
     idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
     if config.command == "attack" and parent is None and idle:
-        raise RequestError(f"{idle[0]}: attack trains nothing when init_from is given")
+        raise RequestError(f"{idle[0]}: attack trains nothing when init_from or model.import is given")
+    surrogates = surrogate_names(config)
+    if config.model["import"] is not None:
+        config, source = descend_from_import(config, asked)
+        return Run(config, source.lineage, fingerprint(config.dataset), surrogates), source
     if parent:
         config = replace(config, init_from=str(parent.directory))
     source = open_source(Path(str(config.init_from)))
@@ -122,7 +129,32 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
         config = replace(config, dataset=parent.config.dataset)
     else:
         config = inherit(config, source, asked, INHERITED_BY[config.command])
-    return Run(config, source.lineage, fingerprint(config.dataset)), source
+    return Run(config, source.lineage, fingerprint(config.dataset), surrogates), source
+
+
+def descend_from_import(config: RunConfig, asked: set[str]) -> tuple[RunConfig, Source]:
+    """The configuration of an attack on ``model.import``'s network, and that network.
+
+    Raises:
+        RequestError: it cannot be made, or a backbone or weights are asked for besides.
+    """
+    spec = str(config.model["import"])
+    for key in ("init_from", "backbone"):
+        if key in asked:
+            raise RequestError(f"{key}: the network is the one of model.import={spec}, leave {key}= away")
+    network = imported.make(spec)
+    rule = config.rule if any(key.partition(".")[0] == "rule" for key in asked) else RuleConfig(name="bp")
+    config = replace(config, backbone=BackboneConfig(name=spec), rule=rule)
+    lineage = [{"file": spec, "sha256": imported.digest(spec, network)}]
+    return config, Source(Path(spec), lineage, None, network)
+
+
+def surrogate_names(config: RunConfig) -> list[str]:
+    """Identities of the runs, or sha256 of the files, that an attack looks through besides its victim."""
+    paths = [*config.attack.surrogates]
+    if config.attack.name == "audit" and config.audit.surrogate is not None:
+        paths.append(config.audit.surrogate)
+    return [str(name_of(open_source(Path(path)).lineage[-1])) for path in paths]
 
 
 def planned(config: RunConfig, asked: set[str]) -> Run | None:
@@ -130,11 +162,16 @@ def planned(config: RunConfig, asked: set[str]) -> Run | None:
     if config.command == "train":
         return Run(config, [], fingerprint(config.dataset))
     parent = None
-    if config.init_from is None:
+    if starts_from_default(config):
         parent = planned(default_parent(config), asked)
         if parent is None or parent.result() is None:
             return None
     return descend(config, asked, parent)[0]
+
+
+def starts_from_default(config: RunConfig) -> bool:
+    """Whether nothing says which weights to start from."""
+    return config.init_from is None and config.model["import"] is None
 
 
 def default_parent(config: RunConfig) -> RunConfig:

@@ -9,8 +9,10 @@ from sstune.rules.convert import (
     exact_gradients,
     feedback_layers,
     feedback_parameters,
+    frozen_feedback,
     matches,
     plain_state_dict,
+    redraw,
     resolve,
 )
 from sstune.rules.feedback import FEEDBACKS, Feedback
@@ -30,10 +32,12 @@ __all__ = [
     "feedback_alignment",
     "feedback_layers",
     "feedback_parameters",
+    "frozen_feedback",
     "kolen_pollack",
     "matches",
     "plain_state_dict",
     "product",
+    "redraw",
     "resolve",
     "sign_symmetry",
     "weight_mirror",

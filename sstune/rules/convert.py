@@ -14,7 +14,8 @@ from sstune.rules.direct import Broadcast, DirectFeedback
 from sstune.rules.feedback import FEEDBACKS
 from sstune.rules.layers import CONVERTED, FeedbackLayer, converted_class
 from sstune.rules.observation import Observed, observe
-from sstune.schema import RequestError, RuleConfig, nearest
+from sstune.rules.sign_symmetry import BatchwiseRandomSign
+from sstune.schema import Redraw, RequestError, RuleConfig, nearest
 
 # Reads its projections' weights without calling the layers that own them: converting those would do nothing.
 _OPAQUE = (nn.MultiheadAttention,)
@@ -188,6 +189,30 @@ def begin_step(model: nn.Module) -> None:
     """Tell every feedback that an optimiser step begins (brsf then draws, wm mirrors)."""
     for layer in feedback_layers(model).values():
         layer.feedback.begin_step(layer.weight)
+
+
+def redraw(model: nn.Module, key: int) -> None:
+    """Have brsf's magnitudes drawn as ``key`` says; every other feedback stays as it is."""
+    for layer in feedback_layers(model).values():
+        layer.feedback.redraw(key)
+
+
+@contextmanager
+def frozen_feedback(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes draw nothing, only :func:`redraw` does; afterwards the feedback is as before."""
+    random = [
+        layer.feedback
+        for layer in feedback_layers(model).values()
+        if isinstance(layer.feedback, BatchwiseRandomSign)
+    ]
+    before = [(feedback.redraw_when, feedback.magnitude) for feedback in random]
+    try:
+        for feedback in random:
+            feedback.redraw_when = Redraw.step
+        yield
+    finally:
+        for feedback, (when, magnitude) in zip(random, before, strict=True):
+            feedback.redraw_when, feedback.magnitude = when, magnitude
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:

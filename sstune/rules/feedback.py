@@ -124,6 +124,9 @@ class Feedback(nn.Module):
     def begin_step(self, weight: Tensor) -> None:
         """Called once before each optimiser step's forward."""
 
+    def redraw(self, key: int) -> None:
+        """Make the draw that ``key`` names, if this feedback is drawn anew at all; leaves no other trace."""
+
     def magnitude_now(self, weight: Tensor) -> Tensor | None:
         """M for the forward pass that is running."""
         return None

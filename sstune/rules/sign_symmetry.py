@@ -53,16 +53,20 @@ class BatchwiseRandomSign(FixedRandomSign):
 
     def __init__(self, module: nn.Module, rule: BrsfConfig, seed: int, layer: str) -> None:
         super().__init__(module, rule, seed, layer)
-        self.redraw = rule.redraw
+        self.redraw_when = rule.redraw
 
     def begin_step(self, weight: Tensor) -> None:
-        if self.redraw is Redraw.step:
+        if self.redraw_when is Redraw.step:
             self.redraw_into(self.magnitude)
 
     def magnitude_now(self, weight: Tensor) -> Tensor:
-        if self.redraw is Redraw.forward:
+        if self.redraw_when is Redraw.forward:
             self.redraw_into(torch.empty_like(self.magnitude))  # a pending backward holds the old one
         return self.magnitude
+
+    def redraw(self, key: int) -> None:
+        magnitude = torch.empty_like(self.magnitude)  # a pending backward holds the old one
+        self.magnitude = draw(magnitude, self.scale, True, self.seed, "feedback", self.layer, "redraw", key)
 
     def last(self, weight: Tensor) -> Pathway:
         return Pathway(signed, (self.scale_now(weight), self.magnitude))

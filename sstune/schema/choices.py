@@ -74,7 +74,39 @@ class Compile(StrEnum):
 
 
 class Gradient(StrEnum):
-    """What a white-box attacker differentiates: the net with its feedback, or the true derivative."""
+    """What an attacker differentiates: the net with its feedback, its true derivative, another net; nothing."""
 
     rule = "rule"
     exact = "exact"
+    surrogate = "surrogate"
+    none = "none"
+
+
+class Norm(StrEnum):
+    """How far an adversarial image is from the original."""
+
+    linf = "Linf"
+    l2 = "L2"
+
+
+class Target(StrEnum):
+    """Which wrong class a targeted attack wants: any, or what the net thinks least or second most likely."""
+
+    random = "random"
+    least_likely = "least_likely"
+    runner_up = "runner_up"
+
+
+class AttackLoss(StrEnum):
+    """What an attack increases: cross-entropy, or a difference of logits, which does not saturate."""
+
+    ce = "ce"
+    margin = "margin"
+
+
+class Draws(StrEnum):
+    """Random feedback under attack: as it is, drawn for each step, or for each gradient that is taken."""
+
+    frozen = "frozen"
+    step = "step"
+    forward = "forward"

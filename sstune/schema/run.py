@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from omegaconf import MISSING, OmegaConf
 
@@ -20,6 +20,21 @@ from sstune.schema.groups import (
 
 
 @dataclass
+class AuditConfig:
+    """Of ``attack=audit``. ``strict``: exit with status 1 unless NOT MASKED. ``skip`` lists checks to leave
+    out ("D8"). ``surrogate`` is a BP-trained run or checkpoint to transfer from. ``black_box_n`` samples are
+    attacked by ``square_queries`` scores and, ``label_n`` of them, by ``label_queries`` labels each."""
+
+    strict: bool = False
+    skip: list[str] = field(default_factory=list)
+    surrogate: str | None = None
+    black_box_n: int = 200
+    square_queries: int = 5000
+    label_n: int = 100
+    label_queries: int = 2000
+
+
+@dataclass
 class RunConfig:
     """One run of one command; ``init_from`` is a run directory or a file (null: see the command).
 
@@ -27,7 +42,8 @@ class RunConfig:
     decay per step of the average of the weights that is evaluated and kept instead of them. ``select`` says
     which epoch is kept; ``patience`` stops after so many epochs without a better one. ``alignment``: whether
     each epoch ends by comparing feedback and updates with weights and true gradients. ``workers`` are
-    processes that read images that do not stay in memory.
+    processes that read images that do not stay in memory. ``model.import`` names a ``module:factory`` that
+    makes the network to attack.
     """
 
     command: str = MISSING
@@ -36,6 +52,8 @@ class RunConfig:
     task: TaskConfig = MISSING
     rule: RuleConfig = MISSING
     attack: AttackConfig = MISSING
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    model: dict[str, str | None] = field(default_factory=lambda: {"import": None})
     optimizer: OptimizerConfig = MISSING
     schedule: ScheduleConfig = MISSING
     epochs: int = MISSING

@@ -1,0 +1,194 @@
+"""Attacks that go up the gradient: FGSM, PGD and MI-FGSM in the Linf and the L2 ball.
+
+All take images in [0,1] and return images in [0,1] within eps. Unless told otherwise, a sample that breaks at
+some iterate keeps that iterate and is left alone: a later step may undo the success (Pintor et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.subject import Subject
+from sstune.schema import AscentConfig, AttackLoss, IteratedConfig, MiFgsmConfig, Norm, PgdConfig
+from sstune.seeding import seed_from
+from sstune.validation import parse_step_size
+
+TINY = 1e-12  # against division by zero
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """How to go up.
+
+    Args:
+        step_size: length of a step in ``norm``.
+        decay: of the accumulated gradient (Dong et al. 2018, arXiv 1710.06081); None: only the present one.
+        early_exit: leave a sample alone once it is broken, at the iterate that broke it.
+    """
+
+    steps: int
+    step_size: float
+    norm: Norm = Norm.linf
+    loss: AttackLoss = AttackLoss.ce
+    decay: float | None = None
+    early_exit: bool = True
+
+    def __call__(self, subject: Subject, batch: Batch, start: Tensor, eps: float) -> Attempt:
+        """From ``start``, (N, C, H, W), within the ball of radius ``eps`` around the batch's images."""
+        result = start.clone()
+        effort = torch.full_like(batch.labels, -1)
+        velocity = torch.zeros_like(start)
+        open_ = torch.arange(len(start), device=start.device)
+        for step in range(self.steps):
+            part = batch.take(open_)
+            outputs, gradient = loss_gradient(subject, result[open_], part, self.loss)
+            broken = part.broken(outputs)
+            effort[open_[broken]] = _earlier(effort[open_[broken]], step)
+            if self.early_exit:
+                open_, gradient = open_[~broken], gradient[~broken]
+                if len(open_) == 0:
+                    break
+            if self.decay is not None:
+                mean = gradient.abs().mean((1, 2, 3), keepdim=True)
+                gradient = self.decay * velocity[open_] + gradient / mean.clamp_min(TINY)
+                velocity[open_] = gradient
+            moved = result[open_] + self.step_size * direction(gradient, self.norm)
+            result[open_] = project(moved, batch.images[open_], eps, self.norm)
+        if len(open_):
+            with torch.no_grad():
+                broken = batch.take(open_).broken(subject(result[open_]))
+            effort[open_[broken]] = _earlier(effort[open_[broken]], self.steps)
+        return Attempt(result, effort)
+
+
+def _earlier(effort: Tensor, step: int) -> Tensor:
+    return torch.where(effort < 0, step, effort)
+
+
+def loss_gradient(subject: Subject, images: Tensor, batch: Batch, loss: AttackLoss) -> tuple[Tensor, Tensor]:
+    """Outputs, and the gradient of each sample's own loss with respect to its image, in the direction that
+    the attack wants; both averaged over ``subject.eot`` passes (Athalye et al. 2018, arXiv 1802.00420)."""
+    outputs, gradients = [], []
+    for _ in range(subject.eot):
+        leaf = images.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = subject(leaf)
+            total = (LOSSES[loss](logits, batch.labels) if batch.targets is None else
+                     -LOSSES[loss](logits, batch.targets)).sum()  # fmt: skip
+        (gradient,) = torch.autograd.grad(total, leaf)
+        outputs.append(logits.detach())
+        gradients.append(gradient)
+    if subject.eot == 1:
+        return outputs[0], gradients[0]
+    return torch.stack(outputs).mean(0), torch.stack(gradients).mean(0)
+
+
+def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Of each sample, (N,); summed, never averaged, so that small ones do not vanish."""
+    return F.cross_entropy(logits, classes, reduction="none")
+
+
+def margin(logits: Tensor, classes: Tensor) -> Tensor:
+    """The best other logit less that of ``classes`` (Carlini & Wagner 2017, arXiv 1608.04644), (N,)."""
+    chosen = logits.gather(1, classes[:, None])[:, 0]
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    return others.amax(1) - chosen
+
+
+LOSSES = {AttackLoss.ce: cross_entropy, AttackLoss.margin: margin}
+
+
+def direction(gradient: Tensor, norm: Norm) -> Tensor:
+    """The steepest direction of length 1 in ``norm``; zero where the gradient is."""
+    if norm is Norm.linf:
+        return gradient.sign()
+    return gradient / length(gradient).clamp_min(TINY)
+
+
+def length(delta: Tensor) -> Tensor:
+    """L2 norm of each sample, (N, 1, 1, 1)."""
+    return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
+
+
+def project(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.linf) -> Tensor:
+    """Back into the ball of radius eps around ``images``, along the radius for L2, and into [0,1]."""
+    delta = adversarial - images
+    if norm is Norm.linf:
+        return (images + delta.clamp(-eps, eps)).clamp(0, 1)
+    return (images + delta * (eps / length(delta).clamp_min(TINY)).clamp_max(1)).clamp(0, 1)
+
+
+@ATTACKS.register("fgsm")
+class Fgsm(Attack):
+    """One step of size eps along the gradient's sign (Goodfellow et al. 2015, arXiv 1412.6572); under L2
+    along the gradient."""
+
+    config: AscentConfig
+
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        ascent = Ascent(1, eps, self.config.norm, self.config.loss)
+        return ascent(subject, batch, batch.images, eps)
+
+
+def _ascent(config: IteratedConfig, eps: float, decay: float | None = None) -> Ascent:
+    step_size = parse_step_size(config.step_size, eps)
+    return Ascent(config.steps, step_size, config.norm, config.loss, decay, config.early_exit)
+
+
+@ATTACKS.register("mifgsm")
+class MiFgsm(Attack):
+    """Momentum iterative FGSM, from the image itself (Dong et al. 2018, arXiv 1710.06081)."""
+
+    config: MiFgsmConfig
+
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        return _ascent(self.config, eps, self.config.decay)(subject, batch, batch.images, eps)
+
+
+@ATTACKS.register("pgd")
+class Pgd(Attack):
+    """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083) from random starts in the ball.
+
+    The start of a sample depends on (seed, restart, sample) alone, and is proportional to eps.
+    """
+
+    config: PgdConfig
+
+    def __init__(self, config: PgdConfig, seed: int) -> None:
+        super().__init__(config, seed)
+        self.parts = [f"restart {number}" for number in range(config.restarts)]
+
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        restart = self.parts.index(part)
+        attempt = _ascent(self.config, eps)(subject, batch, self.start(batch, eps, restart), eps)
+        steps = restart * self.config.steps
+        return Attempt(attempt.images, torch.where(attempt.effort < 0, -1, attempt.effort + steps))
+
+    def start(self, batch: Batch, eps: float, restart: int) -> Tensor:
+        """Linf: uniform in the ball. L2: a random direction, and a length uniform up to eps."""
+        if not self.config.random_start:
+            return batch.images.clone()
+        key = ("pgd", restart)
+        noise = random_in_ball(batch.images.shape, self.config.norm, self.seed, key, batch.samples)
+        return project(batch.images + eps * noise.to(batch.images), batch.images, eps, self.config.norm)
+
+
+def random_in_ball(
+    shape: torch.Size, norm: Norm, seed: int, key: tuple[int | str, ...], samples: Sequence[int]
+) -> Tensor:
+    """Points of the unit ball, one for each of ``samples``, keyed by (seed, key, sample)."""
+    noise = torch.empty(shape)
+    for row, sample in zip(noise, samples, strict=True):
+        generator = torch.Generator().manual_seed(seed_from(seed, *key, int(sample)))
+        if norm is Norm.linf:
+            row.uniform_(-1, 1, generator=generator)
+        else:
+            row.normal_(generator=generator)
+            row *= torch.rand((), generator=generator) / torch.linalg.vector_norm(row)
+    return noise

@@ -1,0 +1,57 @@
+"""Check D0: what must hold of every attack, and 8-bit images that keep within it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sstune.attacks.ascent import length
+from sstune.schema import Norm
+
+TOLERANCE = 1e-6
+
+
+class InvalidAttack(RuntimeError):
+    """An attack broke its own rules (check D0): its figures mean nothing."""
+
+
+def check_images(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.linf) -> None:
+    """Check D0: of one shape, finite, in [0,1], and within ``eps`` of the originals.
+
+    Raises:
+        InvalidAttack: saying what is violated and by how much.
+    """
+    if adversarial.shape != images.shape:
+        raise InvalidAttack(f"D0: images of shape {tuple(images.shape)} became {tuple(adversarial.shape)}")
+    if not torch.isfinite(adversarial).all():
+        raise InvalidAttack("D0: an adversarial image is not finite")
+    low, high = float(adversarial.min()), float(adversarial.max())
+    if low < 0 or high > 1:
+        raise InvalidAttack(f"D0: an adversarial image leaves [0, 1]: {low} to {high}")
+    found = distance(adversarial, images, norm)
+    if found > eps * (1 + TOLERANCE) + TOLERANCE:
+        raise InvalidAttack(f"D0: an adversarial image is {found} away, eps is {eps}")
+
+
+def distance(adversarial: Tensor, images: Tensor, norm: Norm) -> float:
+    """The largest distance of an image from its original, in ``norm``."""
+    delta = adversarial - images
+    return float(delta.abs().max() if norm is Norm.linf else length(delta).max())
+
+
+def to_8bit(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:
+    """``adversarial`` with every value rounded to a multiple of 1/255, still within ``eps`` of ``images``.
+
+    Linf: to the nearest multiple inside the ball. L2: towards the original, so that no pixel moves further
+    away. The originals are such multiples themselves.
+    """
+    slack = 1e-4  # in grey levels, for what a quotient by 255 loses
+    originals, steps = (images * 255).round(), adversarial * 255 - images * 255
+    if norm is Norm.linf:
+        most = math.floor(eps * 255 + slack)
+        whole = steps.round().clamp(-most, most)
+    else:
+        whole = (steps.abs() + slack).floor() * steps.sign()
+    return (originals + whole).clamp(0, 255) / 255

@@ -1,0 +1,77 @@
+"""A network that somebody else's code makes: ``model.import=package.module:factory``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sstune.schema import RequestError, nearest
+
+
+def make(spec: str) -> nn.Module:
+    """What ``package.module:factory`` gives when called without arguments; a module as it is.
+
+    It shall take images in [0,1], (N, C, H, W), to logits (N, classes): normalisation is its own.
+
+    Raises:
+        RequestError: there is no such factory, it fails, or gives no torch module.
+    """
+    module_name, colon, name = spec.partition(":")
+    if not (module_name and colon and name):
+        raise RequestError(f"model.import: {spec!r} is not of the form package.module:factory")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RequestError(f"model.import: {module_name} cannot be imported ({error})") from error
+    if not hasattr(module, name):
+        raise RequestError(f"model.import: {module_name} has no {name!r}, {nearest(name, vars(module))}")
+    made = getattr(module, name)
+    if not isinstance(made, nn.Module):
+        try:
+            made = made()
+        except Exception as error:
+            raise RequestError(f"model.import: {spec} raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise RequestError(f"model.import: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
+    return made
+
+
+def digest(spec: str, network: nn.Module) -> str:
+    """sha256 over the network's structure, its tensors, and the source of the module that made it."""
+    content = hashlib.sha256(repr(network).encode())
+    for name, value in sorted(network.state_dict().items()):
+        content.update(name.encode())
+        if isinstance(value, Tensor):
+            content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    source = inspect.getsourcefile(sys.modules[spec.partition(":")[0]])
+    if source:
+        content.update(Path(source).read_bytes())
+    return content.hexdigest()
+
+
+def check_outputs(network: nn.Module, shape: tuple[int, ...], n_classes: int) -> None:
+    """See that images of ``shape`` become logits of ``n_classes``; the network stays as it was.
+
+    Raises:
+        RequestError: they do not.
+    """
+    state = {key: value.clone() if isinstance(value, Tensor) else value
+             for key, value in network.state_dict().items()}  # fmt: skip
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            outputs: Any = network(torch.zeros(2, *shape))
+    except Exception as error:
+        raise RequestError(f"model.import: fails on images of shape {shape}: {error}") from error
+    network.load_state_dict(state)
+    if not isinstance(outputs, Tensor) or outputs.shape != (2, n_classes):
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise RequestError(f"model.import: gives {found} for 2 images, expected (2, {n_classes}) logits")

@@ -1,0 +1,100 @@
+"""The network under attack, as its run left it, and the networks that stand in for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sstune import attacks, backbones, datasets, rules, tasks
+from sstune.commands import imported
+from sstune.commands.source import Source, inherit, open_source
+from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
+
+# Every run attacks the same test images, whatever its seed, so that rules and seeds are paired.
+SAMPLE_SEED = 0
+
+
+def victim_of(
+    config: RunConfig, source: Source, data: datasets.Splits, device: torch.device
+) -> attacks.Victim:
+    """The network of ``source`` with ``config``'s rule, and the test samples that it is attacked with."""
+    task = tasks.build(config.task, data.n_classes)
+    network = build(config, source, data, task.outputs).to(device)
+    network.to(memory_format=torch.channels_last)
+    test, samples = data.test.sample(config.attack.n, SAMPLE_SEED)
+    clean = tasks.evaluate(network, task, test, device).correct
+    return attacks.Victim(network, test, samples, clean, device)
+
+
+def build(config: RunConfig, source: Source, data: datasets.Splits, outputs: int) -> nn.Module:
+    """The network in eval mode, converted to ``config.rule``; with the run's own feedback, if it is its rule.
+
+    Raises:
+        RequestError: weights without a head for this dataset, or a network that gives no logits for it.
+    """
+    if source.network is not None:
+        network = source.network
+        imported.check_outputs(network, data.shape, outputs)
+        if config.rule.name != "bp":
+            rules.convert(network, config.rule, config.seed, example=torch.zeros(2, *data.shape))
+        return network
+    network = backbones.build(
+        source.settled(config.backbone),
+        data.shape,
+        outputs,
+        config.dataset.mean,
+        config.dataset.std,
+        weights=False,
+    )
+    replaced = source.load_weights(network)
+    if replaced:  # fine to train from, but there is nothing to attack in an untrained head
+        raise RequestError(f"init_from: {source.path} has no head for {config.dataset.label}: {replaced[0]}")
+    example = network.prepare(torch.zeros(2, *data.shape))
+    rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
+    if source.config is not None and source.config.rule == config.rule:
+        source.load_feedback(network)
+    return network.eval()
+
+
+def views(config: RunConfig, victim: attacks.Victim, data: datasets.Splits) -> list[attacks.View]:
+    """Through what ``config.attack`` looks at the victim, in the order asked for."""
+    found = []
+    for gradient in config.attack.gradient:
+        if gradient is Gradient.surrogate:
+            found += [surrogate(path, config, data, victim.device) for path in config.attack.surrogates]
+        else:
+            found.append(own(config, victim, gradient))
+    return found
+
+
+def own(config: RunConfig, victim: attacks.Victim, gradient: Gradient) -> attacks.View:
+    """The victim itself, under ``gradient``."""
+    draws = config.attack.redraw
+    if draws is None:
+        every = getattr(config.rule, "redraw", Redraw.step) is Redraw.forward
+        draws = Draws.forward if every else Draws.frozen
+    forward = None
+    if config.compile is not None:
+        forward = torch.compile(victim.network, dynamic=True, mode=config.compile.value)
+    return attacks.View(gradient, victim.network, "", draws, config.attack.eot, forward)
+
+
+def surrogate(path: str, config: RunConfig, data: datasets.Splits, device: torch.device) -> attacks.View:
+    """Another network on the same classes, under its exact gradient.
+
+    Raises:
+        RequestError: no finished run or checkpoint, or not for images and classes like these.
+    """
+    source = open_source(Path(path))
+    taken = inherit(config, source, set(), ("backbone", "dataset", "rule", "seed"))
+    if source.config is not None and taken.dataset.label != config.dataset.label:
+        raise RequestError(
+            f"attack.surrogates: {path} was trained on {taken.dataset.label}, not on {config.dataset.label}"
+        )
+    network = build(taken, source, data, data.n_classes).to(device).to(memory_format=torch.channels_last)
+    last = source.lineage[-1]
+    name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]
+    digest = str(last.get("identity") or last["sha256"])
+    return attacks.View(Gradient.surrogate, network, f"{name}@{digest[:8]}")
