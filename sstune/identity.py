@@ -134,9 +134,7 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def identity(
-    config: RunConfig, parent: str | None, data: str | None, surrogates: Sequence[str] = ()
-) -> str:
+def identity(config: RunConfig, parent: str | None, data: str | None, surrogates: Sequence[str] = ()) -> str:
     """sha256 over what the outcome depends on.
 
     Args:

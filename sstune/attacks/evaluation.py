@@ -40,10 +40,15 @@ class Victim:
     clean: Tensor
     device: torch.device
 
+    def take(self, index: Tensor) -> Victim:
+        """With the samples at ``index`` only."""
+        return replace(
+            self, split=self.split.take(index), samples=self.samples[index], clean=self.clean[index]
+        )
+
     def first(self, n: int) -> Victim:
         """With the first ``n`` samples only."""
-        split = self.split.take(torch.arange(min(n, len(self.split))))
-        return replace(self, split=split, samples=self.samples[:n], clean=self.clean[:n])
+        return self.take(torch.arange(min(n, len(self.split))))
 
     def images(self, n: int) -> Tensor:
         """The first ``n`` images, uint8, as many as there are."""
@@ -202,7 +207,8 @@ def largest_batch(victim: Victim, view: View) -> int:
     """How many images one gradient is taken of at once: on a CPU 128, on CUDA as many as fit, by doubling."""
     if victim.device.type == "cpu":
         return CPU_BATCH
-    size, images = CPU_BATCH, victim.split.take(torch.arange(1)).images.to(victim.device).float() / 255
+    size = CPU_BATCH
+    ((images, _),) = batches(victim.first(1).split, 1, victim.device)
     with attacked_through(view.network, view.gradient):
         while size < len(victim.split):
             try:

@@ -70,7 +70,7 @@ class Outcome:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Outcome:
-        values = {}
+        values: dict[str, Any] = {}
         for item in fields(cls):
             array = np.asarray(arrays[item.name])
             values[item.name] = torch.from_numpy(array.copy()) if array.ndim else array.item()

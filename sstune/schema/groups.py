@@ -244,7 +244,7 @@ class AscentConfig(AttackConfig):
 
 @dataclass
 class IteratedConfig(AscentConfig):
-    """``step_size`` relative to eps ("eps/4") or absolute; with ``early_exit`` a broken sample is left alone."""
+    """``step_size`` relative to eps ("eps/4") or absolute; ``early_exit``: a broken sample is left alone."""
 
     steps: int = 10
     step_size: str = "eps/4"
