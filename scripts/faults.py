@@ -1,7 +1,7 @@
 """Networks with a planted fault each, for the audit to find: ``model.import=scripts.faults:saturated``.
 
-All are the ResNet-20 for CIFAR-10 whose weights the file ``$CHECKPOINT`` holds, so each withstands as little as
-any network of its kind; the faults only make attacks fail, or figures mean nothing.
+All are the ResNet-20 for CIFAR-10 whose weights the file ``$CHECKPOINT`` holds, so each withstands as little
+as any network of its kind; the faults only make attacks fail, or figures mean nothing.
 """
 
 from __future__ import annotations
