@@ -1,6 +1,6 @@
 """Attacks: whose gradient, which attack, and whether its figures are valid."""
 
-from sstune.attacks import ascent
+from sstune.attacks import ascent, noise, rays
 from sstune.attacks.evaluation import Victim, View, attacked_through, check_zero_eps, largest_batch, robust
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
@@ -22,5 +22,7 @@ __all__ = [
     "check_images",
     "check_zero_eps",
     "largest_batch",
+    "noise",
+    "rays",
     "robust",
 ]
