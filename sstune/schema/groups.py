@@ -210,7 +210,7 @@ class PfaConfig(OrthogonalPfaConfig):
 
 @dataclass
 class AttackConfig:
-    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm``.
+    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm`` (linf or l2).
 
     ``gradient`` lists what is differentiated, ``surrogates`` the runs or checkpoints that stand in for the
     network where that is ``surrogate``. ``eot`` gradients are averaged for a step, of feedback that is drawn
@@ -369,7 +369,6 @@ GROUPS: dict[str, dict[str, type]] = {
         "pfa_o": OrthogonalPfaConfig,
     },
     "attack": {
-        "audit": AttackConfig,
         "fgsm": AscentConfig,
         "pgd": PgdConfig,
         "mifgsm": MiFgsmConfig,
@@ -378,6 +377,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "square": SquareConfig,
         "rays": RaysConfig,
         "noise": NoiseConfig,
+        "audit": AttackConfig,
     },
     "optimizer": {"sgd": SgdConfig, "adamw": AdamWConfig},
     "schedule": {"constant": ScheduleConfig, "cosine": CosineConfig, "multistep": MultistepConfig},
