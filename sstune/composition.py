@@ -153,10 +153,12 @@ def restore(values: dict[str, Any]) -> RunConfig:
     root = OmegaConf.structured(command)
     for group, choices in GROUPS.items():
         section = values.get(group)
-        names = set(section) if isinstance(section, dict) else set()
-        able = [option for option in choices.values() if names <= {item.name for item in fields(option)}]
-        if not names or not able:
-            raise RequestError(f"{group}: {sorted(names)} are the keys of no {group} of this version")
+        section = section if isinstance(section, dict) else {}
+        able = [
+            option for option in choices.values() if set(section) <= {item.name for item in fields(option)}
+        ]
+        if not section or not able:
+            raise RequestError(f"{group}: {sorted(section)} are the keys of no {group} of this version")
         named = choices.get(section.get("name", ""))
         chosen = named if named in able else min(able, key=lambda option: len(fields(option)))
         root[group] = OmegaConf.merge(OmegaConf.structured(chosen), section)
