@@ -244,7 +244,8 @@ class AscentConfig(AttackConfig):
 
 @dataclass
 class IteratedConfig(AscentConfig):
-    """``step_size`` relative to eps ("eps/4") or absolute; ``early_exit``: a broken sample is left alone."""
+    """``step_size`` relative to eps ("eps/4") or absolute; ``early_exit``: a broken sample is left alone
+    (unless ``eight_bit``)."""
 
     steps: int = 10
     step_size: str = "eps/4"
