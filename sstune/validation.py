@@ -133,6 +133,10 @@ def _attack(config: RunConfig) -> Iterator[str]:
             parse_eps(eps, attack.norm)
         except ValueError as error:
             yield f"attack.eps: {error}"
+    for key in ("eps", "gradient", "surrogates"):
+        values = getattr(attack, key)
+        if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+            yield f"attack.{key}: {twice[0]} is named twice"
     if isinstance(attack, IteratedConfig):
         try:
             parse_step_size(attack.step_size, 1.0, attack.norm)
