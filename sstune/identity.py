@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from typing import Any
 
 from sstune.schema import LibraryConfig, RunConfig, Start
@@ -125,13 +126,15 @@ def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
     return inert
 
 
-def plain(value: Any) -> Any:
-    """Enums as their values, in nested lists and mappings."""
+def plain(value: Any, names: bool = False) -> Any:
+    """Enums as their values, or as their ``names``, in nested lists and mappings."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, names) for key, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value
+        return [plain(item, names) for item in value]
+    if isinstance(value, StrEnum):
+        return value.name if names else value.value
+    return value
 
 
 def identity(config: RunConfig, parent: str | None, data: str | None, surrogates: Sequence[str] = ()) -> str:

@@ -150,7 +150,7 @@ class Run:
                     os.replace(path, path.with_name(f"previous.{name}"))
         for leftover in self.directory.glob(".*.*"):  # of a write that a kill cut short
             leftover.unlink()
-        config = plain(asdict(self.config))
+        config = plain(asdict(self.config), names=True)  # as on a command line
         if config["init_from"] is not None:
             config["init_from"] = str(Path(config["init_from"]).expanduser().resolve())
         write_text(self.directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -47,11 +47,11 @@ def parse_eps(text: str, norm: Norm = Norm.linf) -> float:
     return value
 
 
-def parse_step_size(text: str, eps: float) -> float:
+def parse_step_size(text: str, eps: float, norm: Norm = Norm.linf) -> float:
     """``"eps/4"`` or ``"2*eps"`` relative to ``eps``, otherwise absolute as :func:`parse_eps`."""
     text = str(text).replace(" ", "")
     if "eps" not in text:
-        return parse_eps(text)
+        return parse_eps(text, norm)
     match = re.fullmatch(r"(?:(?P<factor>[\d.]+)\*)?eps(?:/(?P<divisor>[\d.]+))?", text)
     if match is None:
         raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10")
@@ -133,9 +133,13 @@ def _attack(config: RunConfig) -> Iterator[str]:
             parse_eps(eps, attack.norm)
         except ValueError as error:
             yield f"attack.eps: {error}"
+    for key in ("eps", "gradient", "surrogates"):
+        values = getattr(attack, key)
+        if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+            yield f"attack.{key}: {twice[0]} is named twice"
     if isinstance(attack, IteratedConfig):
         try:
-            parse_step_size(attack.step_size, 1.0)
+            parse_step_size(attack.step_size, 1.0, attack.norm)
         except ValueError as error:
             yield f"attack.step_size: {error}"
     if attack.name in GRADIENT_FREE:
@@ -150,9 +154,11 @@ def _attack(config: RunConfig) -> Iterator[str]:
         yield f"attack.gradient: surrogate is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
     if (Gradient.surrogate in attack.gradient) != bool(attack.surrogates):
         yield "attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"
-    for path in [*attack.surrogates, *([config.audit.surrogate] if config.audit.surrogate else [])]:
+    named = [("attack.surrogates", path) for path in attack.surrogates]
+    named += [("audit.surrogate", config.audit.surrogate)] if config.audit.surrogate else []
+    for key, path in named:
         if not Path(path).expanduser().exists():
-            yield f"attack.surrogates: {path} does not exist (a run directory or a checkpoint file)"
+            yield f"{key}: {path} does not exist (a run directory or a checkpoint file)"
     if attack.targeted is not None and not climbs:
         yield f"attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
     if attack.eot > 1 and not (climbs or attack.name.startswith("apgd")):

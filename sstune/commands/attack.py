@@ -95,6 +95,8 @@ def _cell(
         Stopped: a signal came; the last batch is saved.
     """
     begun = outcomes.get(key)
+    if begun is not None and begun.part == len(method.parts):
+        return begun
     if begun is None and smaller is not None:
         begun = smaller.at_larger_eps()
     elif begun is None:
