@@ -12,7 +12,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
 
-from sstune.schema import LibraryConfig, RunConfig, Start
+from sstune.schema import ClassificationConfig, LibraryConfig, RunConfig, Start
 
 SCHEMA_VERSION = 1
 
@@ -53,6 +53,10 @@ _UNUSED = {
     "finetune": ("attack", "audit", "model"),
     "attack": (*TRAINING_KEYS, "model"),
 }
+_INERT_BY_ADVERSARY: dict[str | None, tuple[str, ...]] = {
+    None: ("adversarial_eps", "adversarial_step_size"),
+    "fgsm": ("adversarial_step_size",),
+}
 _UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
 # Values with which a key changes nothing: it is left out, so runs from before there was the key are found.
 _NEUTRAL: dict[str, dict[str, Any]] = {
@@ -68,6 +72,7 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
         "stream": False,
         "skip_corrupt": False,
     },
+    "task": {"adversarial": None},
     "optimizer": {"lr_factors": [], "freeze": []},
     "attack": {
         "norm": "Linf",
@@ -121,6 +126,8 @@ def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
         inert["attack"] = ("batch_size",)  # draws are keyed by sample
     if config.dataset.train_n is None and config.dataset.shots is None:
         inert["dataset"] = ("subset_seed",)
+    if isinstance(config.task, ClassificationConfig):
+        inert["task"] = _INERT_BY_ADVERSARY.get(config.task.adversarial, ())
     if not config.optimizer.weight_decay_milestones and config.command != "attack":
         inert["optimizer"] = ("weight_decay_milestones", "weight_decay_gamma")
     return inert

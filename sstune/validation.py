@@ -13,6 +13,7 @@ from pathlib import Path
 from sstune.schema import (
     AdamWConfig,
     AscentConfig,
+    ClassificationConfig,
     DownloadedFolderConfig,
     FolderConfig,
     Gradient,
@@ -61,6 +62,20 @@ def parse_step_size(text: str, eps: float, norm: Norm = Norm.linf) -> float:
         raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10") from None
 
 
+def parse_adversary(text: str) -> int | None:
+    """The K of ``"pgdK"``, None of ``"fgsm"``: what ``task.adversarial`` trains against.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text == "fgsm":
+        return None
+    match = re.fullmatch(r"pgd(?P<steps>[1-9]\d{0,3})", text)
+    if match is None:
+        raise ValueError(f"{text!r} is none of fgsm, pgd7, pgd10 (pgd and the number of steps)")
+    return int(match["steps"])
+
+
 def problems(config: RunConfig) -> Iterator[str]:
     """Every way in which a composed configuration cannot be run, as ``key: what was expected``."""
     yield from _out_of_range(config)
@@ -106,6 +121,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         betas = config.optimizer.betas
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             yield f"optimizer.betas: {betas} must be two values >= 0 and < 1"
+    if isinstance(config.task, ClassificationConfig):
+        yield from _adversary(config.task)
     yield from _attack(config)
 
 
@@ -122,6 +139,22 @@ def _training(config: RunConfig) -> Iterator[str]:
     for pattern, factor in config.optimizer.lr_factors.items():
         if not 0 < factor < float("inf"):
             yield f"optimizer.lr_factors: {pattern} has {factor}, expected > 0 (or use optimizer.freeze)"
+
+
+def _adversary(task: ClassificationConfig) -> Iterator[str]:
+    try:
+        if task.adversarial is not None:
+            parse_adversary(task.adversarial)
+    except ValueError as error:
+        yield f"task.adversarial: {error}"
+    try:
+        parse_eps(task.adversarial_eps)
+    except ValueError as error:
+        yield f"task.adversarial_eps: {error}"
+    try:
+        parse_step_size(task.adversarial_step_size, 1.0)
+    except ValueError as error:
+        yield f"task.adversarial_step_size: {error}"
 
 
 def _attack(config: RunConfig) -> Iterator[str]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sstune import validation
 from sstune.composition import known_keys
 from sstune.schema import GROUPS, AdamWConfig, RequestError, RunConfig
-from sstune.validation import parse_eps, parse_step_size, validate
+from sstune.validation import parse_adversary, parse_eps, parse_step_size, validate
 
 Complete = Callable[..., RunConfig]
 
@@ -107,6 +107,20 @@ class TestStepSize:
             parse_step_size(text, 0.5)
 
 
+class TestAdversary:
+    @given(st.integers(1, 9999))
+    def test_pgd_says_its_steps(self, steps: int) -> None:
+        assert parse_adversary(f"pgd{steps}") == steps
+
+    def test_fgsm_has_no_number_of_steps(self) -> None:
+        assert parse_adversary("fgsm") is None
+
+    @pytest.mark.parametrize("text", ["", "pgd", "pgd0", "pgd07", "pgd-1", "pgd10000", "fgsm1", "PGD7", "7"])
+    def test_refuses(self, text: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(repr(text))):
+            parse_adversary(text)
+
+
 class TestValidate:
     def test_reports_everything_at_once(self, complete: Complete) -> None:
         config = complete("train")
@@ -145,6 +159,19 @@ class TestValidate:
                 "dataset.root",
                 "no/where",
                 "dataset.root: no/where does not exist (a directory or a .tar[.xz|.gz])",
+            ),
+            (
+                {},
+                "task.adversarial",
+                "pdg7",
+                "task.adversarial: 'pdg7' is none of fgsm, pgd7, pgd10 (pgd and the number of steps)",
+            ),
+            ({}, "task.adversarial_eps", "2", "task.adversarial_eps: '2' lies outside [0, 1]"),
+            (
+                {},
+                "task.adversarial_step_size",
+                "eps//4",
+                "task.adversarial_step_size: 'eps//4' is none of 2/255, eps/4, 2.5*eps/10",
             ),
             ({}, "seed", -1, "seed: -1 is out of range, expected >= 0"),
             ({}, "seed", 2**32, "seed: 4294967296 is out of range, expected >= 0 and <= 4294967295"),

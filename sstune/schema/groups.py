@@ -154,7 +154,16 @@ class TaskConfig:
 
 @dataclass
 class ClassificationConfig(TaskConfig):
+    """``adversarial``: train on images that this attack has moved (null: on images as they are).
+
+    ``pgdK`` makes K steps of ``adversarial_step_size`` from a random start, ``fgsm`` one of
+    ``adversarial_eps`` from the image itself, both in the Linf ball of radius ``adversarial_eps``.
+    """
+
     label_smoothing: float = 0.0
+    adversarial: str | None = None
+    adversarial_eps: str = "4/255"
+    adversarial_step_size: str = "eps/4"
 
 
 @dataclass
