@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -33,13 +34,14 @@ from sstune.schema import (
 
 
 def parse_eps(text: str, norm: Norm = Norm.linf) -> float:
-    """``"8/255"`` -> 0.0313...; also plain decimals.
+    """``"8/255"`` -> 0.0313...; also ``"0.5/255"`` and plain decimals.
 
     Raises:
         ValueError: not a number between 0 and 1, or under L2, not finite or below 0.
     """
     try:
-        value = float(Fraction(str(text).replace(" ", "")))
+        numerator, *denominators = str(text).replace(" ", "").split("/")
+        value = float(Fraction(numerator) / math.prod(map(Fraction, denominators)))
     except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
         raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
     largest = 1.0 if norm is Norm.linf else 1e6  # the distance of black and white; in L2 it grows with size

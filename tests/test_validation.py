@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from fractions import Fraction
+from functools import reduce
+from operator import truediv
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -42,6 +44,9 @@ class TestEps:
         assert parse_eps(f"{numerator}/{denominator}") == expected
         assert parse_eps(f" {numerator} / {denominator} ") == expected
 
+    def test_half_a_grey_level(self) -> None:
+        assert parse_eps("0.5/255") == 1 / 510
+
     @given(st.floats(0, 1))
     def test_decimals(self, value: float) -> None:
         assert parse_eps(repr(value)) == value
@@ -49,7 +54,7 @@ class TestEps:
     @given(st.text("0123456789eE+-./ nainf_", max_size=8))
     def test_anything_else_is_refused_by_name(self, text: str) -> None:
         try:
-            expected = float(Fraction(text.replace(" ", "")))
+            expected = float(reduce(truediv, map(Fraction, text.replace(" ", "").split("/"))))
         except (ValueError, ArithmeticError):
             expected = math.nan
         if 0 <= expected <= 1:
