@@ -12,18 +12,10 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sstune.report.figures import MARKERS, STYLE, colours_of, file_name, save
-from sstune.report.measurements import (
-    LABELS,
-    LINE,
-    RULES,
-    frame,
-    labels_of,
-    model_settings,
-    rank,
-    without_seeds,
-)
+from sstune.report.looks import MARKERS, STYLE, colours_of, file_name, named, save
+from sstune.report.measurements import LINE, RULES, frame, rank
 from sstune.report.rows import Row, unique
+from sstune.report.variants import LABELS, labels_of, model_settings, without_seeds
 
 MEASURED = {
     "angle": "angle of V and W (°)",
@@ -88,10 +80,16 @@ def _figure(table: pd.DataFrame, title: str) -> Figure:
         for later, line in enumerate(reversed(lines)):
             rule, variant = line["rule"].iloc[0], line["variant"].iloc[0]
             places = [layers.index(layer) for layer in line["layer"]]
-            label = f"{rule} ({variant})" if variant else rule
             marker = MARKERS[markers[rule] % len(MARKERS)]
             size = 3 + 0.8 * (len(lines) - later)  # falling, so that what lies below leaves a rim
-            axes.plot(line[column], places, color=colours[rule], marker=marker, markersize=size, label=label)
+            axes.plot(
+                line[column],
+                places,
+                color=colours[rule],
+                marker=marker,
+                markersize=size,
+                label=named(rule, variant),
+            )
             markers[rule] += 1
         axes.set_xlabel(name)
     panels[0].set_yticks(range(len(layers)), layers)

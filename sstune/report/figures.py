@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
 
 import matplotlib.style
 import pandas as pd
@@ -16,42 +13,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sstune.report.measurements import ATTACKS, GRADIENTS, LINE, RULES, rank
+from sstune.report.looks import STYLE, Looks, file_name, looks_of, named, save, style_of
+from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, rank
 from sstune.report.rows import Row
 from sstune.report.tables import lines
-from sstune.runs import atomic_write
-
-# Okabe and Ito's colours, told apart under any colour blindness
-COLOURS = {
-    "bp": "#000000",
-    "sham": "#999999",
-    "usf": "#0072B2",
-    "frsf": "#E69F00",
-    "brsf": "#009E73",
-    "fa": "#D55E00",
-    "dfa": "#CC79A7",
-    "fa_signed": "#F0E442",
-    "kp": "#999933",
-    "wm": "#882255",
-    "pfa": "#56B4E9",
-    "pfa_o": "#332288",
-}
-OTHER_COLOURS = ("#AA4499", "#88CCEE", "#DDCC77")
-STYLES: dict[str, Literal["--", "-"]] = {"rule": "--", "exact": "-"}
-OTHER_STYLE: Literal["-."] = "-."
-MARKERS = "os^Dv*XP"
-# the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time
-STYLE: list[str | Path | dict[str, Any]] = [
-    "default",
-    {"svg.hashsalt": "sstune", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
-]
 
 
 def accuracy_against_eps(rows: Iterable[Row], stem: str | Path) -> list[Path]:
     """Draw ``stem.png`` and ``stem.svg``; returns what was written, nothing if the rows hold no attack.
 
     One figure for each (dataset, backbone), named ``stem-<dataset>-<backbone>`` if there are several. Panels:
-    a column for each attack, a row for each scale; a rule without a scale (bp) stands in every row.
+    a column for each attack that follows a gradient, a row for each scale; a rule without a scale (bp) stands
+    in every row, and what needs no gradient (a black box, noise, an audit's worst case) in every column.
     """
     rows = list(rows)
     chance = {row["config"]["dataset"]["label"]: 1 / row["n_classes"] for row in rows}
@@ -66,49 +39,25 @@ def accuracy_against_eps(rows: Iterable[Row], stem: str | Path) -> list[Path]:
     return written
 
 
-def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg``, byte for byte the same for the same figure; returns both."""
-    written = []
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        path = Path(f"{stem}.{kind}")
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
-        written.append(path)
-    return written
-
-
-@dataclass(frozen=True)
-class _Look:
-    """Rules differ in colour, the variants of one rule in marker. Widths fall, so that a curve that coincides
-    with an earlier one leaves its rim to be seen."""
-
-    colour: str
-    marker: str
-    width: float
-
-
-Looks = dict[tuple[str, str], _Look]
-
-
 def _figure(cells: pd.DataFrame, title: str, chance: float) -> Figure:
-    attacks = sorted(set(cells["attack"]) - {"clean"}, key=lambda name: rank(name, ATTACKS))
+    attacks = _columns(cells)
     scales = sorted(set(cells["scale"]) - {""}) or [""]
     figure = Figure(figsize=(3.4 * len(attacks) + 0.4, 2.7 * len(scales) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(scales), len(attacks), sharex=True, sharey=True, squeeze=False)
-    looks = _looks(cells)
+    panels = figure.subplots(len(scales), len(attacks), sharex="col", sharey=True, squeeze=False)
+    looks = looks_of(zip(cells["rule"], cells["variant"], strict=True))
     for (row, scale), (column, attack) in itertools.product(enumerate(scales), enumerate(attacks)):
         axes = panels[row, column]
         axes.axhline(100 * chance, color="0.4", linestyle=":", linewidth=1.2)
         axes.set_title(f"{attack}, scale {scale}" if scale else attack)
-        _panel(axes, cells[cells["scale"].isin(["", scale])], attack, looks)
-    for axes in panels[-1]:
-        axes.set_xlabel("eps · 255")
+        _panel(axes, _shown(cells[cells["scale"].isin(["", scale])], attack), looks, _unit(attack))
+    for axes, attack in zip(panels[-1], attacks, strict=True):
+        axes.set_xlabel("eps · 255" if _unit(attack) > 1 else "eps (L2)")
+        eps = sorted({0.0, *(_unit(attack) * _shown(cells, attack)["eps_value"].dropna())})
+        if len(eps) <= 8:
+            axes.set_xticks(eps, [f"{value:.3g}" for value in eps])
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy (%)")
-    eps = sorted({0.0, *(255 * cells["eps_value"].dropna())})
-    if len(eps) <= 8:
-        panels[0, 0].set_xticks(eps, [f"{value:.3g}" for value in eps])
     panels[0, 0].set_ylim(0, 100)
     figure.suptitle(title)
     figure.legend(
@@ -117,20 +66,54 @@ def _figure(cells: pd.DataFrame, title: str, chance: float) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, cells: pd.DataFrame, attack: str, looks: Looks) -> None:
+def _columns(cells: pd.DataFrame) -> list[str]:
+    """The attacks that get a column: those that follow a gradient, or, in a norm that has none, all."""
+    attacks = sorted(set(cells["attack"]) - {"clean"}, key=attack_rank)
+    climbing = set(cells.loc[cells["gradient"] != "", "attack"])
+    norms = {_norm(attack) for attack in climbing}
+    return [attack for attack in attacks if attack in climbing or _norm(attack) not in norms]
+
+
+def _norm(attack: str) -> str:
+    return attack.partition(" ")[2]
+
+
+def _unit(attack: str) -> int:
+    """What eps is multiplied by on the axis: grey levels in Linf."""
+    return 1 if _norm(attack) else 255
+
+
+def _shown(cells: pd.DataFrame, column: str) -> pd.DataFrame:
+    """What a column shows: the clean accuracy, its attack, and what in the same norm needs no gradient."""
+    same_norm = cells["attack"].map(_norm) == _norm(column)
+    return cells[cells["attack"].isin(["clean", column]) | (same_norm & (cells["gradient"] == ""))]
+
+
+def _panel(axes: Axes, cells: pd.DataFrame, looks: Looks, unit: int) -> None:
     """One attack at one scale: a curve for each line and gradient, from the clean accuracy on."""
     for _, line in cells.groupby(LINE, sort=False):
         look = looks[line["rule"].iloc[0], line["variant"].iloc[0]]
         clean = line[line["attack"] == "clean"]
-        attacked = line[line["attack"] == attack]
-        # exact first: where both coincide, as they do for bp, the dashes of rule lie on top
-        for gradient in reversed(_gradients(attacked)):
-            curve = _from_clean(attacked[attacked["gradient"] == gradient], clean)
-            x, mean, std = 255 * curve["eps_value"], 100 * curve["mean"], 100 * curve["std"].fillna(0)
-            style = STYLES.get(gradient, OTHER_STYLE)
-            axes.plot(x, mean, linestyle=style, clip_on=False, **_drawn(look))
+        # exact before rule: where both coincide, as they do for bp, the dashes of rule lie on top
+        for attack, gradient in reversed(_series(line)):
+            curve = line[(line["attack"] == attack) & (line["gradient"] == gradient)]
+            curve = _from_clean(_strongest(curve), clean)
+            x, mean, std = unit * curve["eps_value"], 100 * curve["mean"], 100 * curve["std"].fillna(0)
+            axes.plot(x, mean, linestyle=style_of(attack, gradient), clip_on=False, **look.drawn())
             if (curve["seeds"] > 1).any():
                 axes.fill_between(x, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0)
+
+
+def _series(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """(attack, gradient) of what is not clean, in order."""
+    attacked = cells[cells["attack"] != "clean"]
+    found = set(zip(attacked["attack"], attacked["gradient"], strict=True))
+    return sorted(found, key=lambda pair: (attack_rank(pair[0]), rank(pair[1], GRADIENTS)))
+
+
+def _strongest(curve: pd.DataFrame) -> pd.DataFrame:
+    """At each eps the surrogate that leaves least; other gradients have one source only."""
+    return curve.sort_values("mean", kind="stable").drop_duplicates("eps").sort_values("eps_value")
 
 
 def _from_clean(curve: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
@@ -140,50 +123,21 @@ def _from_clean(curve: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([start.assign(eps_value=0.0), curve[curve["eps_value"] > 0]])
 
 
-def colours_of(rules: Iterable[str]) -> dict[str, str]:
-    """A colour for each rule: its own, or the next free one."""
-    others = [rule for rule in sorted(set(rules)) if rule not in COLOURS]
-    return COLOURS | dict(zip(others, itertools.cycle(OTHER_COLOURS), strict=False))
-
-
-def _looks(cells: pd.DataFrame) -> Looks:
-    """The look of each (rule, variant)."""
-    rules = sorted(set(cells["rule"]), key=lambda name: rank(name, RULES))
-    colours = colours_of(rules)
-    looks: Looks = {}
-    for later, rule in enumerate(reversed(rules)):
-        variants = sorted(set(cells.loc[cells["rule"] == rule, "variant"]))
-        for variant, marker in zip(variants, itertools.cycle(MARKERS), strict=False):
-            looks[rule, variant] = _Look(colours[rule], marker, 1.2 + 0.5 * later)
-    return looks
-
-
-def _drawn(look: _Look) -> dict[str, Any]:
-    return {
-        "color": look.colour,
-        "marker": look.marker,
-        "linewidth": look.width,
-        "markersize": 2.8 + look.width,
-    }
-
-
 def _legend(cells: pd.DataFrame, looks: Looks, chance: float) -> list[Line2D]:
     attacked = cells[cells["attack"] != "clean"]
     drawn = set(zip(attacked["rule"], attacked["variant"], strict=True))
     handles = [
-        Line2D([], [], label=f"{rule} ({variant})" if variant else rule, **_drawn(looks[rule, variant]))
+        Line2D([], [], label=named(rule, variant), **looks[rule, variant].drawn())
         for rule, variant in sorted(drawn, key=lambda pair: (rank(pair[0], RULES), pair[1]))
     ]
-    for gradient in _gradients(attacked):
-        label = f"{gradient} gradient" if gradient else "no gradient"
-        handles.append(Line2D([], [], color="0.4", linestyle=STYLES.get(gradient, OTHER_STYLE), label=label))
+    styles = {_label(attack, gradient): style_of(attack, gradient) for attack, gradient in _series(cells)}
+    handles += [Line2D([], [], color="0.4", linestyle=style, label=label) for label, style in styles.items()]
     return [*handles, Line2D([], [], color="0.4", linestyle=":", label=f"chance ({100 * chance:.3g} %)")]
 
 
-def _gradients(cells: pd.DataFrame) -> Sequence[str]:
-    return sorted(set(cells["gradient"]), key=lambda name: rank(name, GRADIENTS))
-
-
-def file_name(label: object) -> str:
-    """A label as part of a file's name."""
-    return re.sub(r"[^\w.-]+", "_", str(label))
+def _label(attack: str, gradient: str) -> str:
+    """A line style in the legend."""
+    if gradient:
+        return "strongest surrogate" if gradient == "surrogate" else f"{gradient} gradient"
+    name = attack.partition(" ")[0]
+    return "worst case of an audit" if name == "audit" else f"{name}, no gradient"

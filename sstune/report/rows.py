@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sstune.identity import SCHEMA_VERSION
+from sstune.packing import unpack
 from sstune.runs import write_text
-from sstune.schema import RequestError
+from sstune.schema import Norm, RequestError
 from sstune.validation import parse_eps
 
 Row = dict[str, Any]
@@ -68,6 +69,20 @@ def unique(rows: Iterable[Row]) -> list[Row]:
     return sorted(kept.values(), key=_order)
 
 
+def norm_of(row: Row) -> Norm:
+    """The norm in which a row attacked."""
+    return Norm(row["config"].get("attack", {}).get("norm", Norm.linf))
+
+
+def eps_value(row: Row, eps: str) -> float:
+    """An eps of the row as a number, in its norm.
+
+    Raises:
+        ValueError: it is none, or the row's norm is none.
+    """
+    return parse_eps(eps, norm_of(row))
+
+
 def _sources(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
@@ -112,10 +127,12 @@ def _problem(row: Any) -> str | None:
     for ancestor in row["lineage"]:
         if not any(needed <= ancestor.keys() for needed in _ANCESTORS):
             return "lineage: expected a run's command and config or a file's name and sha256"
-    return next(filter(None, map(_measurement_problem, row["measurements"])), None)
+    return next(
+        (problem for entry in row["measurements"] if (problem := _measurement_problem(row, entry))), None
+    )
 
 
-def _measurement_problem(measurement: Any) -> str | None:
+def _measurement_problem(row: Row, measurement: Any) -> str | None:
     try:
         _, attack, _, eps, n, correct = (measurement[key] for key in _COUNTED)
         if not (isinstance(n, int) and isinstance(correct, int) and 0 <= correct <= n and n > 0):
@@ -123,11 +140,14 @@ def _measurement_problem(measurement: Any) -> str | None:
         if (attack is None) != (eps is None):
             return "measurements: an attack needs an eps, and a clean measurement has none"
         if eps is not None:
-            parse_eps(eps)
+            eps_value(row, eps)
+        kept = measurement.get("outcomes")
+        if kept and unpack(kept, n).sum() != correct:
+            return f"measurements: the outcomes of {attack or 'clean'} are not those of {correct} correct"
     except (KeyError, TypeError):
         return f"measurements: expected each to hold {', '.join(_COUNTED)}"
     except ValueError as error:
-        return f"measurements: eps {error}"
+        return f"measurements: {error}"
     return None
 
 

@@ -10,32 +10,31 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from sstune.report.measurements import (
-    ATTACKS,
-    CELL,
-    LABELS,
-    LINE,
-    cell_order,
-    frame,
-    joined,
-    measurements,
-    rank,
-)
+from sstune.report.measurements import CELL, LINE, attack_rank, cell_order, frame, measurements
 from sstune.report.rows import Row
+from sstune.report.statistics import wilson
+from sstune.report.variants import LABELS, joined
 
 __all__ = ["lines", "measurements", "table", "to_csv", "to_latex", "to_text", "wide"]
 
-LONG = [*LINE, "attack", "gradient", "eps", "seeds", "n", "mean", "std"]
+LONG = [*LINE, "attack", "gradient", "source", "eps", "seeds", "n", "mean", "std", "low", "high"]
 MISSING = "--"
 GAP = "  "
 GRADIENT_NOTES = {
     "rule": "rule: attacked through the rule's own backward pass",
     "exact": "exact: through the true gradient of the same weights",
+    "surrogate": "NAME@DIGEST: through the true gradient of that other network",
 }
 
 
 def table(rows: Iterable[Row]) -> pd.DataFrame:
-    """The long table, columns :data:`LONG`: mean and sample std over seeds in [0, 1]; one seed has no std."""
+    """The long table, columns :data:`LONG`: mean and sample std over seeds in [0, 1]; one seed has no std.
+
+    ``low`` and ``high`` are Wilson's 95 % interval for another draw of ``n`` test samples. All seeds are
+    measured on the same ones, so their counts are not pooled: the interval is that of the mean count among
+    n, which holds as the variance of a mean over networks is at most that of one of them. How much
+    networks of other seeds differ is what ``std`` says.
+    """
     return _over_seeds(frame(rows), [*LINE, *CELL, "n"])[LONG]
 
 
@@ -60,8 +59,12 @@ def wide(rows: Iterable[Row]) -> pd.DataFrame:
     """Mean accuracy in [0, 1]: index :data:`LINE`, columns (attack, eps, gradient), NaN where not measured.
 
     Of several sample sizes for one cell (clean: the whole test set, and the attacked part of it) the largest.
+    A surrogate gradient has its source beside it.
     """
-    return _pivot(_largest(lines(rows)), "mean")
+    grid = _pivot(_largest(lines(rows)), "mean")
+    cells = grid.columns.to_frame()
+    cells["gradient"] = [joined(*pair) for pair in zip(cells["gradient"], cells["source"], strict=True)]
+    return grid.set_axis(pd.MultiIndex.from_frame(cells[CELL[:3]]), axis=1)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -104,13 +107,13 @@ class _Layout:
 
     heading: str
     labels: list[str]
-    columns: list[tuple[str, str, str]]
+    columns: list[tuple[str, str, str, str]]
     body: list[tuple[list[str], list[str]]]
     notes: list[str]
 
     def levels(self) -> list[int]:
         """Header levels above the last one: 0 attack, 1 eps; none if all is clean."""
-        return [0, 1] if any(eps for _, eps, _ in self.columns) else []
+        return [0, 1] if any(eps for _, eps, _, _ in self.columns) else []
 
     def spans(self, level: int, columns: Sequence[int] | None = None) -> Iterator[tuple[int, int, str]]:
         """Neighbouring columns of one attack (level 1: and eps): start, stop, name; clean stays unnamed."""
@@ -122,8 +125,11 @@ class _Layout:
             start = stop
 
     def names(self) -> list[str]:
-        """The last header level."""
-        return ["clean" if attack == "clean" else gradient for attack, _, gradient in self.columns]
+        """The last header level: whose gradient."""
+        return [
+            "clean" if attack == "clean" else source or gradient
+            for attack, _, gradient, source in self.columns
+        ]
 
 
 def _layout(rows: Iterable[Row], plus_minus: str) -> _Layout:
@@ -156,7 +162,7 @@ def _notes(cells: pd.DataFrame, missing: bool) -> list[str]:
 def _per_attack(cells: pd.DataFrame, column: str) -> str:
     """``"10000 (clean), 1000 (fgsm, pgd)"``, or one number where all agree."""
     attacks: dict[str, list[str]] = {}
-    for attack in sorted(cells["attack"].unique(), key=lambda name: rank(name, ATTACKS)):
+    for attack in sorted(cells["attack"].unique(), key=attack_rank):
         low, high = cells.loc[cells["attack"] == attack, column].agg(["min", "max"])
         attacks.setdefault(f"{low}" if low == high else f"{low} to {high}", []).append(attack)
     if len(attacks) == 1:
@@ -166,7 +172,10 @@ def _per_attack(cells: pd.DataFrame, column: str) -> str:
 
 def _over_seeds(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     found = frame.groupby(keys, sort=False, dropna=False)["accuracy"].agg(["size", "mean", "std"])
-    return found.rename(columns={"size": "seeds"}).reset_index()
+    found = found.rename(columns={"size": "seeds"}).reset_index()
+    intervals = [wilson(mean * n, n) for mean, n in zip(found["mean"], found["n"], strict=True)]
+    found["low"], found["high"] = zip(*intervals, strict=True)
+    return found
 
 
 def _largest(cells: pd.DataFrame) -> pd.DataFrame:

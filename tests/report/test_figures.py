@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sstune.report import figures
-from sstune.report.figures import COLOURS, accuracy_against_eps
+from sstune.report.figures import accuracy_against_eps
+from sstune.report.looks import COLOURS
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_variants_and_unknown_rules_and_gradients_get_looks_of_their_own(
     looks = [(line.get_color(), line.get_marker()) for line in legend.get_lines()[:3]]
     assert len(set(looks)) == 3
     assert looks[0][0] == looks[1][0] == "#000000" != looks[2][0]
-    assert handles["no gradient"].get_linestyle() == "-."
+    assert handles["square, no gradient"].get_linestyle() == "-."
 
 
 def test_one_figure_for_each_dataset_and_backbone(make: Any, tmp_path: Path) -> None:

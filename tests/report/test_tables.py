@@ -32,11 +32,11 @@ def test_long_table_by_hand(make: Any) -> None:
         parent = make.finetune("usf", seed, correct=9000 + 100 * seed)
         rows += [parent, make.attack(parent, clean=clean, counts={"8/255": (rule, exact)})]
     assert to_csv(table(rows)) == (
-        "backbone,dataset,rule,scale,variant,attack,gradient,eps,seeds,n,mean,std\n"
-        "resnet20,cifar10-jpeg,usf,weight_rms,,clean,,,3,1000,0.896667,0.015275\n"
-        "resnet20,cifar10-jpeg,usf,weight_rms,,clean,,,3,10000,0.910000,0.010000\n"
-        "resnet20,cifar10-jpeg,usf,weight_rms,,pgd,rule,8/255,3,1000,0.730000,0.030000\n"
-        "resnet20,cifar10-jpeg,usf,weight_rms,,pgd,exact,8/255,3,1000,0.010000,0.010000\n"
+        "backbone,dataset,rule,scale,variant,attack,gradient,source,eps,seeds,n,mean,std,low,high\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,clean,,,,3,1000,0.896667,0.015275,0.876258,0.914040\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,clean,,,,3,10000,0.910000,0.010000,0.904232,0.915453\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,pgd,rule,,8/255,3,1000,0.730000,0.030000,0.701642,0.756598\n"
+        "resnet20,cifar10-jpeg,usf,weight_rms,,pgd,exact,,8/255,3,1000,0.010000,0.010000,0.005441,0.018309\n"
     )
 
 
@@ -44,7 +44,7 @@ def test_one_seed_has_no_std(make: Any) -> None:
     found = table([make.finetune()])
     assert found["std"].isna().all()
     assert list(found["seeds"]) == [1]
-    assert to_csv(found).split("\n")[1].endswith(",1,10000,0.900000,")
+    assert to_csv(found).split("\n")[1].endswith(",1,10000,0.900000,,0.893966,0.905727")
 
 
 def test_measurements_are_tidy_and_of_the_test_split(make: Any) -> None:

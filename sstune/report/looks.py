@@ -1,0 +1,117 @@
+"""How figures look: a colour for each rule, a line style for each gradient; and how they are written."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.typing import LineStyleType
+
+from sstune.report.measurements import RULES, rank
+from sstune.runs import atomic_write
+
+# Okabe and Ito's colours, told apart under any colour blindness
+COLOURS = {
+    "bp": "#000000",
+    "sham": "#999999",
+    "usf": "#0072B2",
+    "frsf": "#E69F00",
+    "brsf": "#009E73",
+    "fa": "#D55E00",
+    "dfa": "#CC79A7",
+    "fa_signed": "#F0E442",
+    "kp": "#999933",
+    "wm": "#882255",
+    "pfa": "#56B4E9",
+    "pfa_o": "#332288",
+}
+OTHER_COLOURS = ("#AA4499", "#88CCEE", "#DDCC77")
+# of a gradient; of an attack that needs none
+STYLES: dict[str, LineStyleType] = {"rule": "--", "exact": "-", "surrogate": (0, (8, 2))}
+BLACK_BOX_STYLES: dict[str, LineStyleType] = {
+    "square": "-.",
+    "rays": (0, (4, 1.5, 1, 1.5, 1, 1.5)),
+    "noise": (0, (1, 4)),
+    "audit": (0, (1, 1)),
+}
+OTHER_STYLE: LineStyleType = "-."
+MARKERS = "os^Dv*XP"
+# the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time
+STYLE: list[str | Path | dict[str, Any]] = [
+    "default",
+    {"svg.hashsalt": "sstune", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
+]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Rules differ in colour, the variants of one rule in marker. Widths fall, so that a curve that coincides
+    with an earlier one leaves its rim to be seen."""
+
+    colour: str
+    marker: str
+    width: float
+
+    def drawn(self) -> dict[str, Any]:
+        """As matplotlib's line properties."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linewidth": self.width,
+            "markersize": 2.8 + self.width,
+        }
+
+
+Looks = dict[tuple[str, str], Look]
+
+
+def looks_of(lines: Iterable[tuple[str, str]]) -> Looks:
+    """The look of each (rule, variant)."""
+    lines = set(lines)
+    rules = sorted({rule for rule, _ in lines}, key=lambda name: rank(name, RULES))
+    colours = colours_of(rules)
+    looks: Looks = {}
+    for later, rule in enumerate(reversed(rules)):
+        variants = sorted(variant for name, variant in lines if name == rule)
+        for variant, marker in zip(variants, itertools.cycle(MARKERS), strict=False):
+            looks[rule, variant] = Look(colours[rule], marker, 1.2 + 0.5 * later)
+    return looks
+
+
+def colours_of(rules: Iterable[str]) -> dict[str, str]:
+    """A colour for each rule: its own, or the next free one."""
+    others = [rule for rule in sorted(set(rules)) if rule not in COLOURS]
+    return COLOURS | dict(zip(others, itertools.cycle(OTHER_COLOURS), strict=False))
+
+
+def style_of(attack: str, gradient: str) -> LineStyleType:
+    """The line style of an attack through ``gradient``; "" is one that needs none."""
+    if gradient:
+        return STYLES.get(gradient, OTHER_STYLE)
+    return BLACK_BOX_STYLES.get(attack.partition(" ")[0], OTHER_STYLE)
+
+
+def named(rule: str, variant: str) -> str:
+    """What a legend calls a line."""
+    return f"{rule} ({variant})" if variant else rule
+
+
+def file_name(label: object) -> str:
+    """A label as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "_", str(label))
+
+
+def save(figure: Figure, stem: str | Path) -> list[Path]:
+    """Write ``stem.png`` and ``stem.svg``, byte for byte the same for the same figure; returns both."""
+    written = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        path = Path(f"{stem}.{kind}")
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+        written.append(path)
+    return written

@@ -1,0 +1,154 @@
+"""Which measurements may be averaged: what a network and an attack came from, and how lines are told apart.
+
+Runs that differ in nothing but seeds share a table line. Runs that agree on backbone, dataset, rule and scale
+but differ elsewhere get lines of their own, told apart by ``variant``, which names those keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sstune.report.rows import Row, eps_value
+
+LABELS = ["backbone", "dataset", "rule", "scale"]
+# What belongs to the single measurement, and what changes no figure.
+_NOT_SETTINGS = ("name", "eps", "gradient", "norm", "save_images")
+
+Settings = dict[str, str]
+
+
+def labels_of(row: Row) -> dict[str, str]:
+    """The columns :data:`LABELS` of a row."""
+    config = row["config"]
+    return {
+        "backbone": config["backbone"]["name"],
+        "dataset": config["dataset"]["label"],
+        "rule": config["rule"]["name"],
+        "scale": config["rule"].get("scale", ""),
+    }
+
+
+def name_variants(records: Sequence[dict[str, Any]]) -> None:
+    """Add ``variant`` and its halves, ``model_variant`` and ``attack_variant``.
+
+    Args:
+        records: each with :data:`LABELS`, ``attack``, and its ``model`` and ``settings`` without seeds.
+    """
+    _name_part(records, "model", LABELS, _by_origin)
+    # an attack run in two ways is not one attack: say so across all rules on a dataset, which readers compare
+    _name_part(records, "settings", ["backbone", "dataset", "attack"], _differences)
+    for record in records:
+        record["variant"] = joined(record["model_variant"], record["attack_variant"])
+
+
+def _name_part(
+    records: Sequence[dict[str, Any]],
+    part: str,
+    shared: Sequence[str],
+    name: Callable[[Sequence[Settings]], list[str]],
+) -> None:
+    """Where records agree on ``shared``, name what else tells their ``part`` apart."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[key] for key in shared), []).append(record)
+    column = {"model": "model_variant", "settings": "attack_variant"}[part]
+    for group in groups.values():
+        for record, variant in zip(group, name([record[part] for record in group]), strict=True):
+            record[column] = variant
+
+
+def _by_origin(models: Sequence[Settings], depth: int = 0) -> list[str]:
+    """Nets that came through another command or file differ in many keys, which need no naming: one look back
+    at a time, only nets of one origin are compared further."""
+    here = {"init_from." * depth + key for key in ("command", "file")}
+    if not any(here & model.keys() for model in models):
+        return _differences(models)
+    origins = _differences([{key: model[key] for key in here & model.keys()} for model in models])
+    names = list(origins)
+    for origin in set(origins):
+        same = [index for index, name in enumerate(origins) if name == origin]
+        for index, rest in zip(same, _by_origin([models[index] for index in same], depth + 1), strict=True):
+            names[index] = joined(origin, rest)
+    return names
+
+
+def _differences(settings: Sequence[Settings]) -> list[str]:
+    """For each, the ``key=value`` pairs that are not common to all."""
+    common = set.intersection(*(set(one.items()) for one in settings))
+    return [
+        " ".join(f"{key}={value}" for key, value in sorted(set(one.items()) - common)) for one in settings
+    ]
+
+
+def joined(*names: str) -> str:
+    """The names that are not empty, with spaces between."""
+    return " ".join(filter(None, names))
+
+
+def model_settings(row: Row) -> Settings:
+    """What the measured model came from: dotted keys -> text, seeds included, ancestors under ``init_from.``.
+
+    An attack's model is its parent run, so a finetune row and the attacks on it agree. Where the attack chose
+    another value than the parent (say, another rule), the parent's stands under ``as_trained.``.
+    """
+    config, ancestors = row["config"], list(row["lineage"])
+    if row["command"] != "attack":
+        settings = {"command": row["command"]} | flatten(config)
+    else:
+        sections = ("backbone", "dataset", "task", "rule")
+        settings = flatten({key: config[key] for key in sections if key in config})
+        if ancestors and "config" in ancestors[-1]:
+            trained = _stage(ancestors.pop())
+            changed = [key for key, value in settings.items() if trained.get(key, value) != value]
+            settings = trained | settings | {f"as_trained.{key}": trained[key] for key in changed}
+        else:
+            settings["command"] = "attack"
+    data = row.get("datasets", {}).get("test")
+    if data is not None:  # a configuration names data by label only, and may be used on other data
+        settings["datasets.test"] = data["digest"][:8]
+    for depth, ancestor in enumerate(reversed(ancestors), start=1):
+        settings |= {"init_from." * depth + key: value for key, value in _stage(ancestor).items()}
+    return settings
+
+
+def attack_settings(row: Row) -> Settings:
+    """How the row attacked; name, norm, eps and gradient belong to the single measurement.
+
+    With a cascade the figure at one eps depends on the smaller ones that were tried before, so the list of
+    them is a setting; and a surrogate that an audit transferred from is one.
+    """
+    attack, audit = row["config"].get("attack", {}), row["config"].get("audit", {})
+    settings = flatten({key: attack[key] for key in attack if key not in _NOT_SETTINGS}, "attack.")
+    settings |= flatten(audit, "audit.")
+    if attack.get("cascade"):
+        settings["attack.eps"] = " ".join(sorted(attack["eps"], key=lambda eps: eps_value(row, eps)))
+    sources = {cell.get("source") for cell in row.get("audit", {}).get("cells", [])} - {None, ""}
+    if sources:
+        settings["audit.surrogate"] = " ".join(sorted(sources))
+    return settings
+
+
+def without_seeds(settings: Settings) -> Settings:
+    """What runs must share to be averaged."""
+    return {key: value for key, value in settings.items() if key.rpartition(".")[2] != "seed"}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
+    """``{"a": {"b": [1]}}`` -> ``{"a.b": "[1]"}``."""
+    flat: Settings = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return flat
+
+
+def _stage(ancestor: Mapping[str, Any]) -> Settings:
+    """One entry of a lineage. Runs compare by their configs, not by identities, which hold the seed."""
+    if "config" in ancestor:
+        return {"command": ancestor["command"]} | flatten(ancestor["config"])
+    return {"file": f"{Path(ancestor['file']).name}@{ancestor['sha256'][:8]}"}
