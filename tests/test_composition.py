@@ -37,6 +37,7 @@ EXPERIMENTS = {
     "quickstart": ["experiment=quickstart"],
     "cifar10_jpeg": ["experiment=cifar10_jpeg", "dataset.root=."],
     "adversarial_cifar10_jpeg": ["experiment=adversarial_cifar10_jpeg", "dataset.root=."],
+    "audit_cifar10_jpeg": ["experiment=audit_cifar10_jpeg", "dataset.root=."],
     "mnist_mlp": ["experiment=mnist_mlp"],
     "imagenet_biotorch": ["experiment=imagenet_biotorch", "dataset.root=."],
     "imagenet_xiao": ["experiment=imagenet_xiao", "dataset.root=."],
