@@ -156,7 +156,11 @@ def _notes(cells: pd.DataFrame, missing: bool) -> list[str]:
     spread = " (mean and sample std over seeds)" if (cells["seeds"] > 1).any() else ""
     counts = f"accuracy in %{spread}; n = {_per_attack(cells, 'n')}; seeds = {_per_attack(cells, 'seeds')}"
     words = [note for gradient, note in GRADIENT_NOTES.items() if (cells["gradient"] == gradient).any()]
-    return [counts, *filter(None, ["; ".join([*words, *([f"{MISSING}: not measured"] if missing else [])])])]
+    if (cells["attack"] == "audit").any():
+        words.append("audit: the worst case over all that an audit tried")
+    if missing:
+        words.append(f"{MISSING}: not measured")
+    return [counts, *filter(None, ["; ".join(words)])]
 
 
 def _per_attack(cells: pd.DataFrame, column: str) -> str:
