@@ -9,9 +9,13 @@ MNIST := $(SHARED)/data/mnist.tar.xz
 TINY_IMAGENET := $(SHARED)/data/tiny-imagenet-32.tar.xz
 RESNET20 := $(SHARED)/checkpoints/resnet20-12fca82f.th
 
+FAULTS := saturated randomly_resized flat_relu quantised left_in_train_mode
+comma := ,
+space := $(subst ,, )
+
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart reproduce reproduce-cifar10-jpeg reproduce-mnist reproduce-transfer test lint format \
-    bench bench-train gpu clean
+.PHONY: help install quickstart reproduce reproduce-cifar10-jpeg reproduce-mnist reproduce-transfer reproduce-audit \
+    test lint format bench bench-train bench-attack gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -35,7 +39,7 @@ quickstart: .venv/installed  ## the main job on embedded digits: train, fine-tun
 
 reproduce: quickstart  ## every experiment whose data is there; resumes, and skips what is done
 ifneq ($(wildcard $(CIFAR)),)
-	$(MAKE) reproduce-cifar10-jpeg
+	$(MAKE) reproduce-cifar10-jpeg reproduce-audit
 else
 	@echo "left out: cifar10-jpeg, as $(CIFAR) is not there (make reproduce SHARED=FOLDER)"
 endif
@@ -82,6 +86,20 @@ reproduce-transfer: .venv/installed  ## ResNet-20 from tiny-imagenet-32 to cifar
 	$(BIN)/sstune train experiment=transfer_cifar10_jpeg dataset.root=$(CIFAR) backbone=resnet20
 	$(BIN)/sstune report runs/tiny-imagenet-32 runs/transfer --out results/transfer
 
+# The checkpoint as it is, converted without changing a weight; with five planted faults; and two trained nets:
+# one by BP, to transfer from, and one adversarially.
+AUDIT = $(BIN)/sstune attack -m experiment=audit_cifar10_jpeg dataset.root=$(CIFAR) \
+    audit.surrogate=$$(ls -d runs/cifar10-jpeg/finetune/resnet20-cifar10-jpeg-bp-s0-* | head -1)
+
+reproduce-audit: .venv/installed  ## the masking audit of converted, faulty and adversarially trained nets (hours)
+	$(BIN)/sstune finetune experiment=cifar10_jpeg dataset.root=$(CIFAR) init_from=$(RESNET20) rule=bp
+	$(BIN)/sstune finetune experiment=adversarial_cifar10_jpeg dataset.root=$(CIFAR) init_from=$(RESNET20)
+	$(AUDIT) init_from=$(RESNET20) rule=bp,sham,pfa_o
+	$(AUDIT) init_from=$(RESNET20) rule=usf,frsf,brsf,fa rule.scale=xavier,weight_rms
+	$(AUDIT) 'init_from=runs/adversarial-cifar10-jpeg/finetune/*'
+	CHECKPOINT=$(RESNET20) $(AUDIT) model.import=$(subst $(space),$(comma),$(FAULTS:%=scripts.faults:%))
+	$(BIN)/sstune report runs/audit --out results/audit
+
 # What waits for a machine with a GPU: nothing of it has been run.
 gpu: .venv/installed  ## the benches and ResNet-18's transfer on a GPU
 	$(BIN)/python scripts/bench.py step --device cuda --batch-size 512 --compile --precision bf16 --warmup 5 \
@@ -90,6 +108,8 @@ gpu: .venv/installed  ## the benches and ResNet-18's transfer on a GPU
 	    --compile reduce_overhead --workers 16 --out results/bench/train-resnet20-cuda.csv
 	$(BIN)/python scripts/bench.py train --device cuda --data $(CIFAR) --venv .venv-biotorch --steps 20 \
 	    --backbone resnet18 --batch-size 512 --workers 16 --out results/bench/train-resnet18-cuda.csv
+	$(BIN)/python scripts/bench.py attack --device cuda --data $(CIFAR) --checkpoint $(RESNET20) \
+	    --out results/bench/attack-cuda.csv
 	$(BIN)/sstune train experiment=tiny_imagenet_32 dataset.root=$(TINY_IMAGENET)
 	$(BIN)/sstune finetune -m experiment=transfer_cifar10_jpeg dataset.root=$(CIFAR) rule=bp,usf,frsf,brsf \
 	    'init_from=runs/tiny-imagenet-32/train/resnet18*'
@@ -110,6 +130,9 @@ format: .venv/installed-dev  ## let ruff rewrite
 
 bench: .venv/installed  ## step time and memory of each rule against bp
 	$(BIN)/python scripts/bench.py step
+
+bench-attack: .venv/installed  ## PGD at four eps against the plain torchattacks loop
+	$(BIN)/python scripts/bench.py attack --data $(CIFAR) --checkpoint $(RESNET20)
 
 bench-train: .venv/installed  ## training throughput against a plain PyTorch loop (needs the CIFAR archive)
 	$(BIN)/python scripts/bench.py train --data $(CIFAR)

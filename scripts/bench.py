@@ -5,6 +5,7 @@
     python scripts/bench.py step --device cuda --batch-size 512 --compile --precision bf16 --warmup 5
     python scripts/bench.py train --data cifar10.tar.xz       # beside a plain loop; see bench_train.py
     python scripts/bench.py train --data cifar10.tar.xz --backbone resnet18 --batch-size 512 --steps 1
+    python scripts/bench.py attack --data cifar10.tar.xz --checkpoint resnet20.th   # see bench_attack.py
 
 ``step``. Time: one training step (redraw, forward, backward, SGD update). All networks take turns within a
 round and the order rotates, so a machine that slows down slows all of them; the figure is the median over
@@ -189,7 +190,7 @@ def bench_step(arguments: argparse.Namespace) -> pd.DataFrame:
 
 FIXED = [
     "backbone", "dataset", "compiled", "precision", "batch_size", "rounds", "steps", "threads", "workers",
-    "device", "torch",
+    "device", "torch", "n", "clean",
 ]  # fmt: skip
 
 
@@ -220,7 +221,18 @@ def parse() -> argparse.Namespace:
     train.add_argument("--rules", nargs="+", default=["bp", "usf"])
     train.add_argument("--venv", type=Path, help="BioTorch's environment, made if need be; to have it beside")
     train.set_defaults(measure=bench_train)
-    for command in (step, train):
+    attack = commands.add_parser("attack", help="PGD at several eps against the plain torchattacks loop")
+    attack.add_argument("--data", required=True, help="archive or folder of cifar10-jpeg")
+    attack.add_argument("--checkpoint", required=True, type=Path, help="a ResNet-20's weights")
+    attack.add_argument("--n", type=int, default=2000, help="test images")
+    attack.add_argument("--eps", nargs="+", default=["1/255", "2/255", "4/255", "8/255"], help="ascending")
+    attack.add_argument("--steps", type=int, default=20)
+    attack.add_argument("--share", type=int, default=250, help="images of a turn")
+    attack.add_argument("--batch-size", type=int, help="of both sides (default: plain 128, ours what fits)")
+    attack.add_argument("--compile", action="store_true", help="ours by torch.compile")
+    attack.add_argument("--rules", nargs="+", default=["bp exact", "usf rule"], help="'RULE GRADIENT'")
+    attack.set_defaults(measure=bench_attack)
+    for command in (step, train, attack):
         command.add_argument("--device", default="auto")
         command.add_argument("--out", type=Path, help="CSV file")
     return parser.parse_args()
@@ -229,6 +241,13 @@ def parse() -> argparse.Namespace:
 def bench_train(arguments: argparse.Namespace) -> pd.DataFrame:
     """See bench_train.py; in BioTorch's environment if one is named."""
     from bench_train import measure
+
+    return measure(arguments)
+
+
+def bench_attack(arguments: argparse.Namespace) -> pd.DataFrame:
+    """See bench_attack.py."""
+    from bench_attack import measure
 
     return measure(arguments)
 

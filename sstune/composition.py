@@ -141,7 +141,8 @@ def options(group: str) -> list[str]:
 def restore(values: dict[str, Any]) -> RunConfig:
     """A configuration from the plain values of a run's ``config.yaml``.
 
-    The dataclass of each group is the smallest one with all those fields; an older version may have had less.
+    The dataclass of each group is the one of its name, or the smallest one, that has all those fields; an
+    older version may have had less.
 
     Raises:
         RequestError: the values fit no schema of this version.
@@ -152,12 +153,15 @@ def restore(values: dict[str, Any]) -> RunConfig:
     root = OmegaConf.structured(command)
     for group, choices in GROUPS.items():
         section = values.get(group)
-        names = set(section) if isinstance(section, dict) else set()
-        able = [option for option in choices.values() if names <= {item.name for item in fields(option)}]
-        if not names or not able:
-            raise RequestError(f"{group}: {sorted(names)} are the keys of no {group} of this version")
-        smallest = min(able, key=lambda option: len(fields(option)))
-        root[group] = OmegaConf.merge(OmegaConf.structured(smallest), section)
+        section = section if isinstance(section, dict) else {}
+        able = [
+            option for option in choices.values() if set(section) <= {item.name for item in fields(option)}
+        ]
+        if not section or not able:
+            raise RequestError(f"{group}: {sorted(section)} are the keys of no {group} of this version")
+        named = choices.get(section.get("name", ""))
+        chosen = named if named in able else min(able, key=lambda option: len(fields(option)))
+        root[group] = OmegaConf.merge(OmegaConf.structured(chosen), section)
     try:
         rest = {key: value for key, value in values.items() if key not in GROUPS}
         merged = OmegaConf.merge(root, rest)

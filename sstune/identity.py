@@ -9,9 +9,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from typing import Any
 
-from sstune.schema import LibraryConfig, RunConfig, Start
+from sstune.schema import ClassificationConfig, LibraryConfig, RunConfig, Start
 
 SCHEMA_VERSION = 1
 
@@ -52,6 +53,10 @@ _UNUSED = {
     "finetune": ("attack", "audit", "model"),
     "attack": (*TRAINING_KEYS, "model"),
 }
+_INERT_BY_ADVERSARY: dict[str | None, tuple[str, ...]] = {
+    None: ("adversarial_eps", "adversarial_step_size"),
+    "fgsm": ("adversarial_step_size",),
+}
 _UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
 # Values with which a key changes nothing: it is left out, so runs from before there was the key are found.
 _NEUTRAL: dict[str, dict[str, Any]] = {
@@ -67,6 +72,7 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
         "stream": False,
         "skip_corrupt": False,
     },
+    "task": {"adversarial": None},
     "optimizer": {"lr_factors": [], "freeze": []},
     "attack": {
         "norm": "Linf",
@@ -120,23 +126,25 @@ def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
         inert["attack"] = ("batch_size",)  # draws are keyed by sample
     if config.dataset.train_n is None and config.dataset.shots is None:
         inert["dataset"] = ("subset_seed",)
+    if isinstance(config.task, ClassificationConfig):
+        inert["task"] = _INERT_BY_ADVERSARY.get(config.task.adversarial, ())
     if not config.optimizer.weight_decay_milestones and config.command != "attack":
         inert["optimizer"] = ("weight_decay_milestones", "weight_decay_gamma")
     return inert
 
 
-def plain(value: Any) -> Any:
-    """Enums as their values, in nested lists and mappings."""
+def plain(value: Any, names: bool = False) -> Any:
+    """Enums as their values, or as their ``names``, in nested lists and mappings."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, names) for key, item in value.items()}
     if isinstance(value, list):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, str) else value
+        return [plain(item, names) for item in value]
+    if isinstance(value, StrEnum):
+        return value.name if names else value.value
+    return value
 
 
-def identity(
-    config: RunConfig, parent: str | None, data: str | None, surrogates: Sequence[str] = ()
-) -> str:
+def identity(config: RunConfig, parent: str | None, data: str | None, surrogates: Sequence[str] = ()) -> str:
     """sha256 over what the outcome depends on.
 
     Args:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -150,7 +150,7 @@ class Run:
                     os.replace(path, path.with_name(f"previous.{name}"))
         for leftover in self.directory.glob(".*.*"):  # of a write that a kill cut short
             leftover.unlink()
-        config = plain(asdict(self.config))
+        config = plain(asdict(self.config), names=True)  # as on a command line
         if config["init_from"] is not None:
             config["init_from"] = str(Path(config["init_from"]).expanduser().resolve())
         write_text(self.directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -165,8 +165,7 @@ class Run:
             "command": self.config.command,
             "config": semantic(self.config),
             "lineage": self.lineage,
-            "versions": _versions(),
-            "git": _git(),
+            **provenance(),
             **measured,
         }
         write_json(self.directory / "result.json", row)
@@ -192,13 +191,21 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     return row
 
 
-_RECORDED = ("torch", "torchvision", "timm", "torchattacks", "hydra-core", "numpy")
+def provenance() -> dict[str, Any]:
+    """Which code a figure comes from: ``versions`` of packages, ``git`` commit and whether it was dirty."""
+    return {"versions": _versions(), "git": _git()}
+
+
+_RECORDED = ("torch", "torchvision", "timm", "torchattacks", "pyautoattack", "hydra-core", "numpy")
 
 
 @cache
 def _versions() -> dict[str, str]:
-    installed = {name: importlib.metadata.version(name) for name in _RECORDED}
-    return {"sstune": __version__, "python": platform.python_version(), **installed}
+    versions = {"sstune": __version__, "python": platform.python_version()}
+    for name in _RECORDED:
+        with suppress(importlib.metadata.PackageNotFoundError):  # an extra
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 @cache

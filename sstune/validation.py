@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,6 +14,7 @@ from pathlib import Path
 from sstune.schema import (
     AdamWConfig,
     AscentConfig,
+    ClassificationConfig,
     DownloadedFolderConfig,
     FolderConfig,
     Gradient,
@@ -32,13 +34,14 @@ from sstune.schema import (
 
 
 def parse_eps(text: str, norm: Norm = Norm.linf) -> float:
-    """``"8/255"`` -> 0.0313...; also plain decimals.
+    """``"8/255"`` -> 0.0313...; also ``"0.5/255"`` and plain decimals.
 
     Raises:
         ValueError: not a number between 0 and 1, or under L2, not finite or below 0.
     """
     try:
-        value = float(Fraction(str(text).replace(" ", "")))
+        numerator, *denominators = str(text).replace(" ", "").split("/")
+        value = float(Fraction(numerator) / math.prod(map(Fraction, denominators)))
     except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
         raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
     largest = 1.0 if norm is Norm.linf else 1e6  # the distance of black and white; in L2 it grows with size
@@ -47,11 +50,11 @@ def parse_eps(text: str, norm: Norm = Norm.linf) -> float:
     return value
 
 
-def parse_step_size(text: str, eps: float) -> float:
+def parse_step_size(text: str, eps: float, norm: Norm = Norm.linf) -> float:
     """``"eps/4"`` or ``"2*eps"`` relative to ``eps``, otherwise absolute as :func:`parse_eps`."""
     text = str(text).replace(" ", "")
     if "eps" not in text:
-        return parse_eps(text)
+        return parse_eps(text, norm)
     match = re.fullmatch(r"(?:(?P<factor>[\d.]+)\*)?eps(?:/(?P<divisor>[\d.]+))?", text)
     if match is None:
         raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10")
@@ -59,6 +62,20 @@ def parse_step_size(text: str, eps: float) -> float:
         return eps * float(match["factor"] or 1) / float(match["divisor"] or 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10") from None
+
+
+def parse_adversary(text: str) -> int | None:
+    """The K of ``"pgdK"``, None of ``"fgsm"``: what ``task.adversarial`` trains against.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if text == "fgsm":
+        return None
+    match = re.fullmatch(r"pgd(?P<steps>[1-9]\d{0,3})", text)
+    if match is None:
+        raise ValueError(f"{text!r} is none of fgsm, pgd7, pgd10 (pgd and the number of steps)")
+    return int(match["steps"])
 
 
 def problems(config: RunConfig) -> Iterator[str]:
@@ -106,6 +123,8 @@ def problems(config: RunConfig) -> Iterator[str]:
         betas = config.optimizer.betas
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             yield f"optimizer.betas: {betas} must be two values >= 0 and < 1"
+    if isinstance(config.task, ClassificationConfig):
+        yield from _adversary(config.task)
     yield from _attack(config)
 
 
@@ -124,6 +143,22 @@ def _training(config: RunConfig) -> Iterator[str]:
             yield f"optimizer.lr_factors: {pattern} has {factor}, expected > 0 (or use optimizer.freeze)"
 
 
+def _adversary(task: ClassificationConfig) -> Iterator[str]:
+    try:
+        if task.adversarial is not None:
+            parse_adversary(task.adversarial)
+    except ValueError as error:
+        yield f"task.adversarial: {error}"
+    try:
+        parse_eps(task.adversarial_eps)
+    except ValueError as error:
+        yield f"task.adversarial_eps: {error}"
+    try:
+        parse_step_size(task.adversarial_step_size, 1.0)
+    except ValueError as error:
+        yield f"task.adversarial_step_size: {error}"
+
+
 def _attack(config: RunConfig) -> Iterator[str]:
     attack = config.attack
     if not attack.eps:
@@ -133,9 +168,13 @@ def _attack(config: RunConfig) -> Iterator[str]:
             parse_eps(eps, attack.norm)
         except ValueError as error:
             yield f"attack.eps: {error}"
+    for key in ("eps", "gradient", "surrogates"):
+        values = getattr(attack, key)
+        if twice := sorted({str(value) for value in values if values.count(value) > 1}):
+            yield f"attack.{key}: {twice[0]} is named twice"
     if isinstance(attack, IteratedConfig):
         try:
-            parse_step_size(attack.step_size, 1.0)
+            parse_step_size(attack.step_size, 1.0, attack.norm)
         except ValueError as error:
             yield f"attack.step_size: {error}"
     if attack.name in GRADIENT_FREE:
@@ -150,9 +189,11 @@ def _attack(config: RunConfig) -> Iterator[str]:
         yield f"attack.gradient: surrogate is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
     if (Gradient.surrogate in attack.gradient) != bool(attack.surrogates):
         yield "attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"
-    for path in [*attack.surrogates, *([config.audit.surrogate] if config.audit.surrogate else [])]:
+    named = [("attack.surrogates", path) for path in attack.surrogates]
+    named += [("audit.surrogate", config.audit.surrogate)] if config.audit.surrogate else []
+    for key, path in named:
         if not Path(path).expanduser().exists():
-            yield f"attack.surrogates: {path} does not exist (a run directory or a checkpoint file)"
+            yield f"{key}: {path} does not exist (a run directory or a checkpoint file)"
     if attack.targeted is not None and not climbs:
         yield f"attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
     if attack.eot > 1 and not (climbs or attack.name.startswith("apgd")):

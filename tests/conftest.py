@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from sstune import validation
 from sstune.cli import main
 from sstune.composition import asked, compose
-from sstune.schema import COMMANDS, GROUPS, RunConfig
+from sstune.schema import COMMANDS, GROUPS, Gradient, RunConfig
 from sstune.validation import validate
 
 SMALL = ["dataset.test_fraction=0.8", "dataset.val_fraction=0.2", "threads=1", "device=cpu"]
@@ -136,6 +136,8 @@ def complete() -> Complete:
                 given[item.name] = (
                     _NAMES.get((group, name), name) if item.name == "name" else _GIVEN[item.name]
                 )
+        if group == "attack" and name in validation.GRADIENT_FREE:
+            given["gradient"] = [Gradient.none]
         return kind(**given)
 
     def complete(command: str = "finetune", **changes: Any) -> RunConfig:

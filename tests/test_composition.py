@@ -30,11 +30,14 @@ NEEDS = {
     "dataset=imagenet": ["dataset.root=."],
     "dataset=tiny_imagenet": ["dataset.root=."],
     "backbone=timm": ["backbone.name=convnext_atto"],
+    "attack=transfer": ["attack.surrogates=[.]"],
 }
 EXPERIMENTS = {
     "none": [],
     "quickstart": ["experiment=quickstart"],
     "cifar10_jpeg": ["experiment=cifar10_jpeg", "dataset.root=."],
+    "adversarial_cifar10_jpeg": ["experiment=adversarial_cifar10_jpeg", "dataset.root=."],
+    "audit_cifar10_jpeg": ["experiment=audit_cifar10_jpeg", "dataset.root=."],
     "mnist_mlp": ["experiment=mnist_mlp"],
     "imagenet_biotorch": ["experiment=imagenet_biotorch", "dataset.root=."],
     "imagenet_xiao": ["experiment=imagenet_xiao", "dataset.root=."],
@@ -73,9 +76,9 @@ class TestOptions:
         assert isinstance(config, COMMANDS[command])
         assert config.command == command
         for choice in chosen:
-            key, value = choice.split("=")
+            key, value = choice.split("=", 1)
             if key in GROUPS:
-                named = "convnext_atto" if value == "timm" else value
+                named = {"timm": "convnext_atto", "transfer": "mifgsm"}.get(value, value)
                 assert getattr(config, key).name == named
                 (line,) = re.findall(r"/schema/.*", (CONF / key / f"{value}.yaml").read_text())
                 assert type(getattr(config, key)) is GROUPS[key][line.split()[-1]]
@@ -188,6 +191,13 @@ class TestComposing:
 
 
 class TestRestore:
+    @pytest.mark.parametrize("asked_for", ["compile=reduce_overhead", "attack.norm=l2"])
+    def test_choices_whose_names_are_not_their_values(self, asked_for: str, tmp_path: Path) -> None:
+        run = Run(replace(composed("attack", asked_for), out=str(tmp_path)), [], None)
+        run.directory.mkdir(parents=True)
+        run.begin()
+        assert restore(yaml.safe_load((run.directory / "config.yaml").read_text())) == run.config
+
     @pytest.mark.parametrize(
         ("change", "said"),
         [
@@ -280,7 +290,8 @@ BAD = {
     "train rule.scale=xaver": "rule.scale: Invalid value 'xaver', expected one of "
     "[xavier, he_fan_out, weight_rms, unit]",
     "attack attack.gradient=[rule,exat]": "attack.gradient[1]: Invalid value 'exat', expected one of "
-    "[rule, exact]",
+    "[rule, exact, surrogate, none]",
+    "attack attack.norm=L1": "attack.norm: Invalid value 'L1', expected one of [linf, l2]",
     "train precision=fp16": "precision: Invalid value 'fp16', expected one of [float32, tf32, bf16]",
     "finetune epochs=1,2": "epochs=1,2: several values need -m: sstune finetune -m epochs=1,2",
     "finetune rule=bp,usf": "rule=bp,usf: several values need -m: sstune finetune -m rule=bp,usf",

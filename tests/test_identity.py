@@ -16,7 +16,7 @@ import pytest
 import sstune
 from sstune.composition import compose
 from sstune.identity import identity, semantic
-from sstune.schema import COMMANDS, GROUPS, RunConfig, Scale, Start, TrainedConfig
+from sstune.schema import COMMANDS, GROUPS, ClassificationConfig, RunConfig, Scale, Start, TrainedConfig
 
 Complete = Callable[..., RunConfig]
 ROOT = Path(sstune.__file__).parents[1]
@@ -39,7 +39,12 @@ NOT_SEMANTIC = {
     "optimizer.fused",
 }
 # what has no effect in the company of the default values
-INERT = {"optimizer.weight_decay_gamma", "dataset.subset_seed"}
+INERT = {
+    "optimizer.weight_decay_gamma",
+    "dataset.subset_seed",
+    "task.adversarial_eps",
+    "task.adversarial_step_size",
+}
 INERT_OF_A_START = {*INERT, "rule.scale"}
 TRAINING = {
     "optimizer", "schedule", "epochs", "batch_size", "accumulate", "clip_norm", "ema", "select", "patience",
@@ -138,6 +143,25 @@ class TestIdentity:
             changed = copy.deepcopy(config)
             changed.rule.scale = Scale.unit
             assert (identity(config, None, None) != identity(changed, None, None)) == counts
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize(
+        ("adversarial", "counting"),
+        [
+            (None, set()),
+            ("fgsm", {"adversarial_eps"}),
+            ("pgd7", {"adversarial_eps", "adversarial_step_size"}),
+        ],
+    )
+    def test_what_an_adversary_does_not_use_does_not_count(
+        self, complete: Complete, command: str, adversarial: str | None, counting: set[str]
+    ) -> None:
+        config = complete(command)
+        config.task = ClassificationConfig("classification", adversarial=adversarial)
+        before = identity(config, None, None)
+        for key in ("adversarial_eps", "adversarial_step_size"):
+            changed = dataclasses.replace(config, task=dataclasses.replace(config.task, **{key: "2/255"}))
+            assert (identity(changed, None, None) != before) == (key in counting), key
 
     def test_keys_that_came_later_left_older_identities_as_they_were(self) -> None:
         """Rows that are committed keep the identities by which a rerun finds them."""

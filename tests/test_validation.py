@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from fractions import Fraction
+from functools import reduce
+from operator import truediv
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from sstune import validation
 from sstune.composition import known_keys
 from sstune.schema import GROUPS, AdamWConfig, RequestError, RunConfig
-from sstune.validation import parse_eps, parse_step_size, validate
+from sstune.validation import parse_adversary, parse_eps, parse_step_size, validate
 
 Complete = Callable[..., RunConfig]
 
@@ -42,6 +44,9 @@ class TestEps:
         assert parse_eps(f"{numerator}/{denominator}") == expected
         assert parse_eps(f" {numerator} / {denominator} ") == expected
 
+    def test_half_a_grey_level(self) -> None:
+        assert parse_eps("0.5/255") == 1 / 510
+
     @given(st.floats(0, 1))
     def test_decimals(self, value: float) -> None:
         assert parse_eps(repr(value)) == value
@@ -49,7 +54,7 @@ class TestEps:
     @given(st.text("0123456789eE+-./ nainf_", max_size=8))
     def test_anything_else_is_refused_by_name(self, text: str) -> None:
         try:
-            expected = float(Fraction(text.replace(" ", "")))
+            expected = float(reduce(truediv, map(Fraction, text.replace(" ", "").split("/"))))
         except (ValueError, ArithmeticError):
             expected = math.nan
         if 0 <= expected <= 1:
@@ -107,6 +112,20 @@ class TestStepSize:
             parse_step_size(text, 0.5)
 
 
+class TestAdversary:
+    @given(st.integers(1, 9999))
+    def test_pgd_says_its_steps(self, steps: int) -> None:
+        assert parse_adversary(f"pgd{steps}") == steps
+
+    def test_fgsm_has_no_number_of_steps(self) -> None:
+        assert parse_adversary("fgsm") is None
+
+    @pytest.mark.parametrize("text", ["", "pgd", "pgd0", "pgd07", "pgd-1", "pgd10000", "fgsm1", "PGD7", "7"])
+    def test_refuses(self, text: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(repr(text))):
+            parse_adversary(text)
+
+
 class TestValidate:
     def test_reports_everything_at_once(self, complete: Complete) -> None:
         config = complete("train")
@@ -145,6 +164,19 @@ class TestValidate:
                 "dataset.root",
                 "no/where",
                 "dataset.root: no/where does not exist (a directory or a .tar[.xz|.gz])",
+            ),
+            (
+                {},
+                "task.adversarial",
+                "pdg7",
+                "task.adversarial: 'pdg7' is none of fgsm, pgd7, pgd10 (pgd and the number of steps)",
+            ),
+            ({}, "task.adversarial_eps", "2", "task.adversarial_eps: '2' lies outside [0, 1]"),
+            (
+                {},
+                "task.adversarial_step_size",
+                "eps//4",
+                "task.adversarial_step_size: 'eps//4' is none of 2/255, eps/4, 2.5*eps/10",
             ),
             ({}, "seed", -1, "seed: -1 is out of range, expected >= 0"),
             ({}, "seed", 2**32, "seed: 4294967296 is out of range, expected >= 0 and <= 4294967295"),

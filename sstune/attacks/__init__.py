@@ -1,6 +1,6 @@
 """Attacks: whose gradient, which attack, and whether its figures are valid."""
 
-from sstune.attacks import ascent
+from sstune.attacks import ascent, autoattack, library, noise, rays, square
 from sstune.attacks.evaluation import Victim, View, attacked_through, check_zero_eps, largest_batch, robust
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
@@ -19,8 +19,13 @@ __all__ = [
     "View",
     "ascent",
     "attacked_through",
+    "autoattack",
     "check_images",
     "check_zero_eps",
     "largest_batch",
+    "library",
+    "noise",
+    "rays",
     "robust",
+    "square",
 ]

@@ -44,26 +44,25 @@ class Ascent:
         result = start.clone()
         effort = torch.full_like(batch.labels, -1)
         velocity = torch.zeros_like(start)
-        open_ = torch.arange(len(start), device=start.device)
+        open_, part = torch.arange(len(start), device=start.device), batch
         for step in range(self.steps):
-            part = batch.take(open_)
             outputs, gradient = loss_gradient(subject, result[open_], part, self.loss)
             broken = part.broken(outputs)
             effort[open_[broken]] = _earlier(effort[open_[broken]], step)
-            if self.early_exit:
+            if self.early_exit and broken.any():
                 open_, gradient = open_[~broken], gradient[~broken]
+                part = batch.take(open_)
                 if len(open_) == 0:
-                    break
+                    return Attempt(result, effort)
             if self.decay is not None:
                 mean = gradient.abs().mean((1, 2, 3), keepdim=True)
-                gradient = self.decay * velocity[open_] + gradient / mean.clamp_min(TINY)
+                gradient = self.decay * velocity[open_] + gradient / mean.where(mean > 0, 1)
                 velocity[open_] = gradient
             moved = result[open_] + self.step_size * direction(gradient, self.norm)
-            result[open_] = project(moved, batch.images[open_], eps, self.norm)
-        if len(open_):
-            with torch.no_grad():
-                broken = batch.take(open_).broken(subject(result[open_]))
-            effort[open_[broken]] = _earlier(effort[open_[broken]], self.steps)
+            result[open_] = project(moved, part.images, eps, self.norm)
+        with torch.no_grad():
+            broken = part.broken(subject(result[open_]))
+        effort[open_[broken]] = _earlier(effort[open_[broken]], self.steps)
         return Attempt(result, effort)
 
 
@@ -74,13 +73,14 @@ def _earlier(effort: Tensor, step: int) -> Tensor:
 def loss_gradient(subject: Subject, images: Tensor, batch: Batch, loss: AttackLoss) -> tuple[Tensor, Tensor]:
     """Outputs, and the gradient of each sample's own loss with respect to its image, in the direction that
     the attack wants; both averaged over ``subject.eot`` passes (Athalye et al. 2018, arXiv 1802.00420)."""
+    classes, sign = (batch.labels, 1) if batch.targets is None else (batch.targets, -1)
     outputs, gradients = [], []
     for _ in range(subject.eot):
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
             logits = subject(leaf)
-            total = (LOSSES[loss](logits, batch.labels) if batch.targets is None else
-                     -LOSSES[loss](logits, batch.targets)).sum()  # fmt: skip
+            total = sign * LOSSES[loss](logits, classes).sum()
+            total = total + 0 * leaf.sum()  # a gradient of zero where the network cuts it off
         (gradient,) = torch.autograd.grad(total, leaf)
         outputs.append(logits.detach())
         gradients.append(gradient)
@@ -108,7 +108,9 @@ def direction(gradient: Tensor, norm: Norm) -> Tensor:
     """The steepest direction of length 1 in ``norm``; zero where the gradient is."""
     if norm is Norm.linf:
         return gradient.sign()
-    return gradient / length(gradient).clamp_min(TINY)
+    largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+    scaled = gradient / largest.where(largest > 0, 1)  # the squares of tiny gradients would be zero
+    return scaled / length(scaled).clamp_min(1)
 
 
 def length(delta: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ def project(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.l
     delta = adversarial - images
     if norm is Norm.linf:
         return (images + delta.clamp(-eps, eps)).clamp(0, 1)
-    return (images + delta * (eps / length(delta).clamp_min(TINY)).clamp_max(1)).clamp(0, 1)
+    return (images + delta * (eps / length(delta).clamp_min(max(eps, TINY)))).clamp(0, 1)
 
 
 @ATTACKS.register("fgsm")
@@ -132,13 +134,14 @@ class Fgsm(Attack):
     config: AscentConfig
 
     def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        ascent = Ascent(1, eps, self.config.norm, self.config.loss)
+        ascent = Ascent(1, eps, self.config.norm, self.config.loss, early_exit=False)
         return ascent(subject, batch, batch.images, eps)
 
 
 def _ascent(config: IteratedConfig, eps: float, decay: float | None = None) -> Ascent:
-    step_size = parse_step_size(config.step_size, eps)
-    return Ascent(config.steps, step_size, config.norm, config.loss, decay, config.early_exit)
+    step_size = parse_step_size(config.step_size, eps, config.norm)
+    early_exit = config.early_exit and not config.eight_bit  # rounding may undo what breaks so narrowly
+    return Ascent(config.steps, step_size, config.norm, config.loss, decay, early_exit)
 
 
 @ATTACKS.register("mifgsm")

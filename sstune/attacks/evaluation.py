@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sstune.attacks.outcome import Outcome
+from sstune.attacks.outcome import NEVER, Outcome
 from sstune.attacks.registry import Attack, Batch
 from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images, to_8bit
@@ -40,10 +40,15 @@ class Victim:
     clean: Tensor
     device: torch.device
 
+    def take(self, index: Tensor) -> Victim:
+        """With the samples at ``index`` only."""
+        return replace(
+            self, split=self.split.take(index), samples=self.samples[index], clean=self.clean[index]
+        )
+
     def first(self, n: int) -> Victim:
         """With the first ``n`` samples only."""
-        split = self.split.take(torch.arange(min(n, len(self.split))))
-        return replace(self, split=split, samples=self.samples[:n], clean=self.clean[:n])
+        return self.take(torch.arange(min(n, len(self.split))))
 
     def images(self, n: int) -> Tensor:
         """The first ``n`` images, uint8, as many as there are."""
@@ -116,54 +121,56 @@ def robust(
         disable=not sys.stderr.isatty(),
         unit="image",
     )
-    with attacked_through(view.network, view.gradient), eval_mode(victim.network):
+    own = frozen_feedback(victim.network)  # judging draws nothing, whoever's gradient it is
+    with bar, attacked_through(view.network, view.gradient), eval_mode(victim.network), own:
         while outcome.part < len(attack.parts):
-            _part(victim, attack, view, eps, batch_size, outcome, save, bar)
-            outcome.part, outcome.batches, outcome.entered = outcome.part + 1, 0, ~outcome.broken
-    bar.close()
+            entered = outcome.entered.nonzero().flatten()
+            bar.reset(total=len(entered))
+            bar.update(outcome.done)
+            left = victim.split.take(entered[outcome.done :])
+            for images, labels in batches(left, batch_size, victim.device):
+                began = time.perf_counter()
+                index = entered[outcome.done : outcome.done + len(labels)]
+                _attack_batch(victim, attack, view, eps, index, images, labels, outcome)
+                outcome.done += len(labels)
+                outcome.seconds += time.perf_counter() - began
+                bar.set_postfix_str(f"robust {int(outcome.right.sum())}/{len(outcome.right)}")
+                bar.update(len(labels))
+                save(outcome)
+            outcome.part, outcome.done, outcome.entered = outcome.part + 1, 0, ~outcome.broken
     return outcome
 
 
-def _part(
+def _attack_batch(
     victim: Victim,
     attack: Attack,
     view: View,
     eps: float,
-    batch_size: int,
+    index: Tensor,
+    images: Tensor,
+    labels: Tensor,
     outcome: Outcome,
-    save: Callable[[Outcome], None],
-    bar: tqdm,
 ) -> None:
+    """The present part of the attack on the samples at ``index``; what became of them goes to ``outcome``."""
     config, part = attack.config, attack.parts[outcome.part]
-    indices = outcome.entered.nonzero().flatten().split(batch_size) if outcome.entered.any() else ()
-    left = torch.cat(indices[outcome.batches :]) if outcome.batches < len(indices) else torch.arange(0)
-    bar.reset(total=int(outcome.entered.sum()))
-    bar.update(int(outcome.entered.sum()) - len(left))
-    images_of = batches(victim.split.take(left), batch_size, victim.device) if len(left) else iter(())
-    for index, (images, labels) in zip(indices[outcome.batches :], images_of, strict=True):
-        began = time.perf_counter()
-        samples = victim.samples[index].tolist()
-        targets = wanted(victim.network, images, labels, config.targeted, attack.seed, samples)
-        batch = Batch(images, labels, targets, samples)
-        attempt = attack(part, view.subject(attack.seed, part), batch, eps)
-        adversarial = attempt.images
-        if config.eight_bit:
-            adversarial = to_8bit(adversarial, images, eps, config.norm)
-        check_images(adversarial, images, eps, config.norm)
-        with torch.no_grad():
-            outputs = victim.network(adversarial)
-        broken = batch.broken(outputs).cpu()
-        outcome.right[index] &= (outputs.argmax(1) == labels).cpu()
-        outcome.broken[index] = broken
-        outcome.effort[index] = torch.where(broken, attempt.effort.cpu(), -1).int()
-        if (kept := index < len(outcome.images)).any():
-            rounded = to_8bit(adversarial, images, eps, config.norm).cpu()[kept]
-            outcome.images[index[kept]] = (255 * rounded).round().byte()
-        outcome.batches += 1
-        outcome.seconds += time.perf_counter() - began
-        bar.set_postfix_str(f"robust {int(outcome.right.sum())}/{len(outcome.right)}")
-        bar.update(len(index))
-        save(outcome)
+    samples = victim.samples[index].tolist()
+    targets = wanted(victim.network, images, labels, config.targeted, attack.seed, samples)
+    batch = Batch(images, labels, targets, samples)
+    attempt = attack(part, view.subject(attack.seed, part), batch, eps)
+    adversarial = attempt.images
+    if config.eight_bit:
+        adversarial = to_8bit(adversarial, images, eps, config.norm)
+    check_images(adversarial, images, eps, config.norm)
+    with torch.no_grad():
+        outputs = victim.network(adversarial)
+    broken = batch.broken(outputs).cpu()
+    outcome.right[index] &= (outputs.argmax(1) == labels).cpu()
+    outcome.broken[index] = broken
+    if view.gradient is not Gradient.surrogate:  # whose breaking says nothing of the victim's
+        outcome.effort[index] = torch.where(broken, attempt.effort.cpu(), NEVER).int()
+    if (kept := index < len(outcome.images)).any():
+        rounded = to_8bit(adversarial, images, eps, config.norm).cpu()[kept]
+        outcome.images[index[kept]] = (255 * rounded).round().byte()
 
 
 def wanted(
@@ -202,14 +209,15 @@ def largest_batch(victim: Victim, view: View) -> int:
     """How many images one gradient is taken of at once: on a CPU 128, on CUDA as many as fit, by doubling."""
     if victim.device.type == "cpu":
         return CPU_BATCH
-    size, images = CPU_BATCH, victim.split.take(torch.arange(1)).images.to(victim.device).float() / 255
+    size = 1
+    ((images, _),) = batches(victim.first(1).split, 1, victim.device)
     with attacked_through(view.network, view.gradient):
         while size < len(victim.split):
-            try:
-                leaf = images.expand(2 * size, -1, -1, -1).clone().requires_grad_()
+            try:  # twice the size: an attack keeps a few copies of the images besides
+                leaf = images.repeat(4 * size, 1, 1, 1).requires_grad_()
                 torch.autograd.grad(view.network(leaf).sum(), leaf)
             except torch.OutOfMemoryError:
                 break
             size *= 2
     torch.cuda.empty_cache()
-    return max(CPU_BATCH, size // 2)  # an attack keeps a few copies of the images besides
+    return size

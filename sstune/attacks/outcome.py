@@ -23,7 +23,7 @@ class Outcome:
         effort: (n,) gradient steps or queries after which a sample was broken; -1 where unknown or never.
         entered: (n,) bool, not broken when the present part of the attack began.
         part: how many parts are finished.
-        batches: how many batches of the present part are finished.
+        done: how many of the samples that entered the present part it has been tried on.
         seconds: time spent.
         images: (k, C, H, W) uint8, adversarial images of the first k samples.
     """
@@ -34,7 +34,7 @@ class Outcome:
     entered: Tensor
     images: Tensor
     part: int = 0
-    batches: int = 0
+    done: int = 0
     seconds: float = 0.0
 
     @classmethod
@@ -70,7 +70,7 @@ class Outcome:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Outcome:
-        values = {}
+        values: dict[str, Any] = {}
         for item in fields(cls):
             array = np.asarray(arrays[item.name])
             values[item.name] = torch.from_numpy(array.copy()) if array.ndim else array.item()

@@ -1,4 +1,4 @@
-"""A network as an attack sees it: images in, logits out, and feedback drawn when the attacker has it drawn."""
+"""A network as an attack sees it: images in, logits out; feedback is drawn when the attacker says so."""
 
 from __future__ import annotations
 

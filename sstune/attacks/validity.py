@@ -53,5 +53,7 @@ def to_8bit(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> Tens
         most = math.floor(eps * 255 + slack)
         whole = steps.round().clamp(-most, most)
     else:
-        whole = (steps.abs() + slack).floor() * steps.sign()
+        whole = (steps.abs() + slack).floor()
+        outside = length(whole) > 255 * eps * (1 + TOLERANCE)  # by many pixels' slack
+        whole = torch.where(outside, steps.abs().floor(), whole) * steps.sign()
     return (originals + whole).clamp(0, 255) / 255

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from sstune import attacks, backbones, datasets
+from sstune.commands import audit
 from sstune.commands.execution import once
 from sstune.commands.finetune import finetune
 from sstune.commands.outcomes import Outcomes, summary
@@ -17,7 +18,7 @@ from sstune.commands.victim import victim_of, views
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.runs import Run
-from sstune.schema import AttackConfig, Gradient, RunConfig
+from sstune.schema import AttackConfig, Gradient, IteratedConfig, RunConfig
 from sstune.validation import parse_eps
 
 
@@ -33,7 +34,8 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
     """
     parent = finetune(default_parent(config), asked, wait=True) if starts_from_default(config) else None
     run, source = descend(config, asked, parent)
-    once(run, lambda run, device, stop: measure(run, source, device, stop))
+    work = audit.measure if config.attack.name == "audit" else measure
+    once(run, lambda run, device, stop: work(run, source, device, stop))
     return run
 
 
@@ -93,27 +95,27 @@ def _cell(
         Stopped: a signal came; the last batch is saved.
     """
     begun = outcomes.get(key)
+    if begun is not None and begun.part == len(method.parts):
+        return begun
     if begun is None and smaller is not None:
         begun = smaller.at_larger_eps()
     elif begun is None:
         begun = attacks.Outcome.begin(victim.clean, victim.images(method.config.save_images))
 
     def save(outcome: attacks.Outcome) -> None:
-        outcomes.put(key, outcome)
-        if stop:
-            raise stop.stop()
+        outcomes.save(key, outcome, stop)
 
-    radius = parse_eps(eps, method.config.norm)
-    outcome = attacks.robust(victim, method, view, radius, batch_size, begun, save)
-    outcomes.put(key, outcome)
+    outcome = attacks.robust(
+        victim, method, view, parse_eps(eps, method.config.norm), batch_size, begun, save
+    )
+    save(outcome)
     return outcome
 
 
 def _for_view(config: AttackConfig, view: attacks.View) -> AttackConfig:
     """A surrogate cannot tell when the victim errs: the attack then makes all its steps."""
-    has_exit = any(item.name == "early_exit" for item in fields(config))
-    if view.gradient is Gradient.surrogate and has_exit:
-        return replace(config, **{"early_exit": False})
+    if view.gradient is Gradient.surrogate and isinstance(config, IteratedConfig):
+        return replace(config, early_exit=False)
     return config
 
 

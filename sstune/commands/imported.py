@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -12,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sstune.rules import eval_mode
 from sstune.schema import RequestError, nearest
 
 
 def make(spec: str) -> nn.Module:
-    """What ``package.module:factory`` gives when called without arguments; a module as it is.
+    """What ``package.module:factory`` gives when called without arguments, or a copy of a module; on the CPU.
 
     It shall take images in [0,1], (N, C, H, W), to logits (N, classes): normalisation is its own.
 
@@ -30,10 +32,12 @@ def make(spec: str) -> nn.Module:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RequestError(f"model.import: {module_name} cannot be imported ({error})") from error
+    except Exception as error:  # its own code runs, and may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise RequestError(f"model.import: {module_name} cannot be imported ({reason})") from error
     if not hasattr(module, name):
-        raise RequestError(f"model.import: {module_name} has no {name!r}, {nearest(name, vars(module))}")
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RequestError(f"model.import: {module_name} has no {name!r}, {nearest(name, known)}")
     made = getattr(module, name)
     if not isinstance(made, nn.Module):
         try:
@@ -42,7 +46,7 @@ def make(spec: str) -> nn.Module:
             raise RequestError(f"model.import: {spec} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise RequestError(f"model.import: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
-    return made
+    return copy.deepcopy(made).cpu()  # it will be converted in place, and theirs may be asked for again
 
 
 def digest(spec: str, network: nn.Module) -> str:
@@ -64,14 +68,11 @@ def check_outputs(network: nn.Module, shape: tuple[int, ...], n_classes: int) ->
     Raises:
         RequestError: they do not.
     """
-    state = {key: value.clone() if isinstance(value, Tensor) else value
-             for key, value in network.state_dict().items()}  # fmt: skip
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), eval_mode(network), torch.random.fork_rng():
             outputs: Any = network(torch.zeros(2, *shape))
     except Exception as error:
         raise RequestError(f"model.import: fails on images of shape {shape}: {error}") from error
-    network.load_state_dict(state)
     if not isinstance(outputs, Tensor) or outputs.shape != (2, n_classes):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise RequestError(f"model.import: gives {found} for 2 images, expected (2, {n_classes}) logits")

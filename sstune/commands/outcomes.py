@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from sstune.attacks import Outcome
+from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.runs import atomic_write
 
@@ -34,14 +35,20 @@ class Outcomes:
         """As far as the cell came."""
         return self.cells.get(key)
 
-    def put(self, key: str, outcome: Outcome) -> None:
-        """Save the state of a cell; a crash in the middle leaves the file as it was."""
+    def save(self, key: str, outcome: Outcome, stop: StopFlag) -> None:
+        """Save the state of a cell; a crash in the middle leaves the file as it was.
+
+        Raises:
+            Stopped: a signal came; everything is saved.
+        """
         self.cells[key] = outcome
-        arrays = {"samples": self.samples.numpy(), "clean": self.clean.numpy()}
+        arrays: dict[str, Any] = {"samples": self.samples.numpy(), "clean": self.clean.numpy()}
         for name, cell in self.cells.items():
             arrays |= {f"{name}/{field}": value for field, value in cell.arrays().items()}
         with atomic_write(self.path) as temporary:
             np.savez_compressed(temporary, **arrays)
+        if stop:
+            raise stop.stop()
 
 
 def _cells(arrays: dict[str, Any]) -> dict[str, Outcome]:

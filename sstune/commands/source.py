@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -136,12 +138,11 @@ def descend_from_import(config: RunConfig, asked: set[str]) -> tuple[RunConfig, 
     """The configuration of an attack on ``model.import``'s network, and that network.
 
     Raises:
-        RequestError: it cannot be made, or a backbone or weights are asked for besides.
+        RequestError: it cannot be made, or a backbone is asked for besides.
     """
     spec = str(config.model["import"])
-    for key in ("init_from", "backbone"):
-        if key in asked:
-            raise RequestError(f"{key}: the network is the one of model.import={spec}, leave {key}= away")
+    if any(key.partition(".")[0] == "backbone" for key in asked):
+        raise RequestError(f"backbone: the network is the one of model.import={spec}, leave backbone= away")
     network = imported.make(spec)
     rule = config.rule if any(key.partition(".")[0] == "rule" for key in asked) else RuleConfig(name="bp")
     config = replace(config, backbone=BackboneConfig(name=spec), rule=rule)
@@ -154,7 +155,18 @@ def surrogate_names(config: RunConfig) -> list[str]:
     paths = [*config.attack.surrogates]
     if config.attack.name == "audit" and config.audit.surrogate is not None:
         paths.append(config.audit.surrogate)
-    return [str(name_of(open_source(Path(path)).lineage[-1])) for path in paths]
+    with named_after(config):
+        return [str(name_of(open_source(Path(path)).lineage[-1])) for path in paths]
+
+
+@contextmanager
+def named_after(config: RunConfig) -> Iterator[None]:
+    """Inside, what is said of ``init_from`` is said of the key that names surrogates."""
+    key = "audit.surrogate" if config.attack.name == "audit" else "attack.surrogates"
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(str(error).replace("init_from", key)) from error
 
 
 def planned(config: RunConfig, asked: set[str]) -> Run | None:

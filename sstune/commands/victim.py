@@ -9,7 +9,7 @@ from torch import nn
 
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
-from sstune.commands.source import Source, inherit, open_source
+from sstune.commands.source import Source, inherit, named_after, open_source
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
 
 # Every run attacks the same test images, whatever its seed, so that rules and seeds are paired.
@@ -24,7 +24,8 @@ def victim_of(
     network = build(config, source, data, task.outputs).to(device)
     network.to(memory_format=torch.channels_last)
     test, samples = data.test.sample(config.attack.n, SAMPLE_SEED)
-    clean = tasks.evaluate(network, task, test, device).correct
+    with rules.frozen_feedback(network):
+        clean = tasks.evaluate(network, task, test, device).correct
     return attacks.Victim(network, test, samples, clean, device)
 
 
@@ -87,13 +88,17 @@ def surrogate(path: str, config: RunConfig, data: datasets.Splits, device: torch
     Raises:
         RequestError: no finished run or checkpoint, or not for images and classes like these.
     """
-    source = open_source(Path(path))
-    taken = inherit(config, source, set(), ("backbone", "dataset", "rule", "seed"))
-    if source.config is not None and taken.dataset.label != config.dataset.label:
-        raise RequestError(
-            f"attack.surrogates: {path} was trained on {taken.dataset.label}, not on {config.dataset.label}"
-        )
-    network = build(taken, source, data, data.n_classes).to(device).to(memory_format=torch.channels_last)
+    with named_after(config):
+        source = open_source(Path(path))
+        taken = inherit(config, source, set(), ("backbone", "dataset", "rule", "seed"))
+        if source.config is None and config.model["import"] is not None:
+            raise RequestError(f"init_from: {path} does not say what network it is for; name a run instead")
+        if taken.dataset.label != config.dataset.label:
+            raise RequestError(
+                f"init_from: {path} was trained on {taken.dataset.label}, not on {config.dataset.label}"
+            )
+        network = build(taken, source, data, data.n_classes).to(device)
+    network.to(memory_format=torch.channels_last)
     last = source.lineage[-1]
     name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]
     digest = str(last.get("identity") or last["sha256"])

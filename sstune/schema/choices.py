@@ -74,7 +74,7 @@ class Compile(StrEnum):
 
 
 class Gradient(StrEnum):
-    """What an attacker differentiates: the net with its feedback, its true derivative, another net; nothing."""
+    """What an attacker differentiates: the net with its feedback, or truly; another net; or nothing."""
 
     rule = "rule"
     exact = "exact"

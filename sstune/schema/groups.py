@@ -154,7 +154,16 @@ class TaskConfig:
 
 @dataclass
 class ClassificationConfig(TaskConfig):
+    """``adversarial``: train on images that this attack has moved (null: on images as they are).
+
+    ``pgdK`` makes K steps of ``adversarial_step_size`` from a random start, ``fgsm`` one of
+    ``adversarial_eps`` from the image itself, both in the Linf ball of radius ``adversarial_eps``.
+    """
+
     label_smoothing: float = 0.0
+    adversarial: str | None = None
+    adversarial_eps: str = "4/255"
+    adversarial_step_size: str = "eps/4"
 
 
 @dataclass
@@ -210,7 +219,7 @@ class PfaConfig(OrthogonalPfaConfig):
 
 @dataclass
 class AttackConfig:
-    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm``.
+    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm`` (linf or l2).
 
     ``gradient`` lists what is differentiated, ``surrogates`` the runs or checkpoints that stand in for the
     network where that is ``surrogate``. ``eot`` gradients are averaged for a step, of feedback that is drawn
@@ -244,7 +253,8 @@ class AscentConfig(AttackConfig):
 
 @dataclass
 class IteratedConfig(AscentConfig):
-    """``step_size`` relative to eps ("eps/4") or absolute; with ``early_exit`` a broken sample is left alone."""
+    """``step_size`` relative to eps ("eps/4") or absolute; ``early_exit``: a broken sample is left alone
+    (unless ``eight_bit``)."""
 
     steps: int = 10
     step_size: str = "eps/4"
@@ -369,7 +379,6 @@ GROUPS: dict[str, dict[str, type]] = {
         "pfa_o": OrthogonalPfaConfig,
     },
     "attack": {
-        "audit": AttackConfig,
         "fgsm": AscentConfig,
         "pgd": PgdConfig,
         "mifgsm": MiFgsmConfig,
@@ -378,6 +387,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "square": SquareConfig,
         "rays": RaysConfig,
         "noise": NoiseConfig,
+        "audit": AttackConfig,
     },
     "optimizer": {"sgd": SgdConfig, "adamw": AdamWConfig},
     "schedule": {"constant": ScheduleConfig, "cosine": CosineConfig, "multistep": MultistepConfig},

@@ -20,6 +20,7 @@ from sstune.interrupt import StopFlag
 from sstune.schema import RunConfig, Select
 from sstune.seeding import seed_from
 from sstune.tasks import Task
+from sstune.training.adversarial import adversary_of
 from sstune.training.checkpoint import Progress
 from sstune.training.distributed import ALONE, World, judge
 from sstune.training.optimization import average_of, build_schedule, frozen_modules, weight_decay_factor
@@ -63,6 +64,7 @@ class Trainer:
         self.world = world
         mine = loader.share(min(config.batch_size, len(loader.split)))
         self.step = Step(config, network, task, optimizer, device, world, mine.stop - mine.start)
+        self.adversary = adversary_of(config, network, self.step.forward.size, device)
         self.average = average_of(network, config.ema)
         self.probe, _ = loader.split.sample(PROBE, SPLIT_SEED)  # stored images are sorted by class
         self.factor = build_schedule(config.schedule, config.epochs, len(loader))
@@ -119,7 +121,11 @@ class Trainer:
                 if self.world.size > 1:  # dropout: each process its own, wherever training was taken up
                     where = ("dropout", progress.epoch, progress.step, self.world.rank)
                     torch.manual_seed(seed_from(self.config.seed, *where))
-                loss, right = self.step(images, labels, self._batch_total(progress.step))
+                total = self._batch_total(progress.step)
+                if self.adversary is not None:
+                    key = progress.epoch, progress.step
+                    images = self.adversary(images, labels, key, self.loader.share(total))
+                loss, right = self.step(images, labels, total)
                 sums[0] += loss.double() * len(labels)
                 sums[1] += right
                 sums[2] += len(labels)

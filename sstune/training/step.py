@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shlex
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sstune import rules
-from sstune.schema import Precision, RequestError, RunConfig
+from sstune.schema import Precision, RunConfig
 from sstune.tasks import Task
 from sstune.training.distributed import World, gradients_later
+from sstune.training.forward import Forward, autocast
 
 
 @contextmanager
@@ -43,7 +39,7 @@ class Step:
             smaller batch does not compile the network anew.
 
     Raises:
-        RequestError: ``compile`` is asked for on a CPU, and there is no C++ compiler.
+        RequestError: as in :class:`Forward`.
     """
 
     def __init__(
@@ -61,16 +57,9 @@ class Step:
         self.task = task
         self.optimizer = optimizer
         self.world = world
-        self.part = -(-batch_size // config.accumulate)
         self.shared = world.shared(network, device)
-        self.compiled: Callable[[Tensor], Tensor] = self.shared
-        if config.compile is not None:
-            if device.type == "cpu":
-                _look_for_compiler()
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
-            self.compiled = torch.compile(self.shared, mode=config.compile.value)
-        bf16 = config.precision is Precision.bf16
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+        self.forward = Forward(self.shared, config.compile, -(-batch_size // config.accumulate), device)
+        self.autocast = autocast(config.precision, device)
 
     def __call__(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
         """Mean loss of this process's images before the step, and how many of them were right; on the device.
@@ -87,7 +76,7 @@ class Step:
         for number, (some, theirs) in enumerate(parts, start=1):
             with nullcontext() if number == len(parts) else gradients_later(self.shared):
                 with self.autocast:
-                    outputs = self._forward(some)
+                    outputs = self.forward(some)
                     loss = self.task.loss(outputs, theirs)
                 # gradients are averaged over the processes, and each image counts alike
                 (loss * (len(some) * self.world.size / total)).backward()
@@ -97,12 +86,6 @@ class Step:
             self._clip(self.config.clip_norm)
         self.optimizer.step()
         return torch.stack(losses).sum(), torch.stack(right).sum()
-
-    def _forward(self, images: Tensor) -> Tensor:
-        if len(images) != self.part:
-            return self.shared(images)
-        torch.compiler.cudagraph_mark_step_begin()
-        return self.compiled(images)
 
     def _clip(self, largest: float) -> None:
         """Scale all gradients by what brings the norm of the network's own down to ``largest``.
@@ -114,15 +97,3 @@ class Step:
         own = [p.grad for p in self.network.parameters() if p.grad is not None and id(p) not in feedback]
         norm = nn.utils.get_total_norm(own)
         nn.utils.clip_grads_with_norm_(self.network.parameters(), largest, norm)
-
-
-def _look_for_compiler() -> None:
-    """What torch.compile calls for the CPU must be there: the one that ``$CXX`` names, or the usual one.
-
-    Raises:
-        RequestError: it is not.
-    """
-    usual = "clang++" if sys.platform == "darwin" else "g++"
-    name = shlex.split(os.environ.get("CXX") or usual)[0]
-    if shutil.which(name) is None:
-        raise RequestError(f"compile: needs a C++ compiler for the CPU; there is no {name} ($CXX)")

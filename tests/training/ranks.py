@@ -14,6 +14,7 @@ from sstune import backbones, datasets, rules, tasks
 from sstune.commands import execute
 from sstune.composition import compose
 from sstune.training import build_optimizer, join, synchronise_normalisation
+from sstune.training.adversarial import adversary_of
 from sstune.training.step import Step
 from sstune.validation import validate
 
@@ -61,11 +62,15 @@ def train_in_float64(forms: dict[str, list[str]], steps: int, out: Path) -> None
         optimizer = build_optimizer(config.optimizer, network)
         task = tasks.build(config.task, 10)
         step = Step(config, network, task, optimizer, CPU, world, config.batch_size // world.size)
+        adversary = adversary_of(config, network, step.forward.size, CPU)
         network.train()
         done = 0
         while done < steps:
             for number, (images, labels) in enumerate(loader.epoch(done)):
                 total = min(config.batch_size, len(data.train) - number * config.batch_size)
-                step(images.double(), labels, total)
+                images = images.double()
+                if adversary is not None:
+                    images = adversary(images, labels, (done, number), loader.share(total))
+                step(images, labels, total)
                 done += 1
         torch.save(network.state_dict(), out / f"{name}-{world.rank}-of-{world.size}.pt")

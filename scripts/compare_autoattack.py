@@ -1,0 +1,184 @@
+"""AutoAttack and its four parts as they are run here, beside the authors' own (PyPI package pyautoattack).
+
+    python scripts/compare_autoattack.py --data cifar10.tar.xz --checkpoint resnet20-12fca82f.th
+
+``autoattack`` must be a direct call's equal, sample by sample. Each part alone, whoever provides it and with
+its own draws, must leave a robust accuracy within 0.5 points of the reference's same part; it has
+every sample that is right without an attack. Both sides run in one process on the same images, through
+the exact gradient. A few hours on one CPU core, mostly Square's. What is done is kept in parity.json, so the
+same command goes on. Exit status 1: a line is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor
+
+from sstune import backbones, datasets
+from sstune.attacks import ATTACKS, Attack, Attempt, Batch, Subject, Victim, View, attacked_through, robust
+from sstune.commands.execution import prepare
+from sstune.commands.source import descend
+from sstune.commands.victim import victim_of
+from sstune.composition import compose
+from sstune.runs import file_digest, provenance, write_json, write_text
+from sstune.schema import AttackConfig, Gradient
+from sstune.training import ALONE
+from sstune.validation import parse_eps
+
+# What is compared, and the reference's names of the same.
+PARTS = {
+    "autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "apgd": ["apgd-ce"],
+    "apgd_t": ["apgd-t"],
+    "fab_t": ["fab-t"],
+    "square": ["square"],
+}
+BATCH_SIZE = 250
+TOLERANCE = 0.5  # points of robust accuracy
+Side = Callable[[Victim, str, float, int], tuple[Tensor, Tensor]]
+
+
+class Kept(Attack):
+    """Another attack, and the images that it made."""
+
+    def __init__(self, attack: Attack, victim: Victim) -> None:
+        super().__init__(attack.config, attack.seed)
+        self.attack, self.parts = attack, attack.parts
+        self.images, self.samples = pixels(victim), victim.samples  # ascending
+
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        attempt = self.attack(part, subject, batch, eps)
+        self.images[torch.searchsorted(self.samples, torch.tensor(batch.samples))] = attempt.images
+        return attempt
+
+
+def ours(victim: Victim, name: str, eps: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Which samples stay right, (n,) bool, and the images found, (n, C, H, W)."""
+    attack = Kept(ATTACKS[name](config_of(name), seed), victim)
+    view = View(Gradient.exact, victim.network)
+    return robust(victim, attack, view, eps, BATCH_SIZE).right, attack.images
+
+
+def config_of(name: str) -> AttackConfig:
+    return compose("attack", [f"attack={name}"]).attack
+
+
+def theirs(victim: Victim, name: str, eps: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The same by the reference, which is given nothing of ours but the plain network."""
+    reference = AutoAttack(victim.network, norm="Linf", eps=eps, version="standard", seed=seed)
+    reference.attacks_to_run = PARTS[name]
+    labels = victim.split.labels
+    with attacked_through(victim.network, Gradient.exact):
+        images, predicted = reference.run_standard_evaluation(pixels(victim), labels, batch_size=BATCH_SIZE)
+    return predicted == labels, images
+
+
+def pixels(victim: Victim) -> Tensor:
+    return torch.cat([images for images, _ in datasets.batches(victim.split, BATCH_SIZE, "cpu")]).contiguous()
+
+
+def timed(side: Side, *arguments: Any) -> tuple[Tensor, Tensor, float]:
+    began = time.perf_counter()
+    return (*side(*arguments), round(time.perf_counter() - began, 1))
+
+
+def compare(victim: Victim, name: str, eps: str, seed: int) -> dict[str, Any]:
+    """One line: robust accuracy in %, on both sides; ``images`` is the largest difference of a pixel."""
+    right, images, seconds = timed(ours, victim, name, parse_eps(eps), seed)
+    reference, found, reference_seconds = timed(theirs, victim, name, parse_eps(eps), seed)
+    n, same = len(right), name == "autoattack"
+    difference = 100 * (int(right.sum()) - int(reference.sum())) / n
+    largest = float((images - found).abs().max())
+    return {
+        "attack": name,
+        "eps": eps,
+        "n": n,
+        "clean": 100 * int(victim.clean.sum()) / n,
+        "ours": 100 * int(right.sum()) / n,
+        "reference": 100 * int(reference.sum()) / n,
+        "difference": round(difference, 2),
+        "samples": int((right != reference).sum()),
+        "images": largest if same else None,
+        "within": torch.equal(right, reference) and largest == 0 if same else abs(difference) <= TOLERANCE,
+        "seconds": seconds,
+        "reference_seconds": reference_seconds,
+    }
+
+
+def the_victim(data: Path, checkpoint: Path, n: int) -> Victim:
+    """The checkpoint as it is, and the ``n`` test images that ``sstune attack`` takes."""
+    asked = [f"dataset.root={data}", f"init_from={checkpoint}", f"attack.n={n}", "rule=bp"]
+    config = compose("attack", ["experiment=cifar10_jpeg", *asked, "device=cpu"])
+    device = prepare(config, ALONE)
+    run, source = descend(config, set(), None)
+    splits = datasets.load(run.config.dataset, backbones.preprocessing(run.config.backbone))
+    return victim_of(run.config, source, splits, device)
+
+
+def goes_on(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines in ``path``, if any; the script ends if they are of other settings."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["settings"] != settings:
+        sys.exit(f"{path} was made with other settings or versions; move it away first")
+    lines: list[dict[str, Any]] = found["lines"]
+    return lines
+
+
+def main() -> int:
+    """Parse the command line; make the lines that are not there yet, and write all after each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="archive or folder of cifar10-jpeg")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="of a CIFAR ResNet-20")
+    parser.add_argument("--eps", nargs="+", default=["2/255", "1/255", "0.5/255"])
+    parser.add_argument("--attacks", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--n", type=int, default=500, help="test images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("results/autoattack"))
+    asked = parser.parse_args()
+    torch.set_flush_denormal(True)
+    code = provenance()
+    victim = the_victim(asked.data, asked.checkpoint, asked.n)
+    settings = {
+        "n": asked.n,
+        "seed": asked.seed,
+        "batch_size": BATCH_SIZE,
+        "gradient": "exact",
+        "norm": "Linf",
+        "checkpoint": {"file": asked.checkpoint.name, "sha256": file_digest(asked.checkpoint)},
+        "samples": victim.split.digest,
+        "versions": code["versions"],
+    }
+    path = asked.out / "parity.json"
+    lines = goes_on(path, settings)
+    done = {(line["attack"], line["eps"]) for line in lines}
+    for eps in asked.eps:
+        for name in asked.attacks:
+            if (name, eps) in done:
+                continue
+            line = compare(victim, name, eps, asked.seed)
+            print(json.dumps(line), flush=True)
+            lines.append(line | {"threads": torch.get_num_threads(), "git": code["git"]})
+            lines.sort(key=lambda each: (list(PARTS).index(each["attack"]), parse_eps(each["eps"])))
+            asked.out.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"settings": settings, "lines": lines})
+            table = pd.DataFrame(lines).drop(columns=["threads", "git"])
+            write_text(asked.out / "parity.csv", table.to_csv(index=False, lineterminator="\n"))
+    return 0 if all(line["within"] for line in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""What the checks look at: attacks on the same samples, each made once and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sstune.attacks.evaluation import Victim, View
+from sstune.attacks.outcome import Outcome
+from sstune.attacks.registry import ATTACKS, Attack
+from sstune.schema import (
+    AscentConfig,
+    AttackConfig,
+    AuditConfig,
+    Gradient,
+    MiFgsmConfig,
+    NoiseConfig,
+    PgdConfig,
+    RaysConfig,
+    SquareConfig,
+)
+from sstune.validation import parse_eps
+
+STEPS = 20
+
+# ``(key, victim, attack, view, eps) -> outcome``: makes an attack, or remembers that it was made.
+Run = Callable[[str, Victim, Attack, View, str], Outcome]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An attack that was made: with ``attack``, through ``gradient``, at ``eps``."""
+
+    attack: str
+    gradient: Gradient
+    eps: str
+    source: str
+    outcome: Outcome
+    index: Tensor  # which of the audit's samples it was made on
+
+
+@dataclass
+class Evidence:
+    """Attacks on ``victim``.
+
+    Args:
+        own: the gradient that autograd gives for the network: the rule's, where it has feedback.
+        exact: the true gradient of the same weights.
+        surrogate: another network to transfer from, if there is one.
+        has_feedback: whether ``own`` and ``exact`` differ at all.
+        n_classes: of the dataset.
+        eps: from small to large.
+    """
+
+    victim: Victim
+    own: View
+    exact: View
+    surrogate: View | None
+    has_feedback: bool
+    n_classes: int
+    eps: list[str]
+    seed: int
+    config: AuditConfig
+    run: Run
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        return len(self.victim.clean)
+
+    @property
+    def largest(self) -> str:
+        return self.eps[-1]
+
+    @property
+    def middle(self) -> str:
+        """The eps at which the attack through the network's own gradient tells most: about half are left."""
+        half = int(self.victim.clean.sum()) / 2
+        return min(self.eps, key=lambda eps: abs(float(self.pgd(self.own, eps).right.sum()) - half))
+
+    def pgd(self, view: View, eps: str, **changes: Any) -> Outcome:
+        """PGD-20 from one random start, steps of eps/4, unless ``changes`` say otherwise."""
+        config = replace(PgdConfig("pgd", [eps], steps=STEPS), **changes)
+        label = " ".join(["pgd", *(f"{key}={value}" for key, value in changes.items())])
+        return self._attack(label, config, self._same(view), eps)
+
+    def fgsm(self, view: View, eps: str) -> Outcome:
+        return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._same(view), eps)
+
+    def transfer(self, eps: str) -> Outcome:
+        """MI-FGSM on the surrogate."""
+        assert self.surrogate is not None
+        config = MiFgsmConfig("mifgsm", [eps], steps=STEPS, early_exit=False)
+        return self._attack("mifgsm", config, self.surrogate, eps)
+
+    def noise(self, eps: str) -> Outcome:
+        return self._attack("noise", NoiseConfig("noise", [eps]), self._blind, eps, self.black_box_samples)
+
+    def square(self, eps: str, index: Tensor, part: str) -> Outcome:
+        config = SquareConfig("square", [eps], queries=self.config.square_queries)
+        return self._attack("square", config, self._blind, eps, index, part)
+
+    def rays(self, eps: str, index: Tensor, part: str) -> Outcome:
+        config = RaysConfig("rays", [eps], queries=self.config.label_queries)
+        return self._attack("rays", config, self._blind, eps, index, part)
+
+    @property
+    def black_box_samples(self) -> Tensor:
+        return torch.arange(min(self.config.black_box_n, self.n))
+
+    @property
+    def label_samples(self) -> Tensor:
+        return torch.arange(min(self.config.label_n, self.n))
+
+    def worst_case(self, eps: str) -> Tensor:
+        """(n,) bool, right under every attack that was made at this eps or a smaller one."""
+        right, radius = self.victim.clean.clone(), parse_eps(eps)
+        for cell in self.cells.values():
+            if parse_eps(cell.eps) <= radius:
+                right[cell.index] &= cell.outcome.right
+        return right
+
+    @property
+    def _blind(self) -> View:
+        return replace(self.own, gradient=Gradient.none)
+
+    def _same(self, view: View) -> View:
+        """Without feedback there is one gradient, and its attacks need not be made twice."""
+        return view if self.has_feedback else self.own
+
+    def _attack(
+        self,
+        label: str,
+        config: AttackConfig,
+        view: View,
+        eps: str,
+        index: Tensor | None = None,
+        part: str = "",
+    ) -> Outcome:
+        key = " ".join(filter(None, [label, view.gradient, view.source, eps, part]))
+        if key not in self.cells:
+            index = torch.arange(self.n) if index is None else index
+            attack = ATTACKS[config.name](config, self.seed)
+            outcome = self.run(key, self.victim.take(index), attack, view, eps)
+            self.cells[key] = Cell(label, view.gradient, eps, view.source, outcome, index)
+        return self.cells[key].outcome

@@ -1,0 +1,52 @@
+"""Two attacks on the same samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sstune.attacks.outcome import Outcome
+from sstune.statistics import mcnemar
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How many samples only the first of two attacks leaves right, only the second, of n."""
+
+    only_first: int
+    only_second: int
+    n_first: int
+    n: int
+
+    @classmethod
+    def of(cls, first: Outcome | Tensor, second: Outcome | Tensor) -> Paired:
+        """From outcomes, or (n,) bool of what stayed right."""
+        a = first.right if isinstance(first, Outcome) else first
+        b = second.right if isinstance(second, Outcome) else second
+        return cls(int((a & ~b).sum()), int((b & ~a).sum()), int(a.sum()), len(a))
+
+    @property
+    def first(self) -> float:
+        """Robust accuracy under the first, in percent."""
+        return 100 * self.n_first / self.n
+
+    @property
+    def second(self) -> float:
+        return self.first - self.difference
+
+    @property
+    def difference(self) -> float:
+        """First less second, in points: how much stronger the second attack is."""
+        return 100 * (self.only_first - self.only_second) / self.n
+
+    def significant(self, comparisons: int = 1) -> bool:
+        """Whether the difference is more than chance (McNemar, 5 %, shared by so many comparisons)."""
+        return mcnemar(self.only_first, self.only_second) < LEVEL / comparisons
+
+
+def points(share: Tensor) -> float:
+    """The mean of (n,) in percent."""
+    return 100 * float(share.float().mean())

@@ -1,0 +1,173 @@
+"""APGD-CE, APGD-T and FAB-T by torchattacks, at the settings of AutoAttack's standard version.
+
+APGD: Croce & Hein 2020, arXiv 2003.01690. FAB: Croce & Hein 2020, arXiv 1907.02044. Where torchattacks'
+defaults differ from the authors' settings (steps, targets), the latter are passed. Its class AutoAttack makes
+10 steps, and is not used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+import torchattacks
+from torch import Tensor
+
+from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.subject import Subject
+from sstune.schema import ApgdConfig, RequestError
+from sstune.seeding import seed_from
+
+PlainAttack = Callable[[Tensor, Tensor], Tensor]  # images and labels -> adversarial images
+TARGETS = 9  # at most, as in AutoAttack
+
+
+@contextmanager
+def kept_apart(device: torch.device) -> Iterator[None]:
+    """Inside, drawing and seeding leave the process's random state as it was, and a forward pass is part of
+    a gradient only where the library says so: only then does a :class:`Subject` draw feedback."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        yield
+
+
+def reference(attack: str) -> Any:
+    """The package pyautoattack, AutoAttack by its authors, whose code ``attack`` runs.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    try:
+        package = importlib.import_module("pyautoattack")
+    except ImportError as error:
+        raise RequestError(
+            f'attack: {attack} needs one more package: pip install "sstune[autoattack]"'
+        ) from error
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)  # what it warns of, attack=audit measures
+    return package
+
+
+def n_targets(n_classes: int) -> int:
+    """Towards how many wrong classes a sample is pushed, one after the other, the likeliest first."""
+    return min(TARGETS, n_classes - 1)
+
+
+def check_targeted_dlr(attack: str, n_classes: int) -> None:
+    """See that the loss of APGD-T exists: it is relative to a difference of the four largest logits.
+
+    Raises:
+        RequestError: there are fewer than four classes.
+    """
+    if n_classes < 4:
+        raise RequestError(
+            f"attack: {attack} needs 4 classes or more, here are {n_classes}; use apgd, fab_t or square"
+        )
+
+
+class LibraryAttack(Attack):
+    """An attack of another library. Its draws are keyed by (seed, attack, the batch's samples)."""
+
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        images = batch.images.contiguous()  # views are taken that other memory formats do not have
+        seed = seed_from(self.seed, self.name, part, *map(int, batch.samples))
+        with kept_apart(images.device), redirect_stdout(None):  # torchattacks says where it finds no device
+            attack = self.made(subject, subject(images), eps, seed)
+            adversarial = attack(images, batch.labels)
+        return Attempt(adversarial, torch.full_like(batch.labels, -1))
+
+    @abstractmethod
+    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+        """The library's attack, on samples whose outputs are (N, classes)."""
+
+
+def on(device: torch.device, attack: Any) -> PlainAttack:
+    """torchattacks' ``attack`` on ``device``, which it cannot tell if the network has no parameter."""
+    attack.set_device(device)
+    return attack
+
+
+@ATTACKS.register("apgd")
+class Apgd(LibraryAttack):
+    """APGD on cross-entropy."""
+
+    config: ApgdConfig
+
+    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+        restarts = self.config.restarts
+        attack = torchattacks.APGD(subject, loss="ce", n_restarts=restarts, **self.settings(eps, seed))
+        return on(outputs.device, attack)
+
+    def settings(self, eps: float, seed: int) -> dict[str, Any]:
+        """What is the same for every loss."""
+        config = self.config
+        return {
+            "norm": config.norm.value,
+            "eps": eps,
+            "steps": config.steps,
+            "eot_iter": config.eot,
+            "rho": 0.75,
+            "seed": seed,
+        }
+
+
+@ATTACKS.register("apgd_t")
+class ApgdT(Apgd):
+    """APGD on the targeted difference-of-logits ratio, towards each of up to nine classes."""
+
+    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+        n_classes, restarts = outputs.shape[1], self.config.restarts
+        check_targeted_dlr(self.name, n_classes)
+        attack = TargetedApgd(subject, n_targets(n_classes), restarts, **self.settings(eps, seed))
+        return on(outputs.device, attack)
+
+
+class TargetedApgd(torchattacks.APGD):
+    """APGD that takes ``n_targets`` times ``restarts`` starts, ``restarts`` of them towards each target.
+
+    Not torchattacks' APGDT, which in L2 makes every sample's step as long as the first sample's.
+    """
+
+    def __init__(self, subject: Subject, n_targets: int, restarts: int, **settings: Any) -> None:
+        super().__init__(subject, loss="dlr", n_restarts=n_targets * restarts, **settings)
+        self.restarts = restarts
+        self.starts = 0
+
+    def attack_single_run(self, images: Tensor, labels: Tensor) -> Any:
+        """From one start, all samples that are still right."""
+        rank = 2 + self.starts // self.restarts  # of the target among the classes, the likeliest being 1
+        self.starts += 1
+        self.targets = self.get_logits(images).sort(dim=1).indices[:, -rank]
+        return super().attack_single_run(images, labels)
+
+    def dlr_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of each sample, (N,): (z_target - z_label) / (z_1st - (z_3rd + z_4th) / 2)."""
+        ordered = logits.sort(dim=1).values
+        gain = logits.gather(1, self.targets[:, None]) - logits.gather(1, labels[:, None])
+        return gain[:, 0] / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)
+
+
+@ATTACKS.register("fab_t")
+class FabT(LibraryAttack):
+    """FAB, which seeks the nearest adversarial image, towards each of up to nine classes."""
+
+    config: ApgdConfig
+
+    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+        attack = torchattacks.FAB(
+            subject,
+            norm=self.config.norm.value,
+            eps=eps,
+            steps=self.config.steps,
+            n_restarts=self.config.restarts,
+            alpha_max=0.1,
+            eta=1.05,
+            beta=0.9,
+            seed=seed,
+            multi_targeted=True,
+            n_classes=n_targets(outputs.shape[1]) + 1,
+        )
+        return on(outputs.device, attack)

@@ -1,0 +1,44 @@
+"""Random perturbations: what an attack that knows anything about the network must beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sstune.attacks.ascent import project, random_in_ball
+from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.subject import Subject
+from sstune.schema import NoiseConfig
+
+
+@ATTACKS.register("noise")
+class Noise(Attack):
+    """The best of many: uniform in the Linf ball at every other attempt, one of its corners at the others.
+
+    A perturbation depends on (seed, attempt, sample) alone, and is proportional to eps.
+    """
+
+    config: NoiseConfig
+
+    @torch.no_grad()
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        result = batch.images.clone()
+        effort = torch.full_like(batch.labels, -1)
+        open_ = torch.arange(len(result), device=result.device)
+        for attempt in range(1, self.config.attempts + 1):
+            rest = batch.take(open_)
+            result[open_] = images = self.perturbed(rest, eps, attempt)
+            broken = rest.broken(subject(images))
+            effort[open_[broken]] = attempt
+            open_ = open_[~broken]
+            if len(open_) == 0:
+                break
+        return Attempt(result, effort)
+
+    def perturbed(self, batch: Batch, eps: float, attempt: int) -> Tensor:
+        """Images of the ``attempt``-th attempt, counted from 1; at even ones every value moves by eps."""
+        key = ("noise", attempt)
+        noise = random_in_ball(batch.images.shape, self.config.norm, self.seed, key, batch.samples)
+        if attempt % 2 == 0:
+            noise = noise.sign()
+        return project(batch.images + eps * noise.to(batch.images), batch.images, eps)

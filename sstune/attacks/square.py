@@ -1,0 +1,73 @@
+"""Square: random search with squares of one colour, by scores alone.
+
+Andriushchenko et al. 2020, arXiv 1912.00049. In Linf by torchattacks. In L2 by its authors (pyautoattack, an
+extra): torchattacks' takes the length of a window over all channels together, and is weaker on colour images.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchattacks
+from torch import Tensor
+
+from sstune.attacks.ascent import margin
+from sstune.attacks.library import LibraryAttack, PlainAttack, on, reference
+from sstune.attacks.registry import ATTACKS, Attempt, Batch
+from sstune.attacks.subject import Subject
+from sstune.schema import Norm, RequestError, SquareConfig
+
+LARGEST = 0.8  # share of the image's area that the search begins with
+
+
+@ATTACKS.register("square")
+class Square(LibraryAttack):
+    """At AutoAttack's settings. It makes one query more than ``queries``: where it starts."""
+
+    config: SquareConfig
+
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        height, width = batch.images.shape[2:]
+        if round((LARGEST * height * width) ** 0.5) > min(height, width):
+            raise RequestError(f"attack: square is for square images, not for {height}x{width} pixels")
+        queries = Queries(batch.labels, self.config.queries + 1)
+        subject.observe = queries
+        attempt = super().__call__(part, subject, batch, eps)
+        return Attempt(attempt.images, queries.effort)
+
+    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+        settings = {
+            "norm": self.config.norm.value,
+            "eps": eps,
+            "n_queries": self.config.queries,
+            "n_restarts": 1,
+            "p_init": LARGEST,
+            "loss": "margin",
+            "resc_schedule": False,
+            "seed": seed,
+        }
+        if self.config.norm is Norm.linf:
+            return on(outputs.device, torchattacks.Square(subject, **settings))
+        return reference("square in L2").square.SquareAttack(subject, **settings).perturb
+
+
+class Queries:
+    """Notes after how many queries each sample is broken; a query is of all samples not broken before it.
+
+    The first two passes are of the images as they are, one by :class:`LibraryAttack` and one by the library,
+    and the last, of what was found, is no query either.
+    """
+
+    def __init__(self, labels: Tensor, most: int) -> None:
+        self.effort = torch.full_like(labels, -1)
+        self.labels = labels
+        self.most = most
+        self.made = -2
+
+    def __call__(self, images: Tensor, outputs: Tensor) -> None:
+        self.made += 1
+        if self.made <= 0:
+            self.unbroken = (outputs.argmax(1) == self.labels).nonzero().flatten()
+        elif self.made <= self.most and len(self.unbroken):
+            broken = margin(outputs, self.labels[self.unbroken]) >= 0
+            self.effort[self.unbroken[broken]] = self.made
+            self.unbroken = self.unbroken[~broken]

@@ -1,0 +1,111 @@
+"""``sstune attack attack=audit``: every check in one run, one verdict, a page to look at."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from sstune import attacks, backbones, datasets, rules
+from sstune.attacks import audit as checks
+from sstune.commands.outcomes import Outcomes, summary
+from sstune.commands.source import Source
+from sstune.commands.train import measurement
+from sstune.commands.victim import own, surrogate, victim_of
+from sstune.interrupt import StopFlag
+from sstune.packing import pack
+from sstune.runs import Run
+from sstune.schema import Gradient, RunConfig
+from sstune.validation import parse_eps
+
+
+def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+    """The audit's checks, and the robust accuracy that survives everything tried (attack ``audit``)."""
+    config = run.config
+    began = time.perf_counter()
+    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
+    victim = victim_of(config, source, data, device)
+    outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)
+    evidence = evidence_of(config, victim, data, outcomes, stop)
+    n, n_clean = len(victim.clean), int(victim.clean.sum())
+    print(f"  clean {n_clean}/{n} right", flush=True)
+    found = []
+    for check in checks.audit(evidence, config.audit.skip):
+        found.append(check)
+        print(f"  {check.id:<4}{check.status:<8}  {check.title}: {check.text}", flush=True)
+    verdict, because = checks.verdict(found, config.audit.skip)
+    worst = [
+        measurement(
+            "test", n, int(right.sum()), attack="audit", gradient=None, eps=eps, outcomes=pack(right.numpy())
+        )
+        for eps in evidence.eps
+        for right in [evidence.worst_case(eps)]
+    ]
+    return {
+        "n_classes": data.n_classes,
+        "classes": data.classes,
+        "measurements": [measurement("test", n, n_clean, outcomes=pack(victim.clean.numpy())), *worst],
+        "audit": {
+            "verdict": str(verdict),
+            "because": because,
+            "not_run": {check.id: check.text for check in found if check.status is checks.Status.not_run},
+            "checks": [asdict(check) for check in found],
+            "cells": [_cell(cell) for cell in evidence.cells.values()],
+        },
+        "seconds": time.perf_counter() - began,
+        "precision": "float32",
+        "datasets": {
+            "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
+        },
+        "skipped": data.skipped_summary,
+    }
+
+
+def evidence_of(
+    config: RunConfig,
+    victim: attacks.Victim,
+    data: datasets.Splits,
+    outcomes: Outcomes,
+    stop: StopFlag,
+) -> checks.Evidence:
+    """What the checks look at; attacks made before a kill are taken from ``outcomes``."""
+
+    def run(
+        key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
+    ) -> attacks.Outcome:
+        size = attack.config.batch_size or attacks.largest_batch(victim, view)
+        begun = outcomes.get(key) or attacks.Outcome.begin(victim.clean)
+        return attacks.robust(
+            victim,
+            attack,
+            view,
+            parse_eps(eps),
+            size,
+            begun,
+            lambda outcome: outcomes.save(key, outcome, stop),
+        )
+
+    other = config.audit.surrogate
+    exact = replace(own(config, victim, Gradient.exact), eot=1)
+    return checks.Evidence(
+        victim=victim,
+        own=own(config, victim, Gradient.rule),
+        exact=exact,
+        surrogate=None if other is None else surrogate(other, config, data, victim.device),
+        has_feedback=bool(rules.feedback_layers(victim.network)),
+        n_classes=data.n_classes,
+        eps=sorted(config.attack.eps, key=parse_eps),
+        seed=config.seed,
+        config=config.audit,
+        run=run,
+    )
+
+
+def _cell(cell: checks.Cell) -> dict[str, Any]:
+    """An attack of the audit in the format of a measurement."""
+    gradient = None if cell.gradient is Gradient.none else str(cell.gradient)
+    labels = {"attack": cell.attack, "gradient": gradient, "eps": cell.eps, "source": cell.source}
+    right = cell.outcome.right
+    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome))

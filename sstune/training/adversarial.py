@@ -1,0 +1,86 @@
+"""Adversarial training: each batch's images are replaced by what an attack makes of them first.
+
+Madry et al. 2018, arXiv 1706.06083.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sstune.attacks import Batch, Subject, attacked_through
+from sstune.attacks.ascent import Pgd
+from sstune.schema import ClassificationConfig, Gradient, PgdConfig, RunConfig
+from sstune.seeding import seed_from
+from sstune.training.forward import Forward, autocast
+from sstune.validation import parse_adversary, parse_eps
+
+
+class Adversary:
+    """Moves training images up the loss of ``network`` as it is, in eval mode.
+
+    Whatever the rule, the images follow the exact gradient: that of approximate feedback is a weak
+    adversary, and a network trained against it may learn to mislead that gradient alone. All steps are made,
+    also for an image that errs early. Nothing of the network changes: no statistics, no feedback, no draw.
+
+    Args:
+        size: images of which a gradient is taken at once; only so many are compiled for.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: ClassificationConfig,
+        network: nn.Module,
+        size: int,
+        device: torch.device,
+    ) -> None:
+        self.attack = attack_of(task)
+        self.eps = parse_eps(task.adversarial_eps)
+        self.seed = config.seed
+        self.network = network
+        self.forward = Forward(network, config.compile, size, device)
+        self.autocast = autocast(config.precision, device)
+
+    def __call__(self, images: Tensor, labels: Tensor, key: tuple[int, int], positions: slice) -> Tensor:
+        """Adversarial images, (N, C, H, W) in [0,1], each within ``eps`` of its own in Linf.
+
+        Args:
+            key: epoch and step; with an image's position in the batch they decide its random start.
+            positions: of these images in the batch of all processes.
+        """
+        attack = Pgd(self.attack, seed_from(self.seed, "adversarial", *key))
+        samples = torch.arange(positions.start, positions.stop)
+        moved = []
+        with attacked_through(self.network, Gradient.exact):
+            subject = Subject(self.network, forward=self._logits)
+            parts = (values.split(self.forward.size) for values in (images, labels, samples))
+            for some, theirs, which in zip(*parts, strict=True):
+                batch = Batch(some, theirs, None, which.tolist())
+                moved.append(attack(attack.parts[0], subject, batch, self.eps).images)
+        return torch.cat(moved)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self.autocast:
+            return self.forward(images).float()
+
+
+def attack_of(task: ClassificationConfig) -> PgdConfig:
+    """The attack that ``task.adversarial`` names; fgsm is one whole step of pgd, without a random start."""
+    steps = parse_adversary(str(task.adversarial))
+    return PgdConfig(
+        name="pgd",
+        eps=[task.adversarial_eps],
+        steps=steps or 1,
+        step_size=task.adversarial_step_size if steps else "eps",
+        random_start=steps is not None,
+        early_exit=False,
+    )
+
+
+def adversary_of(config: RunConfig, network: nn.Module, size: int, device: torch.device) -> Adversary | None:
+    """The adversary that ``network`` is trained against, None if it is trained on images as they are."""
+    task = config.task
+    if not isinstance(task, ClassificationConfig) or task.adversarial is None:
+        return None
+    return Adversary(config, task, network, size, device)

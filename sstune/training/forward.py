@@ -1,0 +1,57 @@
+"""The forward pass that training differentiates: in its precision, and compiled if asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sstune.schema import Compile, Precision, RequestError
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Inside, products are computed in bf16 if that is the training's precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is Precision.bf16)
+
+
+class Forward:
+    """``network``, compiled for batches of ``size`` images; others do not compile it anew, but run eagerly.
+
+    Raises:
+        RequestError: a CPU shall compile, and there is no C++ compiler.
+    """
+
+    def __init__(self, network: nn.Module, mode: Compile | None, size: int, device: torch.device) -> None:
+        self.network = network
+        self.size = size
+        self.compiled: Callable[[Tensor], Tensor] = network
+        if mode is not None:
+            if device.type == "cpu":
+                _look_for_compiler()
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
+            self.compiled = torch.compile(network, mode=mode.value)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if len(images) != self.size:
+            outputs: Tensor = self.network(images)
+            return outputs
+        torch.compiler.cudagraph_mark_step_begin()
+        return self.compiled(images)
+
+
+def _look_for_compiler() -> None:
+    """What torch.compile calls for the CPU must be there: the one that ``$CXX`` names, or the usual one.
+
+    Raises:
+        RequestError: it is not.
+    """
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    name = shlex.split(os.environ.get("CXX") or usual)[0]
+    if shutil.which(name) is None:
+        raise RequestError(f"compile: needs a C++ compiler for the CPU; there is no {name} ($CXX)")
