@@ -49,7 +49,7 @@ def audit_text(audit: Audit, width: int = 110, colour: bool = False) -> str:
         colour: mark by ANSI colours what is not ok; for a terminal, not for a file.
     """
     checks = audit["checks"]
-    header, *lines = _aligned([HEADER, *map(_cells, checks)], width)
+    header, *lines = _aligned([HEADER, *map(cells_of, checks)], width)
     painted = [_painted(line, check, colour) for line, check in zip(lines, checks, strict=True)]
     notes = [textwrap.fill(note, width, subsequent_indent="    ") for note in remarks(audit)]
     blocks = [[header, *painted], notes, [textwrap.fill(headline(audit), width)]]
@@ -72,7 +72,13 @@ def remarks(audit: Audit) -> list[str]:
     return found + [f"{name} did not run: {why}" for name, why in audit["not_run"].items()]
 
 
-def figure_of(check: Check) -> str:
+def cells_of(check: Check) -> tuple[str, ...]:
+    """A check in the columns of :data:`HEADER`."""
+    n = "" if check["n"] is None else str(check["n"])
+    return check["id"], check["title"], _figure_of(check), check["threshold"], n, WORDS[check["status"]]
+
+
+def _figure_of(check: Check) -> str:
     """A check's figure with its unit; empty where it has none."""
     if check["figure"] is None:
         return ""
@@ -139,11 +145,6 @@ def _accuracy(
         if (found["attack"], found["gradient"], found["eps"]) == (attack, gradient, eps):
             return found["correct"] / found["n"]
     return None
-
-
-def _cells(check: Check) -> tuple[str, ...]:
-    n = "" if check["n"] is None else str(check["n"])
-    return check["id"], check["title"], figure_of(check), check["threshold"], n, WORDS[check["status"]]
 
 
 def _aligned(lines: Sequence[Sequence[str]], width: int) -> Iterator[str]:
