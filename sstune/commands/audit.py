@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,7 +23,6 @@ from sstune.validation import parse_eps
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
     """The audit's checks, and the robust accuracy that survives everything tried (attack ``audit``)."""
     config = run.config
-    began = time.perf_counter()
     data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
     victim = victim_of(config, source, data, device)
     outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)
@@ -52,9 +50,9 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
             "because": because,
             "not_run": {check.id: check.text for check in found if check.status is checks.Status.not_run},
             "checks": [asdict(check) for check in found],
-            "cells": [_cell(cell) for cell in evidence.cells.values()],
+            "cells": [_cell(cell, n) for cell in evidence.cells.values()],
         },
-        "seconds": time.perf_counter() - began,
+        "seconds": sum(cell.outcome.seconds for cell in evidence.cells.values()),
         "precision": "float32",
         "datasets": {
             "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
@@ -75,7 +73,7 @@ def evidence_of(
     def run(
         key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
     ) -> attacks.Outcome:
-        size = attack.config.batch_size or attacks.largest_batch(victim, view)
+        size = attack.config.batch_size or config.attack.batch_size or attacks.largest_batch(victim, view)
         begun = outcomes.get(key) or attacks.Outcome.begin(victim.clean)
         return attacks.robust(
             victim,
@@ -103,9 +101,22 @@ def evidence_of(
     )
 
 
-def _cell(cell: checks.Cell) -> dict[str, Any]:
-    """An attack of the audit in the format of a measurement."""
+def _cell(cell: checks.Cell, n: int) -> dict[str, Any]:
+    """An attack of the audit in the format of a measurement; ``on``: which of the n samples, if not all."""
     gradient = None if cell.gradient is Gradient.none else str(cell.gradient)
     labels = {"attack": cell.attack, "gradient": gradient, "eps": cell.eps, "source": cell.source}
     right = cell.outcome.right
+    if len(right) < n:
+        labels["on"] = pack(torch.zeros(n, dtype=torch.bool).index_fill(0, cell.index, True).numpy())
     return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome))
+
+
+def objection(run: Run) -> str | None:
+    """What ``audit.strict`` says of a finished run: why it is not good enough, or None."""
+    row = run.result()
+    if not run.config.audit.strict or row is None or "audit" not in row:
+        return None
+    verdict, because = row["audit"]["verdict"], ", ".join(row["audit"]["because"])
+    if verdict == checks.Verdict.not_masked:
+        return None
+    return f"{run.directory}: {verdict} ({because}), and audit.strict asks for {checks.Verdict.not_masked}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sstune.attacks.audit.paired import FEWEST
 from sstune.attacks.evaluation import Victim, View
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.registry import ATTACKS, Attack
@@ -81,6 +82,17 @@ class Evidence:
         """The eps at which the attack through the network's own gradient tells most: about half are left."""
         half = int(self.victim.clean.sum()) / 2
         return min(self.eps, key=lambda eps: abs(float(self.pgd(self.own, eps).right.sum()) - half))
+
+    @property
+    def constant(self) -> float:
+        """The share of the samples that a network gets right which always gives the same answer."""
+        return int(self.victim.split.labels.bincount().max()) / self.n
+
+    def contested(self, samples: Tensor) -> str:
+        """The largest eps at which the attack through the network's own gradient leaves enough of ``samples``
+        for another attack to show that it is stronger; the smallest, where it never does."""
+        left = {eps: int(self.pgd(self.own, eps).right[samples].sum()) for eps in self.eps}
+        return next((eps for eps in reversed(self.eps) if left[eps] >= FEWEST), self.eps[0])
 
     def pgd(self, view: View, eps: str, **changes: Any) -> Outcome:
         """PGD-20 from one random start, steps of eps/4, unless ``changes`` say otherwise."""
