@@ -201,7 +201,7 @@ def _attack(config: RunConfig) -> Iterator[str]:
         yield f"attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for {attack.name}"
     if attack.name == "audit":
         usual = AttackConfig()
-        for key in ("gradient", "cascade", "eight_bit", "save_images"):
+        for key in ("gradient", "cascade", "eight_bit"):
             if getattr(attack, key) != getattr(usual, key):
                 yield f"attack.{key}: the audit chooses its attacks itself, leave it away"
     if isinstance(attack, LibraryConfig) and attack.batch_size is None:
