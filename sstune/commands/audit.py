@@ -52,7 +52,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
             "because": because,
             "not_run": {check.id: check.text for check in found if check.status is checks.Status.not_run},
             "checks": [asdict(check) for check in found],
-            "cells": [_cell(cell) for cell in evidence.cells.values()],
+            "cells": [_cell(cell, n) for cell in evidence.cells.values()],
         },
         "seconds": time.perf_counter() - began,
         "precision": "float32",
@@ -103,9 +103,12 @@ def evidence_of(
     )
 
 
-def _cell(cell: checks.Cell) -> dict[str, Any]:
-    """An attack of the audit in the format of a measurement."""
+def _cell(cell: checks.Cell, n: int) -> dict[str, Any]:
+    """An attack of the audit in the format of a measurement; ``made_on``: which of the audit's ``n`` samples
+    it was made on, packed."""
     gradient = None if cell.gradient is Gradient.none else str(cell.gradient)
     labels = {"attack": cell.attack, "gradient": gradient, "eps": cell.eps, "source": cell.source}
-    right = cell.outcome.right
-    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome))
+    right, made_on = cell.outcome.right, torch.zeros(n, dtype=torch.bool)
+    made_on[cell.index] = True
+    on = {"made_on": pack(made_on.numpy())}
+    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **on)
