@@ -113,13 +113,14 @@ def evidence_of(
 
 
 def _cell(cell: checks.Cell, n: int) -> dict[str, Any]:
-    """An attack of the audit in the format of a measurement; ``on``: which of the n samples, if not all."""
+    """An attack of the audit in the format of a measurement; ``made_on``: which of the audit's ``n`` samples
+    it was made on, packed."""
     gradient = None if cell.gradient is Gradient.none else str(cell.gradient)
     labels = {"attack": cell.attack, "gradient": gradient, "eps": cell.eps, "source": cell.source}
-    right = cell.outcome.right
-    if len(right) < n:
-        labels["on"] = pack(torch.zeros(n, dtype=torch.bool).index_fill(0, cell.index, True).numpy())
-    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome))
+    right, made_on = cell.outcome.right, torch.zeros(n, dtype=torch.bool)
+    made_on[cell.index] = True
+    on = {"made_on": pack(made_on.numpy())}
+    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **on)
 
 
 def present(run: Run, row: dict[str, Any]) -> None:
