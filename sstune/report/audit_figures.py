@@ -18,8 +18,8 @@ from sstune.report.effort import UNITS, Curve, accuracy_after, complete, effort_
 from sstune.report.looks import STYLE, legend_beside, style_of
 from sstune.report.measurements import GRADIENTS, attack_rank, rank
 from sstune.report.rows import Row, eps_value
-from sstune.report.statistics import wilson
 from sstune.report.variants import joined
+from sstune.statistics import wilson
 
 Measurement = Mapping[str, Any]
 Key = tuple[str, str, str, str]

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from sstune.report.audit import HEADER, VERDICTS, Check, cells_of, remarks
 from sstune.report.audit_figures import Tried, audit_figures, clean_of, tried
 from sstune.report.rows import Row, eps_value
-from sstune.report.statistics import wilson
 from sstune.report.variants import joined, labels_of
+from sstune.statistics import wilson
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --rule: #ccc; --soft: #666;

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import binomtest
 
 from sstune.report.pairs import gap_table, paired_table
-from sstune.report.statistics import difference_interval
 from sstune.report.tables import to_csv
+from sstune.statistics import difference_interval
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from sstune.report.statistics import Pairing, difference_interval, mcnemar, wilson
+from sstune.statistics import Pairing, difference_interval, mcnemar, wilson
 
 Z = 1.959963984540054
 
