@@ -18,5 +18,8 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided p of the exact test that neither of two paired shares is larger (McNemar 1947)."""
     n, less = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.comb(n, k) for k in range(less + 1))
+    ways = tail = 1  # whole numbers: binomial coefficients outgrow any float
+    for k in range(less):
+        ways = ways * (n - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**n)
