@@ -56,19 +56,29 @@ def _parser() -> _Parser:
 
 
 def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
+    """Tables and figures; those that the rows have nothing for are left out."""
     from sstune.report.alignment import alignment_by_layer, alignment_table
+    from sstune.report.audit import audit_table
+    from sstune.report.effort import accuracy_against_effort
     from sstune.report.figures import accuracy_against_eps
+    from sstune.report.pairs import gap_table, paired_table
     from sstune.report.rows import write_rows
     from sstune.report.tables import table, to_csv, to_latex, wide
+    from sstune.report.transfer import transfer_map
     from sstune.runs import write_text
 
     out.mkdir(parents=True, exist_ok=True)
     texts = {"table.csv": to_csv(table(rows)), "wide.csv": to_csv(wide(rows)), "table.tex": to_latex(rows)}
-    layers = alignment_table(rows)
-    if len(layers):
-        texts["alignment.csv"] = to_csv(layers)
+    others = {"gap": gap_table, "paired": paired_table, "audit": audit_table, "alignment": alignment_table}
+    tables = {name: make(rows) for name, make in others.items()}
+    texts |= {f"{name}.csv": to_csv(found) for name, found in tables.items() if len(found)}
     for name, text in texts.items():
         write_text(out / name, text)
     write_rows(rows, out / "rows.jsonl")
-    figures = accuracy_against_eps(rows, out / "accuracy") + alignment_by_layer(rows, out / "alignment")
+    figures = [
+        *accuracy_against_eps(rows, out / "accuracy"),
+        *accuracy_against_effort(rows, out),
+        *transfer_map(rows, out / "transfer"),
+        *alignment_by_layer(rows, out / "alignment"),
+    ]
     return [*(out / name for name in texts), *figures, out / "rows.jsonl"]

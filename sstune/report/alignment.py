@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sstune.report.looks import MARKERS, STYLE, colours_of, file_name, named, save
+from sstune.report.looks import MARKERS, STYLE, colours_of, each_network, legend_beside, named, save
 from sstune.report.measurements import LINE, RULES, frame, rank
 from sstune.report.rows import Row, unique
 from sstune.report.variants import LABELS, labels_of, model_settings, without_seeds
@@ -58,13 +58,10 @@ def _net(model: dict[str, str]) -> str:
 
 def alignment_by_layer(rows: Iterable[Row], stem: str | Path) -> list[Path]:
     """Draw ``stem.png`` and ``stem.svg``, one figure per (dataset, backbone); nothing without such rows."""
-    table = alignment_table(rows)
-    groups = table.groupby(["dataset", "backbone"], sort=True)
     written = []
-    for (dataset, backbone), group in groups:
-        suffix = f"-{file_name(dataset)}-{file_name(backbone)}" if len(groups) > 1 else ""
+    for group, dataset, backbone, name in each_network(alignment_table(rows), stem):
         with matplotlib.style.context(STYLE):
-            written += save(_figure(group, f"{backbone}, {dataset}, chosen epoch"), f"{stem}{suffix}")
+            written += save(_figure(group, f"{backbone}, {dataset}, chosen epoch"), name)
     return written
 
 
@@ -97,6 +94,6 @@ def _figure(table: pd.DataFrame, title: str) -> Figure:
     panels[0].set_xlim(0, 95)
     panels[1].set_xlim(min([0.0, *table["update_cosine"].dropna()]), 1.02)
     figure.suptitle(title)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    handles, _ = panels[0].get_legend_handles_labels()
+    legend_beside(figure, handles[::-1])
     return figure

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sstune.report.looks import STYLE, Looks, file_name, looks_of, named, save, style_of
+from sstune.report.looks import STYLE, Looks, each_network, legend_beside, looks_of, named, save, style_of
 from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, rank
 from sstune.report.rows import Row
 from sstune.report.tables import lines
@@ -30,12 +30,10 @@ def accuracy_against_eps(rows: Iterable[Row], stem: str | Path) -> list[Path]:
     chance = {row["config"]["dataset"]["label"]: 1 / row["n_classes"] for row in rows}
     cells = lines(rows)
     cells = cells[cells.groupby(["dataset", "backbone"])["eps_value"].transform("count") > 0]
-    groups = cells.groupby(["dataset", "backbone"], sort=True)
     written = []
-    for (dataset, backbone), group in groups:
-        suffix = f"-{file_name(dataset)}-{file_name(backbone)}" if len(groups) > 1 else ""
+    for group, dataset, backbone, name in each_network(cells, stem):
         with matplotlib.style.context(STYLE):
-            written += save(_figure(group, f"{backbone}, {dataset}", chance[str(dataset)]), f"{stem}{suffix}")
+            written += save(_figure(group, f"{backbone}, {dataset}", chance[dataset]), name)
     return written
 
 
@@ -60,9 +58,7 @@ def _figure(cells: pd.DataFrame, title: str, chance: float) -> Figure:
         axes.set_ylabel("accuracy (%)")
     panels[0, 0].set_ylim(0, 100)
     figure.suptitle(title)
-    figure.legend(
-        handles=_legend(cells, looks, chance), loc="upper left", bbox_to_anchor=(1, 1), frameon=False
-    )
+    legend_beside(figure, _legend(cells, looks, chance))
     return figure
 
 
@@ -130,7 +126,8 @@ def _legend(cells: pd.DataFrame, looks: Looks, chance: float) -> list[Line2D]:
         Line2D([], [], label=named(rule, variant), **looks[rule, variant].drawn())
         for rule, variant in sorted(drawn, key=lambda pair: (rank(pair[0], RULES), pair[1]))
     ]
-    styles = {_label(attack, gradient): style_of(attack, gradient) for attack, gradient in _series(cells)}
+    series = sorted(_series(cells), key=lambda pair: rank(pair[1], GRADIENTS))
+    styles = {_label(attack, gradient): style_of(attack, gradient) for attack, gradient in series}
     handles += [Line2D([], [], color="0.4", linestyle=style, label=label) for label, style in styles.items()]
     return [*handles, Line2D([], [], color="0.4", linestyle=":", label=f"chance ({100 * chance:.3g} %)")]
 

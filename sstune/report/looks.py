@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
@@ -104,6 +106,19 @@ def named(rule: str, variant: str) -> str:
 def file_name(label: object) -> str:
     """A label as part of a file's name."""
     return re.sub(r"[^\w.-]+", "_", str(label))
+
+
+def each_network(cells: pd.DataFrame, stem: str | Path) -> Iterator[tuple[pd.DataFrame, str, str, str]]:
+    """For each (dataset, backbone) its part of ``cells``, both names, and the stem of its figure's name."""
+    groups = cells.groupby(["dataset", "backbone"], sort=True)
+    for (dataset, backbone), group in groups:
+        suffix = f"-{file_name(dataset)}-{file_name(backbone)}" if len(groups) > 1 else ""
+        yield group, str(dataset), str(backbone), f"{stem}{suffix}"
+
+
+def legend_beside(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend to the right of the panels, where it covers nothing."""
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def save(figure: Figure, stem: str | Path) -> list[Path]:

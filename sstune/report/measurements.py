@@ -55,17 +55,19 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
     ``outcomes`` and ``found`` are those of the measurement (empty in rows from before there were any),
     ``samples`` the digest of the attacked ones, ``n_clean`` how many of these were right before the attack.
+    ``network`` and ``manner`` say, seeds included, what was attacked and how.
     """
     records: dict[Hashable, dict[str, Any]] = {}
     for record in (record for row in unique(rows) for record in _records(row)):
-        other = records.setdefault(record["replicate"], record)
+        replicate = tuple(record[key] for key in ("network", "manner", *CELL, "n"))
+        other = records.setdefault(replicate, record)
         if other["correct"] != record["correct"]:
             raise RequestError(
                 f"runs {other['identity'][:12]} and {record['identity'][:12]} disagree: {record['attack']} "
                 f"{record['eps']} {other['correct']} and {record['correct']} correct of {record['n']}"
             )
         if record["outcomes"] and not other["outcomes"]:
-            records[record["replicate"]] = record
+            records[replicate] = record
     if not records:
         raise RequestError("no row holds a measurement on the test split")
     found = list(records.values())
@@ -77,7 +79,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 def _records(row: Row) -> Iterable[dict[str, Any]]:
     model, settings = model_settings(row), attack_settings(row)
     config, labels = row["config"], labels_of(row)
-    norm = "" if norm_of(row) is Norm.linf else str(norm_of(row))
+    norm = "" if norm_of(row) is Norm.Linf else str(norm_of(row))
     tested = [found for found in row["measurements"] if found["split"] == "test"]
     n_clean = {found["n"]: found["correct"] for found in tested if found["attack"] is None}
     for found in tested:
@@ -106,7 +108,8 @@ def _records(row: Row) -> Iterable[dict[str, Any]]:
             "n_clean": n_clean.get(found["n"], math.nan),
             "model": without_seeds(model),
             "settings": without_seeds(chosen),
-            "replicate": json.dumps([labels, cell, found["n"], model, chosen], sort_keys=True),
+            "network": json.dumps([labels, model], sort_keys=True),
+            "manner": json.dumps(chosen, sort_keys=True),
         }
 
 

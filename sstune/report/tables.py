@@ -7,13 +7,14 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from sstune.report.measurements import CELL, LINE, attack_rank, cell_order, frame, measurements
 from sstune.report.rows import Row
-from sstune.report.statistics import wilson
 from sstune.report.variants import LABELS, joined
+from sstune.statistics import wilson
 
 __all__ = ["lines", "measurements", "table", "to_csv", "to_latex", "to_text", "wide"]
 
@@ -68,10 +69,15 @@ def wide(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """A long or wide table as CSV: fractions with six decimals, empty where missing."""
+    """A long or wide table as CSV: six decimals, or three digits where these would hide it (a small p); empty
+    where missing."""
     if isinstance(frame.columns, pd.MultiIndex):
         frame = frame.set_axis([joined(*column) for column in frame.columns], axis=1).reset_index()
-    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    return frame.to_csv(index=False, float_format=_decimals, lineterminator="\n")
+
+
+def _decimals(value: Any) -> str:
+    return f"{value:.6f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.3g}"
 
 
 def to_latex(rows: Iterable[Row]) -> str:
@@ -156,7 +162,11 @@ def _notes(cells: pd.DataFrame, missing: bool) -> list[str]:
     spread = " (mean and sample std over seeds)" if (cells["seeds"] > 1).any() else ""
     counts = f"accuracy in %{spread}; n = {_per_attack(cells, 'n')}; seeds = {_per_attack(cells, 'seeds')}"
     words = [note for gradient, note in GRADIENT_NOTES.items() if (cells["gradient"] == gradient).any()]
-    return [counts, *filter(None, ["; ".join([*words, *([f"{MISSING}: not measured"] if missing else [])])])]
+    if (cells["attack"] == "audit").any():
+        words.append("audit: the worst case over all that an audit tried")
+    if missing:
+        words.append(f"{MISSING}: not measured")
+    return [counts, *filter(None, ["; ".join(words)])]
 
 
 def _per_attack(cells: pd.DataFrame, column: str) -> str:

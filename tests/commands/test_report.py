@@ -14,7 +14,7 @@ import sstune
 from sstune.commands.report import run
 from sstune.schema import RequestError
 
-WRITTEN = ["accuracy.png", "accuracy.svg", "rows.jsonl", "table.csv", "table.tex", "wide.csv"]
+WRITTEN = ["accuracy.png", "accuracy.svg", "gap.csv", "rows.jsonl", "table.csv", "table.tex", "wide.csv"]
 
 
 def row(seed: int) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def test_writes_what_it_lists(capsys: pytest.CaptureFixture[str], tmp_path: Path
         assert content
         assert str(tmp_path).encode() not in content
     assert (
-        "digits,usf,unit,,pgd,rule,8/255,2,10,0.550000,0.070711\n"
+        "digits,usf,unit,,pgd,rule,,8/255,2,10,0.550000,0.070711,"
         in Path("results/first/table.csv").read_text()
     )
 

@@ -1,0 +1,166 @@
+"""Accuracy against gradient steps, and against queries: has an attack converged, or was it stopped early?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from sstune.report.looks import STYLE, each_network, legend_beside, looks_of, named, save, style_of
+from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, frame, rank
+from sstune.report.rows import Row
+
+QUERIES = ("square", "rays", "noise")
+UNITS = {"steps": "gradient steps", "queries": "queries"}
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy in [0, 1], ``y``, after ``x`` steps or queries, ascending.
+
+    Args:
+        row: title of the row of panels that it stands in; ``column``, that of the column (an eps).
+        look: matplotlib's line properties.
+    """
+
+    row: str
+    column: str
+    x: Floats
+    y: Floats
+    look: dict[str, Any]
+
+
+def accuracy_against_effort(rows: Iterable[Row], directory: Path) -> list[Path]:
+    """Draw ``steps`` and ``queries`` (``.png``, ``.svg``) into ``directory``; nothing without such rows.
+
+    One figure for each (dataset, backbone); panels: a row for each attack and scale, a column for each eps.
+    Where seeds differ, their mean. Left out is what an attack could not know: when a network breaks that it
+    does not look at (a surrogate's gradient), and the steps of attacks that do not tell them.
+    """
+    cells = frame(rows)
+    cells = cells[[_tells(cell) for cell in cells.to_dict("records")]]
+    written = []
+    for kind, unit in UNITS.items():
+        chosen = cells[cells["attack"].map(kind_of) == kind]
+        for group, dataset, backbone, name in each_network(chosen, directory / kind):
+            with matplotlib.style.context(STYLE):
+                figure = effort_figure(list(_curves(group)), unit)
+                figure.suptitle(f"{backbone}, {dataset}")
+                legend_beside(figure, _legend(group))
+                written += save(figure, name)
+    return written
+
+
+def kind_of(attack: str) -> str:
+    """What an attack's effort is counted in, a key of :data:`UNITS`."""
+    return "queries" if attack.partition(" ")[0] in QUERIES else "steps"
+
+
+def accuracy_after(found: Sequence[Sequence[int]], n_clean: int, n: int, efforts: npt.ArrayLike) -> Floats:
+    """Accuracy in [0, 1] after each of ``efforts``.
+
+    Args:
+        found: ``[effort, samples]`` pairs, how many broke after how much.
+        n_clean: of ``n`` samples, how many were right before the attack.
+    """
+    when, broken = np.asarray(found, dtype=np.int64).reshape(-1, 2).T
+    order = np.argsort(when)
+    total = np.concatenate([[0], np.cumsum(broken[order])])
+    return (n_clean - total[np.searchsorted(when[order], efforts, side="right")]) / n
+
+
+def complete(found: Sequence[Sequence[int]] | None, n_clean: float, correct: int) -> bool:
+    """Whether it is known of every sample that broke when it did, and some did."""
+    return found is not None and len(found) > 0 and sum(samples for _, samples in found) == n_clean - correct
+
+
+def effort_figure(curves: Sequence[Curve], unit: str) -> Figure:
+    """Panels in the order in which their rows and columns first occur; queries on a logarithmic axis."""
+    rows = list(dict.fromkeys(curve.row for curve in curves))
+    columns = list(dict.fromkeys(curve.column for curve in curves))
+    figure = Figure(figsize=(2.3 * len(columns) + 0.8, 1.9 * len(rows) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    logarithmic = unit == UNITS["queries"]
+    panels = figure.subplots(
+        len(rows), len(columns), sharex="all" if logarithmic else "row", sharey=True, squeeze=False
+    )
+    first = 1 if logarithmic else 0
+    for curve in curves:
+        axes = panels[rows.index(curve.row), columns.index(curve.column)]
+        axes.step(np.maximum(curve.x, first), 100 * curve.y, where="post", clip_on=False, **curve.look)
+    for row, line in zip(rows, panels, strict=True):
+        line[0].set_ylabel(f"{row}\naccuracy (%)")
+        if logarithmic:
+            line[0].set_xscale("log")
+        else:
+            line[0].xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        line[0].set_xlim(left=first)
+    for eps, axes in zip(columns, panels[0], strict=True):
+        axes.set_title(f"eps {eps}")
+    for axes in panels[-1]:
+        axes.set_xlabel(unit)
+    panels[0, 0].set_ylim(0, 100)
+    return figure
+
+
+def _tells(cell: Any) -> bool:
+    """Whether a measurement has a curve; that of one step would say nothing."""
+    stepwise = cell["gradient"] != "surrogate" and not cell["attack"].startswith("fgsm")
+    return stepwise and complete(cell["found"], cell["n_clean"], cell["correct"])
+
+
+def _curves(cells: pd.DataFrame) -> Iterator[Curve]:
+    looks = looks_of(zip(cells["rule"], cells["variant"], strict=True))
+    scales = sorted(set(cells["scale"]) - {""}) or [""]
+    for attack, scale in itertools.product(sorted(set(cells["attack"]), key=attack_rank), scales):
+        shown = cells[(cells["attack"] == attack) & cells["scale"].isin(["", scale])]
+        # exact before rule: where both coincide, the dashes of rule lie on top
+        later = [rank(gradient, GRADIENTS) for gradient in shown["gradient"]]
+        shown = shown.assign(later=later).sort_values(["eps_value", "later"], ascending=[True, False])
+        for (eps, gradient, *_), seeds in shown.groupby(["eps", "gradient", *LINE], sort=False):
+            x, y = _mean(seeds)
+            look = looks[seeds["rule"].iloc[0], seeds["variant"].iloc[0]].drawn()
+            look |= {"linestyle": style_of(attack, gradient), "markevery": [-1]}
+            yield Curve(f"{attack}, scale {scale}" if scale else attack, eps, x, y, look)
+
+
+def _mean(seeds: pd.DataFrame) -> tuple[Floats, Floats]:
+    """Mean accuracy over seeds, from no effort to all that was allowed."""
+    efforts = {effort for found in seeds["found"] for effort, _ in found}
+    x = np.array(sorted(efforts | {0, *map(_budget, seeds["settings"])}), dtype=np.float64)
+    cells = zip(seeds["found"], seeds["n_clean"], seeds["n"], strict=True)
+    return x, np.mean([accuracy_after(found, n_clean, n, x) for found, n_clean, n in cells], axis=0)
+
+
+def _budget(settings: Mapping[str, str]) -> int:
+    """The steps or queries that an attack was allowed."""
+    for key in ("attack.queries", "attack.attempts"):
+        if key in settings:
+            return int(settings[key])
+    return int(settings.get("attack.steps", 0)) * int(settings.get("attack.restarts", 1))
+
+
+def _legend(cells: pd.DataFrame) -> list[Line2D]:
+    lines = set(zip(cells["rule"], cells["variant"], strict=True))
+    looks = looks_of(lines)
+    handles = [
+        Line2D([], [], label=named(rule, variant), **looks[rule, variant].drawn())
+        for rule, variant in sorted(lines, key=lambda line: (rank(line[0], RULES), line[1]))
+    ]
+    for gradient in sorted(set(cells["gradient"]) - {""}, key=lambda name: rank(name, GRADIENTS)):
+        style = style_of("", gradient)
+        handles.append(Line2D([], [], color="0.4", linestyle=style, label=f"{gradient} gradient"))
+    return handles

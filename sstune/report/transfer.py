@@ -1,0 +1,90 @@
+"""Transfer as a map: what attacks made on one network (a line) leave of another (a column)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from sstune.report.looks import STYLE, file_name, save
+from sstune.report.measurements import attack_rank, frame
+from sstune.report.rows import Row
+from sstune.report.variants import joined
+
+PANEL = ["attack", "attack_variant", "eps"]
+TARGET = ["backbone", "rule", "scale", "model_variant"]
+OWN = "its own"
+
+
+def transfer_map(rows: Iterable[Row], stem: str | Path) -> list[Path]:
+    """Draw ``stem.png`` and ``stem.svg``, one figure for each dataset; nothing without transferred attacks.
+
+    Panels: a row for each attack, a column for each eps; in them robust accuracy in %, the mean over the
+    target's seeds. Below the sources stands what the same attack leaves through the target's own gradients,
+    where that was measured.
+    """
+    cells = frame(rows)
+    transferred = cells[cells["gradient"] == "surrogate"]
+    cells = cells.merge(transferred[["dataset", *PANEL]].drop_duplicates())
+    written = []
+    for dataset, group in cells.groupby("dataset", sort=True):
+        suffix = f"-{file_name(dataset)}" if cells["dataset"].nunique() > 1 else ""
+        with matplotlib.style.context(STYLE):
+            written += save(_figure(group, str(dataset)), f"{stem}{suffix}")
+    return written
+
+
+def _figure(cells: pd.DataFrame, dataset: str) -> Figure:
+    cells = cells.assign(source=_sources(cells), target=_targets(cells))
+    found = set(zip(cells["attack"], cells["attack_variant"], strict=True))
+    attacks = sorted(found, key=lambda pair: (attack_rank(pair[0]), pair[1]))
+    each_eps = list(cells.sort_values(["eps_value", "eps"])["eps"].unique())
+    sources = sorted(cells["source"].unique(), key=_own_last)
+    targets = list(cells["target"].unique())
+    width, height = 0.45 * len(targets) + 0.3, 0.28 * len(sources) + 0.3
+    figure = Figure(figsize=(width * len(each_eps) + 2.2, height * len(attacks) + 1.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(attacks), len(each_eps), sharex=True, sharey=True, squeeze=False)
+    for (attack, variant), line in zip(attacks, panels, strict=True):
+        line[0].set_ylabel(joined(attack, f"({variant})" if variant else ""))
+        for eps, axes in zip(each_eps, line, strict=True):
+            axes.set_title(f"eps {eps}")
+            shown = (cells["attack"] == attack) & (cells["attack_variant"] == variant) & (cells["eps"] == eps)
+            grid = cells[shown].pivot_table(index="source", columns="target", values="accuracy")
+            _panel(axes, 100 * grid.reindex(index=sources, columns=targets))
+    figure.suptitle(f"robust accuracy (%) of each column, attacked from each line; {dataset}")
+    return figure
+
+
+def _panel(axes: Axes, grid: pd.DataFrame) -> None:
+    """One attack at one eps."""
+    axes.imshow(grid, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(grid.to_numpy()):
+        if not np.isnan(value):
+            colour = "white" if value < 50 else "black"
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
+    axes.set_yticks(range(len(grid.index)), grid.index)
+    axes.set_xticks(range(len(grid.columns)), grid.columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _sources(cells: pd.DataFrame) -> list[str]:
+    pairs = zip(cells["source"], cells["gradient"], strict=True)
+    return [source or f"{OWN} {gradient} gradient" for source, gradient in pairs]
+
+
+def _own_last(source: str) -> tuple[bool, str]:
+    return source.startswith(OWN), source
+
+
+def _targets(cells: pd.DataFrame) -> list[str]:
+    """Names of the networks attacked: the rule, and in what else they differ."""
+    varying = [key for key in TARGET if key == "rule" or cells[key].nunique() > 1]
+    return [joined(*map(str, names)) for names in cells[varying].itertuples(index=False)]
