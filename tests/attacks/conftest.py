@@ -27,7 +27,17 @@ def digits() -> datasets.Splits:
 @pytest.fixture(scope="session")
 def trained(digits: datasets.Splits) -> Network:
     """Trained by plain torch in a second or two; do not change it, use ``network``."""
-    torch.manual_seed(0)
+    return learned(digits, 0)
+
+
+@pytest.fixture(scope="session")
+def other(digits: datasets.Splits) -> Network:
+    """As ``trained``, from another seed: to transfer attacks from; do not change it."""
+    return learned(digits, 1)
+
+
+def learned(digits: datasets.Splits, seed: int) -> Network:
+    torch.manual_seed(seed)
     module = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
