@@ -13,23 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sstune.report import figures
 from sstune.report.figures import accuracy_against_eps
 from sstune.report.looks import COLOURS
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that the code under test makes."""
-    found: list[Figure] = []
-
-    class Recorded(Figure):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            found.append(self)
-
-    monkeypatch.setattr(figures, "Figure", Recorded)
-    return found
 
 
 def campaign(make: Any, scales: tuple[str, ...] = ("unit",), **changes: Any) -> list[Any]:
