@@ -1,7 +1,8 @@
 """The one command line: ``sstune train | finetune | attack`` over Hydra, and ``sstune report``.
 
 A thin dispatcher; torch is imported only once a request has been found right. Exit status: 0 done, 1 failed
-while working, 2 the request was wrong, 130/143 stopped by a signal with the state saved.
+while working or found not good enough (audit.strict), 2 the request was wrong, 130/143 stopped by a signal
+with the state saved.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _dispatch(arguments: list[str], verbose: bool) -> int:
 
 def _run(command: str, arguments: list[str], verbose: bool) -> int:
     from sstune import composition
-    from sstune.commands import execute
+    from sstune.commands import execute, objections
     from sstune.runs import Locked
     from sstune.validation import validate
 
@@ -118,18 +119,14 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
                 )
             from sstune.sweeps import sweep
 
-            if unfinished := sweep(command, overrides):
-                left = "cell is not done; the same line runs it"
-                if unfinished > 1:
-                    left = "cells are not done; the same line runs them"
-                print(f"sstune: {unfinished} {left}", file=sys.stderr)
-                return 1
+            complaints = sweep(command, overrides)
         elif len(overrides) < len(arguments):
             _hydra_main(command, arguments)
+            complaints = []
         else:
             config = composition.compose(command, overrides)
             validate(config)
-            execute(config, composition.asked(command, config, overrides))
+            complaints = objections([execute(config, composition.asked(command, config, overrides))])
     except Locked as error:
         print(f"sstune: {error}", file=sys.stderr)
         return 1
@@ -140,7 +137,9 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             traceback.print_exc()
         print(f"sstune: failed: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    return 0
+    for complaint in complaints:
+        print(f"sstune: {complaint}", file=sys.stderr)
+    return 1 if complaints else 0
 
 
 def _hydra_main(command: str, arguments: list[str]) -> None:

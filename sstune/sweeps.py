@@ -29,8 +29,8 @@ from sstune.runs import Locked
 from sstune.schema import RequestError, RunConfig
 
 
-def sweep(command: str, overrides: Sequence[str]) -> int:
-    """Run every cell that is not done; returns how many failed or are another process's.
+def sweep(command: str, overrides: Sequence[str]) -> list[str]:
+    """Run every cell that is not done; returns what there is to complain of, a line each.
 
     Raises:
         RequestError: a cell is wrong, or the launcher is; nothing has run then.
@@ -41,11 +41,28 @@ def sweep(command: str, overrides: Sequence[str]) -> int:
     print(f"{len(cells)} cells, {len(cells) - len(left)} done already", flush=True)
     if launcher and left:
         _launch(command, _different(left), launcher)
-        return len(_not_done(left, forced=False))
-    failed = _in_turn(left)
-    locked = [cell for cell, error in failed if isinstance(error, Locked)]
-    again = _in_turn(locked) if locked else []  # the others may be done by now
-    return len(failed) - len(locked) + len(again)
+        unfinished = len(_not_done(left, forced=False))
+    else:
+        failed = _in_turn(left)
+        locked = [cell for cell, error in failed if isinstance(error, Locked)]
+        again = _in_turn(locked) if locked else []  # the others may be done by now
+        unfinished = len(failed) - len(locked) + len(again)
+    return [*_unfinished(unfinished), *_objections(cells)]
+
+
+def _unfinished(n: int) -> list[str]:
+    """``n`` cells failed, or are another process's."""
+    if n > 1:
+        return [f"{n} cells are not done; the same line runs them"]
+    return ["1 cell is not done; the same line runs it"] if n else []
+
+
+def _objections(cells: Sequence[Cell]) -> list[str]:
+    """Also to runs that were done before."""
+    from sstune.commands import objections, planned
+
+    runs = [planned(cell.config, cell.asked) for cell in cells if cell.config.audit.strict]
+    return objections(run for run in runs if run is not None)
 
 
 def _not_done(cells: Sequence[Cell], forced: bool = True) -> list[Cell]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from sstune.schema import (
     AdamWConfig,
     AscentConfig,
+    AttackConfig,
     ClassificationConfig,
     DownloadedFolderConfig,
     FolderConfig,
@@ -196,8 +197,13 @@ def _attack(config: RunConfig) -> Iterator[str]:
             yield f"{key}: {path} does not exist (a run directory or a checkpoint file)"
     if attack.targeted is not None and not climbs:
         yield f"attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
-    if attack.eot > 1 and not (climbs or attack.name.startswith("apgd")):
-        yield f"attack.eot: is for fgsm, pgd, mifgsm, apgd and apgd_t, not for {attack.name}"
+    if attack.eot > 1 and not (climbs or attack.name.startswith(("apgd", "audit"))):
+        yield f"attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for {attack.name}"
+    if attack.name == "audit":
+        usual = AttackConfig()
+        for key in ("gradient", "cascade", "eight_bit"):
+            if getattr(attack, key) != getattr(usual, key):
+                yield f"attack.{key}: the audit chooses its attacks itself, leave it away"
     if isinstance(attack, LibraryConfig) and attack.batch_size is None:
         yield f"attack.batch_size: {attack.name} draws for whole batches, so their size must be said"
     for check in config.audit.skip:

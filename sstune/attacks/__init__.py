@@ -1,7 +1,15 @@
 """Attacks: whose gradient, which attack, and whether its figures are valid."""
 
 from sstune.attacks import ascent, autoattack, library, noise, rays, square
-from sstune.attacks.evaluation import Victim, View, attacked_through, check_zero_eps, largest_batch, robust
+from sstune.attacks.evaluation import (
+    Victim,
+    View,
+    attacked_through,
+    check_zero_eps,
+    drawing_anew,
+    largest_batch,
+    robust,
+)
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
 from sstune.attacks.subject import Subject
@@ -22,6 +30,7 @@ __all__ = [
     "autoattack",
     "check_images",
     "check_zero_eps",
+    "drawing_anew",
     "largest_batch",
     "library",
     "noise",

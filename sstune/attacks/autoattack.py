@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 from typing import Any, Self
 
+import torch
+
 from sstune.attacks.library import check_targeted_dlr, kept_apart, n_targets, reference
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
 from sstune.attacks.subject import Subject
@@ -38,7 +40,7 @@ class Autoattack(Attack):
         return few
 
     def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        images = batch.images.contiguous()  # it takes views that other memory formats do not have
+        images = batch.images.clone(memory_format=torch.contiguous_format)  # it takes views
         with kept_apart(images.device):
             library = self.standard(subject, subject(images).shape[1], eps, images.device)
             attacks = (library.apgd, library.apgd_targeted, library.fab, library.square)

@@ -96,6 +96,15 @@ def attacked_through(network: nn.Module, gradient: Gradient) -> Iterator[None]:
             parameter.requires_grad_(before)
 
 
+@contextmanager
+def drawing_anew(device: torch.device, *key: int | str) -> Iterator[None]:
+    """Inside, a network that draws random numbers of its own draws those that ``key`` names; the process's
+    random state is left as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed_from("network", *key))
+        yield
+
+
 def robust(
     victim: Victim,
     attack: Attack,
@@ -131,7 +140,8 @@ def robust(
             for images, labels in batches(left, batch_size, victim.device):
                 began = time.perf_counter()
                 index = entered[outcome.done : outcome.done + len(labels)]
-                _attack_batch(victim, attack, view, eps, index, images, labels, outcome)
+                with drawing_anew(victim.device, attack.seed, outcome.part, outcome.done):
+                    _attack_batch(victim, attack, view, eps, index, images, labels, outcome)
                 outcome.done += len(labels)
                 outcome.seconds += time.perf_counter() - began
                 bar.set_postfix_str(f"robust {int(outcome.right.sum())}/{len(outcome.right)}")

@@ -72,7 +72,7 @@ class LibraryAttack(Attack):
     """An attack of another library. Its draws are keyed by (seed, attack, the batch's samples)."""
 
     def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        images = batch.images.contiguous()  # views are taken that other memory formats do not have
+        images = batch.images.clone(memory_format=torch.contiguous_format)  # it takes views
         seed = seed_from(self.seed, self.name, part, *map(int, batch.samples))
         with kept_apart(images.device), redirect_stdout(None):  # torchattacks says where it finds no device
             attack = self.made(subject, subject(images), eps, seed)

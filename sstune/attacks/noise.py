@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sstune.attacks.ascent import project, random_in_ball
+from sstune.attacks.ascent import random_in_ball
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
 from sstune.attacks.subject import Subject
 from sstune.schema import NoiseConfig
@@ -41,4 +41,4 @@ class Noise(Attack):
         noise = random_in_ball(batch.images.shape, self.config.norm, self.seed, key, batch.samples)
         if attempt % 2 == 0:
             noise = noise.sign()
-        return project(batch.images + eps * noise.to(batch.images), batch.images, eps)
+        return (batch.images + eps * noise.to(batch.images)).clamp(0, 1)

@@ -72,8 +72,7 @@ class Search:
         nearer = broken & (asked < self.radius)
         self.radius[nearer] = asked[nearer]
         self.direction[nearer] = self.trial[nearer]
-        too_near = self.searching & ~broken
-        self.near[too_near] = asked[too_near]
+        self.near[~broken] = asked[~broken]
         tolerance = TOLERANCE / self.trial.shape[1] ** 0.5
         self.searching = (self.searching | broken) & (self.radius - self.near > tolerance)
         self._next_block(~self.searching)

@@ -1,5 +1,6 @@
 """The commands: each reads from top to bottom like a paper's method section."""
 
+from collections.abc import Iterable
 from importlib import import_module
 
 from sstune.runs import Run
@@ -22,3 +23,13 @@ def execute(config: RunConfig, asked: set[str]) -> Run:
     module = import_module(f"sstune.commands.{config.command}")  # loads only what this command needs
     run: Run = getattr(module, config.command)(config, asked)
     return run
+
+
+def objections(runs: Iterable[Run]) -> list[str]:
+    """A line for each finished run that is not what its configuration insists on (``audit.strict``)."""
+    strict = [run for run in runs if run.config.audit.strict]
+    if not strict:
+        return []
+    from sstune.commands.audit import objection
+
+    return [line for run in strict if (line := objection(run))]

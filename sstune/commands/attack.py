@@ -36,7 +36,9 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
     parent = finetune(default_parent(config), asked, wait=True) if starts_from_default(config) else None
     run, source = descend(config, asked, parent)
     work = audit.measure if config.attack.name == "audit" else measure
-    once(run, lambda run, device, stop: work(run, source, device, stop))
+    row = once(run, lambda run, device, stop: work(run, source, device, stop))
+    if "audit" in row:
+        audit.present(run, row)
     return run
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import shutil
+import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch
 from sstune import attacks, backbones, datasets, rules
 from sstune.attacks import audit as checks
 from sstune.commands.outcomes import Outcomes, summary
+from sstune.commands.pictures import save_images
 from sstune.commands.source import Source
 from sstune.commands.train import measurement
 from sstune.commands.victim import own, surrogate, victim_of
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
-from sstune.runs import Run
+from sstune.report.audit import audit_text
+from sstune.report.audit_page import audit_page
+from sstune.runs import Run, write_text
 from sstune.schema import Gradient, RunConfig
 from sstune.validation import parse_eps
 
@@ -24,7 +28,6 @@ from sstune.validation import parse_eps
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
     """The audit's checks, and the robust accuracy that survives everything tried (attack ``audit``)."""
     config = run.config
-    began = time.perf_counter()
     data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
     victim = victim_of(config, source, data, device)
     outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)
@@ -34,8 +37,11 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     found = []
     for check in checks.audit(evidence, config.audit.skip):
         found.append(check)
-        print(f"  {check.id:<4}{check.status:<8}  {check.title}: {check.text}", flush=True)
+        print(f"  {check.id:<4}{check.title}: {check.status}", flush=True)
     verdict, because = checks.verdict(found, config.audit.skip)
+    if config.attack.save_images:
+        shown = replace(config.attack, name="pgd")
+        save_images(run.directory, shown, victim, evidence.telling(), data.classes)
     worst = [
         measurement(
             "test", n, int(right.sum()), attack="audit", gradient=None, eps=eps, outcomes=pack(right.numpy())
@@ -54,7 +60,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
             "checks": [asdict(check) for check in found],
             "cells": [_cell(cell, n) for cell in evidence.cells.values()],
         },
-        "seconds": time.perf_counter() - began,
+        "seconds": sum(cell.outcome.seconds for cell in evidence.cells.values()),
         "precision": "float32",
         "datasets": {
             "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
@@ -75,8 +81,11 @@ def evidence_of(
     def run(
         key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
     ) -> attacks.Outcome:
-        size = attack.config.batch_size or attacks.largest_batch(victim, view)
-        begun = outcomes.get(key) or attacks.Outcome.begin(victim.clean)
+        size = attack.config.batch_size or config.attack.batch_size or attacks.largest_batch(victim, view)
+        begun = outcomes.get(key)
+        if begun is None:
+            images = victim.images(config.attack.save_images if attack.name == "pgd" else 0)
+            begun = attacks.Outcome.begin(victim.clean, images)
         return attacks.robust(
             victim,
             attack,
@@ -112,3 +121,23 @@ def _cell(cell: checks.Cell, n: int) -> dict[str, Any]:
     made_on[cell.index] = True
     on = {"made_on": pack(made_on.numpy())}
     return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **on)
+
+
+def present(run: Run, row: dict[str, Any]) -> None:
+    """Print the checks and the verdict of a finished audit, and write its page, ``audit.html``."""
+    width = max(80, shutil.get_terminal_size((110, 24)).columns)
+    print(f"\n{audit_text(row['audit'], width, sys.stdout.isatty())}", flush=True)
+    picture, page = run.directory / "images.png", run.directory / "audit.html"
+    write_text(page, audit_page(row, picture.read_bytes() if picture.exists() else None))
+    print(f"page: {page}", flush=True)
+
+
+def objection(run: Run) -> str | None:
+    """What ``audit.strict`` says of a finished run: why it is not good enough, or None."""
+    row = run.result()
+    if not run.config.audit.strict or row is None or "audit" not in row:
+        return None
+    verdict, because = row["audit"]["verdict"], ", ".join(row["audit"]["because"])
+    if verdict == checks.Verdict.not_masked:
+        return None
+    return f"{run.directory}: {verdict} ({because}), and audit.strict asks for {checks.Verdict.not_masked}"

@@ -24,7 +24,7 @@ def victim_of(
     network = build(config, source, data, task.outputs).to(device)
     network.to(memory_format=torch.channels_last)
     test, samples = data.test.sample(config.attack.n, SAMPLE_SEED)
-    with rules.frozen_feedback(network):
+    with rules.frozen_feedback(network), attacks.drawing_anew(device, "clean"):
         clean = tasks.evaluate(network, task, test, device).correct
     return attacks.Victim(network, test, samples, clean, device)
 

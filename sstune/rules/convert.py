@@ -70,7 +70,7 @@ def convert(
     for name in selected:
         layer = modules[name]
         converted[name] = type(layer).__name__
-        layer.feedback = feedback(layer, rule, seed, name)
+        layer.feedback = feedback(layer, rule, seed, name).train(layer.training)
         layer.exact = False  # there from the start: a compiled network is compiled anew when it gains one
         layer.__class__ = converted_class(layer)
     if issubclass(feedback, DirectFeedback):

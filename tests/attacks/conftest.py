@@ -14,7 +14,7 @@ from sstune import datasets
 from sstune.backbones import Backbone, Network
 from sstune.datasets import Split
 from sstune.rules import convert
-from sstune.schema import BrsfConfig, DigitsConfig, RuleConfig, Scale
+from sstune.schema import BrsfConfig, DigitsConfig, Redraw, RuleConfig, Scale
 
 DIGITS = DigitsConfig(name="digits", label="digits", mean=[0.3], std=[0.35])
 
@@ -58,11 +58,16 @@ def network(trained: Network) -> Network:
 
 @pytest.fixture
 def converted(trained: Network) -> Callable[[str], Network]:
-    """``converted("usf")``: the trained network with a rule's feedback."""
+    """``converted("usf")``: the trained network with a rule's feedback; ``brsf-forward`` draws in a pass."""
 
     def make(name: str, scale: Scale = Scale.weight_rms) -> Network:
         network = copy.deepcopy(trained)
-        rule = (BrsfConfig if name == "brsf" else RuleConfig)(name, scale)
+        name, _, when = name.partition("-")
+        rule = (
+            BrsfConfig(name, scale, redraw=Redraw(when or "step"))
+            if name == "brsf"
+            else RuleConfig(name, scale)
+        )
         convert(network.backbone, rule, 0, network.aliases)
         return network
 

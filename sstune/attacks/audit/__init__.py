@@ -14,7 +14,9 @@ from dataclasses import replace
 from sstune.attacks.audit import black_box, gradients, strength, validity
 from sstune.attacks.audit.check import Check, Status, Verdict, verdict
 from sstune.attacks.audit.evidence import Cell, Evidence
+from sstune.attacks.evaluation import drawing_anew
 from sstune.attacks.validity import InvalidAttack
+from sstune.schema import RequestError
 
 __all__ = ["CHECKS", "Cell", "Check", "Evidence", "Status", "Verdict", "audit", "verdict"]
 
@@ -45,7 +47,10 @@ def audit(evidence: Evidence, skip: Sequence[str] = ()) -> Iterator[Check]:
             found = Check(Status.not_run, text="skipped by audit.skip")
         else:
             try:
-                found = check(evidence)
+                with drawing_anew(evidence.victim.device, evidence.seed, name):
+                    found = check(evidence)
             except InvalidAttack as error:
                 found = Check(Status.error, text=str(error))
+            except RequestError as error:  # an attack that is not for such images
+                found = Check(Status.not_run, text=str(error))
         yield replace(found, id=name, title=title)

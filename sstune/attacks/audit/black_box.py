@@ -8,10 +8,14 @@ from torch import Tensor
 
 from sstune.attacks.audit.check import Check, Status
 from sstune.attacks.audit.evidence import Evidence
-from sstune.attacks.audit.paired import Paired, points
+from sstune.attacks.audit.paired import Paired, largest
 from sstune.attacks.outcome import Outcome
 
 BEATEN = 0.2  # points
+THRESHOLD = f"<= {BEATEN:g}"
+
+# ``(eps, samples, part) -> outcome`` of an attack on those of the audit's samples.
+BlackBox = Callable[[str, Tensor, str], Outcome]
 
 
 def d7(evidence: Evidence) -> Check:
@@ -26,46 +30,45 @@ def d13(evidence: Evidence) -> Check:
 
 def d8(evidence: Evidence) -> Check:
     """MI-FGSM on another network."""
-    threshold = f"<= {BEATEN:g}"
     if evidence.surrogate is None:
         text = "no other network to transfer from: audit.surrogate=RUN_DIR|FILE"
-        return Check(Status.not_run, None, "points", threshold, None, text)
+        return Check(Status.not_run, None, "points", THRESHOLD, None, text)
     pairs = {eps: Paired.of(evidence.pgd(evidence.own, eps), evidence.transfer(eps)) for eps in evidence.eps}
-    eps = max(pairs, key=lambda name: pairs[name].difference)
-    pair = pairs[eps]
-    masked = pair.difference > BEATEN and pair.significant(len(pairs))
+    eps, pair, masked = largest(pairs, BEATEN)
     status = Status.masked if masked else Status.ok
     text = f"at {eps} transfer leaves {pair.second:.1f} %, PGD through the own gradient {pair.first:.1f} %"
-    return Check(status, pair.difference, "points", threshold, evidence.n, text)
+    return Check(status, pair.difference, "points", THRESHOLD, evidence.n, text)
 
 
-def _black_box(
-    evidence: Evidence,
-    name: str,
-    attack: Callable[[str, Tensor, str], Outcome],
-    samples: Tensor,
-) -> Check:
-    """At the largest eps, first on the samples that the white box has left, and only if the black box finds
-    something there on the others, to see which of the two is the stronger."""
-    eps, n = evidence.largest, len(samples)
-    threshold = f"<= {BEATEN:g}"
-    clean = evidence.victim.clean[samples]
+def _black_box(evidence: Evidence, name: str, attack: BlackBox, samples: Tensor) -> Check:
+    """Where it can tell most: at the largest eps at which the white box has left enough samples."""
+    eps = evidence.contested(samples)
+    pair, complete = against(evidence, attack, samples, eps)
+    text = f"at {eps} {name} breaks {pair.only_first} of the {pair.n_first} samples that PGD has left"
+    if complete:
+        text += f"; it leaves {pair.second:.1f} % in all, PGD through the own gradient {pair.first:.1f} %"
+    status = Status.ok
+    if complete and pair.beaten(BEATEN):
+        status = Status.masked
+    elif pair.only_first > BEATEN / 100 * pair.n:
+        status = Status.warn
+    return Check(status, pair.difference, "points", THRESHOLD, len(samples), text)
+
+
+def against(evidence: Evidence, attack: BlackBox, samples: Tensor, eps: str) -> tuple[Paired, bool]:
+    """PGD through the own gradient and a black box, on ``samples``, and whether the latter had all of them.
+
+    It is tried on those that PGD has left, and on the others only if what it breaks could be significant.
+    Where it is not, it counts as having broken all the others.
+    """
     white = evidence.pgd(evidence.own, eps).right[samples]
-    black = clean.clone()
+    black = white.clone()
     if white.any():
         black[white] = attack(eps, samples[white], "left").right
-    found = points(white & ~black)
-    if not found:
-        text = f"at {eps} {name} breaks none of the {int(white.sum())} samples that PGD has left"
-        return Check(Status.ok, 0.0, "points", threshold, n, text)
-    others = clean & ~white
+    pair = Paired.of(white, black)
+    if not pair.significant():
+        return pair, False
+    others = evidence.victim.clean[samples] & ~white
     if others.any():
         black[others] = attack(eps, samples[others], "others").right
-    pair = Paired.of(white, black)
-    masked = pair.difference > BEATEN and pair.significant()
-    status = Status.masked if masked else Status.warn if found > BEATEN else Status.ok
-    text = (
-        f"at {eps} {name} leaves {pair.second:.1f} %, PGD through the own gradient {pair.first:.1f} %; "
-        f"{name} breaks {found:.1f} points that PGD leaves"
-    )
-    return Check(status, pair.difference, "points", threshold, n, text)
+    return Paired.of(white, black), True

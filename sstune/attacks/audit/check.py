@@ -47,7 +47,7 @@ class Check:
     title: str = ""
 
 
-# Without these there is no saying NOT MASKED; each can say MASKED.
+# NOT MASKED rests on these; each can say MASKED.
 DECIDING = ("D1", "D5", "D7", "D8", "D13")
 # Where these warn, the white-box attack was no fair one, and its failure proves nothing.
 UNFAIR = ("D10", "D11")
@@ -56,19 +56,23 @@ UNFAIR = ("D10", "D11")
 def verdict(checks: Sequence[Check], skipped: Sequence[str] = ()) -> tuple[Verdict, list[str]]:
     """The overall verdict, and the ids of the checks that it rests on.
 
-    INCONCLUSIVE: the figures are invalid (D0); or nothing says MASKED, but a deciding check did not run and
-    was not ``skipped`` on purpose, or gradients vanish or are random, so that the attack may fail for that.
+    INCONCLUSIVE: the figures are invalid (D0), or nobody has looked whether they are; or nothing says MASKED,
+    but a deciding check did not run and was not ``skipped`` on purpose, or none is left to decide, or
+    gradients vanish or are random, so that the attack may fail for that.
     """
 
-    def with_status(status: Status, among: Sequence[str]) -> list[str]:
-        return [check.id for check in checks if check.status is status and check.id in among]
+    def with_status(among: Sequence[str], *wanted: Status) -> list[str]:
+        return [check.id for check in checks if check.status in wanted and check.id in among]
 
-    everything = [check.id for check in checks]
-    if invalid := with_status(Status.error, everything):
+    if invalid := [check.id for check in checks if check.status is Status.error]:
         return Verdict.inconclusive, invalid
-    if masked := with_status(Status.masked, everything):
+    if unseen := with_status(["D0"], Status.not_run):
+        return Verdict.inconclusive, unseen
+    if masked := [check.id for check in checks if check.status is Status.masked]:
         return Verdict.masked, masked
-    missing = [name for name in with_status(Status.not_run, DECIDING) if name not in skipped]
-    if doubtful := missing + with_status(Status.warn, UNFAIR):
+    missing = [name for name in with_status(DECIDING, Status.not_run) if name not in skipped]
+    if doubtful := missing + with_status(UNFAIR, Status.warn):
         return Verdict.inconclusive, doubtful
-    return Verdict.not_masked, with_status(Status.ok, DECIDING)
+    if decided := with_status(DECIDING, Status.ok, Status.warn):
+        return Verdict.not_masked, decided
+    return Verdict.inconclusive, with_status(DECIDING, Status.not_run)

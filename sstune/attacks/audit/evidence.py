@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sstune.attacks.audit.paired import FEWEST
 from sstune.attacks.evaluation import Victim, View
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.registry import ATTACKS, Attack
@@ -82,11 +83,27 @@ class Evidence:
         half = int(self.victim.clean.sum()) / 2
         return min(self.eps, key=lambda eps: abs(float(self.pgd(self.own, eps).right.sum()) - half))
 
+    @property
+    def constant(self) -> float:
+        """The share of the samples that a network gets right which always gives the same answer."""
+        return int(self.victim.split.labels.bincount().max()) / self.n
+
+    def contested(self, samples: Tensor) -> str:
+        """The largest eps at which the attack through the network's own gradient leaves enough of ``samples``
+        for another attack to show that it is stronger; the smallest, where it never does."""
+        left = {eps: int(self.pgd(self.own, eps).right[samples].sum()) for eps in self.eps}
+        return next((eps for eps in reversed(self.eps) if left[eps] >= FEWEST), self.eps[0])
+
     def pgd(self, view: View, eps: str, **changes: Any) -> Outcome:
         """PGD-20 from one random start, steps of eps/4, unless ``changes`` say otherwise."""
         config = replace(PgdConfig("pgd", [eps], steps=STEPS), **changes)
         label = " ".join(["pgd", *(f"{key}={value}" for key, value in changes.items())])
         return self._attack(label, config, self._same(view), eps)
+
+    def telling(self) -> dict[str, Outcome]:
+        """PGD at the eps that tells most, through each gradient that the network has; to be looked at."""
+        eps, views = self.middle, (self.own, self.exact) if self.has_feedback else (self.own,)
+        return {f"{view.gradient} {eps}": self.pgd(view, eps) for view in views}
 
     def fgsm(self, view: View, eps: str) -> Outcome:
         return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._same(view), eps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from sstune.attacks.ascent import cross_entropy, loss_gradient
 from sstune.attacks.audit.check import Check, Status
 from sstune.attacks.audit.evidence import Evidence
-from sstune.attacks.audit.paired import Paired, points
+from sstune.attacks.audit.paired import Paired, largest, points
 from sstune.attacks.evaluation import View, attacked_through
 from sstune.attacks.registry import Batch
 from sstune.datasets import batches
@@ -27,12 +29,12 @@ def d1(evidence: Evidence) -> Check:
     threshold = f"<= {GAP:g}"
     if not evidence.has_feedback:
         text = "no feedback: the network's gradient is the exact one"
-        return Check(Status.ok, 0.0, "points", threshold, evidence.n, text)
-    gaps = {eps: Paired.of(evidence.pgd(evidence.own, eps), evidence.pgd(evidence.exact, eps))
-            for eps in evidence.eps}  # fmt: skip
-    eps = max(gaps, key=lambda name: gaps[name].difference)
-    gap = gaps[eps]
-    masked = gap.difference > GAP and gap.significant(len(gaps))
+        return Check(Status.report, 0.0, "points", threshold, evidence.n, text)
+    pairs = {
+        eps: Paired.of(evidence.pgd(evidence.own, eps), evidence.pgd(evidence.exact, eps))
+        for eps in evidence.eps
+    }
+    eps, gap, masked = largest(pairs, GAP)
     text = f"at {eps} the rule's gradient leaves {gap.first:.1f} %, the exact one {gap.second:.1f} %"
     status = Status.masked if masked else Status.ok
     return Check(status, gap.difference, "points", threshold, evidence.n, text)
@@ -42,23 +44,26 @@ def d2(evidence: Evidence) -> Check:
     """How the two gradients of the loss with respect to the image agree."""
     threshold = f">= {ALIGNED:g}"
     if not evidence.has_feedback:
-        return Check(Status.ok, 1.0, "cosine", threshold, evidence.n, "one gradient only")
-    own, exact, _ = _gradients(evidence, evidence.own), _gradients(evidence, evidence.exact), None
-    cosine = float(F.cosine_similarity(own.flatten(1), exact.flatten(1), eps=1e-30).mean())
-    signs = float((own.sign() == exact.sign()).float().mean())
+        return Check(Status.report, 1.0, "cosine", threshold, evidence.n, "one gradient only")
+    cosines, signs = [], []
+    for batch in _batches(evidence):
+        own, exact = (_gradient(evidence, view, batch).flatten(1) for view in (evidence.own, evidence.exact))
+        cosines.append(F.cosine_similarity(own, exact, eps=1e-200))
+        signs.append((own.sign() == exact.sign()).double().mean(1))
+    cosine, agreeing = float(torch.cat(cosines).mean()), float(torch.cat(signs).mean())
     low = cosine < ALIGNED
-    text = f"signs agree in {signs:.0%} of the pixels"
+    text = f"signs agree in {agreeing:.0%} of the pixels"
     text += ": an attack through the rule's gradient is no evidence" if low else ""
     status = Status.warn if low else Status.report
-    return Check(status, cosine, "cosine", threshold, len(own), text)
+    return Check(status, cosine, "cosine", threshold, len(torch.cat(cosines)), text)
 
 
 def d10(evidence: Evidence) -> Check:
     """Gradients that vanish. Where cross-entropies are 0 in float32, their gradients are rounded and may
     mislead: then the same attack on a loss that does not saturate must not find much more."""
-    gradients, losses = _gradients(evidence, evidence.own), _losses(evidence)
-    zero = points(gradients.flatten(1).abs().sum(1) == 0)
-    saturated = points(losses == 0)
+    gradients = (_gradient(evidence, evidence.own, batch) for batch in _batches(evidence))
+    none = torch.cat([(gradient == 0).flatten(1).all(1) for gradient in gradients])
+    zero, saturated = points(none), points(_losses(evidence) == 0)
     text = f"no gradient at {zero:.1f} % of the samples, softmax saturated at {saturated:.1f} %"
     gain = 0.0
     if saturated > SHARE:
@@ -67,17 +72,14 @@ def d10(evidence: Evidence) -> Check:
         gain = Paired.of(evidence.pgd(evidence.own, eps), margin).difference
         text += f"; PGD on the margin breaks {gain:.1f} points more at {eps}"
     status = Status.warn if zero > SHARE or gain > GAIN else Status.ok
-    return Check(status, max(zero, gain), "% or points", f"<= {SHARE:g}", len(losses), text)
+    return Check(status, max(zero, gain), "% or points", f"<= {SHARE:g}", len(none), text)
 
 
-def _gradients(evidence: Evidence, view: View) -> Tensor:
-    """Of the cross-entropy with respect to the images, (n, C, H, W), of the first samples."""
-    found = []
+def _gradient(evidence: Evidence, view: View, batch: Batch) -> Tensor:
+    """Of the cross-entropy with respect to the images, (N, C, H, W), float64: squares of tiny ones vanish."""
     with attacked_through(view.network, view.gradient):
-        for batch in _batches(evidence):
-            subject = view.subject(evidence.seed, "gradients")
-            found.append(loss_gradient(subject, batch.images, batch, AttackLoss.ce)[1].cpu())
-    return torch.cat(found)
+        subject = view.subject(evidence.seed, "gradients")
+        return loss_gradient(subject, batch.images, batch, AttackLoss.ce)[1].double()
 
 
 def _losses(evidence: Evidence) -> Tensor:
@@ -88,9 +90,8 @@ def _losses(evidence: Evidence) -> Tensor:
     return torch.cat(found)
 
 
-def _batches(evidence: Evidence) -> list[Batch]:
+def _batches(evidence: Evidence) -> Iterator[Batch]:
+    """The first samples; what is taken of each batch is all that is kept."""
     victim = evidence.victim.first(COMPARED)
-    return [
-        Batch(images, labels, None, [0] * len(labels))
-        for images, labels in batches(victim.split, 64, victim.device)
-    ]
+    for images, labels in batches(victim.split, 64, victim.device):
+        yield Batch(images, labels, None, [0] * len(labels))

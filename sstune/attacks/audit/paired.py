@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from sstune.attacks.outcome import Outcome
 from sstune.statistics import mcnemar
 
 LEVEL = 0.05
+FEWEST = 6  # so many samples that only one of two attacks breaks are significant, five are not
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,21 @@ class Paired:
         """Whether the difference is more than chance (McNemar, 5 %, shared by so many comparisons)."""
         return mcnemar(self.only_first, self.only_second) < LEVEL / comparisons
 
+    def beaten(self, threshold: float, comparisons: int = 1) -> bool:
+        """Whether the second attack is stronger by more than ``threshold`` points, and not by chance."""
+        return self.difference > threshold and self.significant(comparisons)
+
+
+def largest(pairs: Mapping[str, Paired], threshold: float) -> tuple[str, Paired, bool]:
+    """Where the second attack is the stronger by most, and whether it beats the first there or anywhere.
+
+    Where it does so somewhere, only such places are looked at.
+    """
+    beaten = {name: pair for name, pair in pairs.items() if pair.beaten(threshold, len(pairs))}
+    name = max(beaten or pairs, key=lambda name: pairs[name].difference)
+    return name, pairs[name], bool(beaten)
+
 
 def points(share: Tensor) -> float:
     """The mean of (n,) in percent."""
-    return 100 * float(share.float().mean())
+    return 100 * float(share.double().mean())

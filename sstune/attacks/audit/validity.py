@@ -17,6 +17,7 @@ from sstune.schema import AttackLoss, PgdConfig
 
 REPEATS = 5
 LOOKED_AT = 64
+FEWEST_RIGHT = 24  # of fewer, not even a third less would be a significant difference at four eps
 SAME = 1e-3  # relative to the largest entry; float32 rounding is far below
 
 
@@ -28,23 +29,26 @@ def probe(evidence: Evidence, n: int = LOOKED_AT) -> Batch:
 
 
 def d0(evidence: Evidence) -> Check:
-    """In eval mode, logits of a sample its own, forward passes without a trace, eps = 0 without effect."""
+    """Enough samples, eval mode, logits of a sample its own, passes without a trace, nothing at eps = 0."""
     network, batch = evidence.victim.network, probe(evidence)
     found = []
     modes = [name or "the network itself" for name, module in network.named_modules() if module.training]
     if modes:
         found.append(f"{len(modes)} modules came in train mode ({modes[0]}, ...): call .eval()")
+    if (right := int(evidence.victim.clean.sum())) < FEWEST_RIGHT:
+        found.append(f"only {right} of {evidence.n} samples are right without an attack: too few to attack")
     with torch.no_grad(), eval_mode(network):
         before = {key: value.clone() for key, value in _tensors(network).items()}
         outputs = network(batch.images)
         changed = [key for key, value in _tensors(network).items() if not torch.equal(value, before[key])]
-        alone = network(batch.images[:8])
+        half = len(batch.images) // 2 or 1
+        alone = network(batch.images[:half])
         again = network(batch.images)
     if not torch.isfinite(outputs).all():
         found.append("logits are not finite")
     if changed:
         found.append(f"a forward pass in eval mode changes {changed[0]}")
-    if not _differ(outputs, again) and _differ(alone, outputs[:8]):
+    if not _differ(outputs, again) and _differ(alone, outputs[:half]):
         found.append("a sample's logits depend on the other samples of its batch")
     try:
         pgd = ATTACKS["pgd"](PgdConfig("pgd", [], steps=2), evidence.seed)
@@ -68,7 +72,7 @@ def d11(evidence: Evidence) -> Check:
     if random:
         text = f"{' and '.join(random)} differ from pass to pass"
         text += f"; averaged over {evidence.own.eot}" if averaged else ": use attack.eot"
-    return Check(status, float(len(random)), "of 2 vary", "0", LOOKED_AT, text)
+    return Check(status, float(len(random)), "of 2 vary", "0", len(outputs[0]), text)
 
 
 def repeated(evidence: Evidence) -> tuple[list[Tensor], list[Tensor]]:
@@ -94,7 +98,7 @@ def d12(evidence: Evidence) -> Check:
 
 
 def _tensors(network: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    return dict([*network.named_parameters(), *network.named_buffers()])
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

@@ -1,0 +1,394 @@
+"""APGD, FAB and Square, given the reference's seed, against the reference; what they must leave alone."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from victims import OWN, batch_of, gradients, victim_of
+
+from sstune.attacks import (
+    ATTACKS,
+    Attack,
+    Batch,
+    InvalidAttack,
+    Subject,
+    View,
+    attacked_through,
+    check_images,
+    check_zero_eps,
+    library,
+    robust,
+)
+from sstune.backbones import Network
+from sstune.composition import compose
+from sstune.datasets import Split, Splits
+from sstune.schema import ApgdConfig, Draws, Gradient, Norm, RequestError, SquareConfig
+
+NAMES = ["apgd", "apgd_t", "fab_t", "square"]
+EPS = {Norm.linf: 24 / 255, Norm.l2: 0.8}
+Converted = Callable[[str], Network]
+
+
+@pytest.fixture
+def test_split(digits: Splits) -> Split:
+    """Fewer than elsewhere: nine targets cost nine attacks."""
+    return digits.test.take(torch.arange(40))
+
+
+def make(name: str, seed: int = 0, **fields: Any) -> Attack:
+    """With few steps or queries unless told otherwise."""
+    if name == "square":
+        return ATTACKS[name](SquareConfig(name, ["0"], **{"queries": 40, **fields}), seed)
+    return ATTACKS[name](ApgdConfig(name, ["0"], **{"steps": 5, **fields}), seed)
+
+
+def right_batch(network: nn.Module, split: Split) -> Batch:
+    """The samples that are right."""
+    batch = batch_of(split)
+    with torch.no_grad():
+        return batch.take((~batch.broken(network(batch.images))).nonzero().flatten())
+
+
+def needs_reference() -> Any:
+    return pytest.importorskip("pyautoattack", reason="the extra autoattack is not installed")
+
+
+def theirs(name: str, network: nn.Module, attack: Attack, eps: float, seed: int) -> Any:
+    """The reference's part, at the settings of its standard version but for the number of steps."""
+    package, config = needs_reference(), attack.config
+    whole = package.AutoAttack(network, norm=config.norm.value, eps=eps, version="standard", seed=seed)
+    parts = {"apgd": whole.apgd, "apgd_t": whole.apgd_targeted, "fab_t": whole.fab, "square": whole.square}
+    part = parts[name]
+    if isinstance(config, SquareConfig):
+        part.n_queries = config.queries
+        return part
+    part.n_restarts = config.restarts
+    if name == "fab_t":
+        part.targeted = True
+        part.n_iter = config.steps
+        return part
+    kind, same = type(part), {"rho": 0.75, "device": "cpu", "eot_iter": config.eot}
+    return kind(
+        network, config.steps, config.norm.value, config.restarts, eps, seed, logger=whole.logger, **same
+    )
+
+
+def assert_same(found: Tensor, expected: Tensor, slack: float = 1e-6) -> None:
+    """All images but a few: products are taken in another order, and a sign may hang on a rounding."""
+    assert float((found - expected).abs().amax((1, 2, 3)).quantile(0.95)) <= slack
+
+
+class TestAgainstTheReference:
+    """The seed that a batch's draws have is given to the reference; then the two are the same computation."""
+
+    def both(
+        self, name: str, network: nn.Module, batch: Batch, norm: Norm, monkeypatch: Any, **fields: Any
+    ) -> tuple[Tensor, Tensor]:
+        monkeypatch.setattr(library, "seed_from", lambda *parts: 11)
+        attack, eps = make(name, norm=norm, **fields), EPS[norm]
+        reference = theirs(name, network, attack, eps, seed=11)
+        with attacked_through(network, Gradient.exact):
+            found = attack("", Subject(network, eot=attack.config.eot), batch, eps).images
+            with torch.no_grad(), torch.random.fork_rng([]):
+                expected = reference.perturb(batch.images.clone(), batch.labels)
+        return found, expected
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("norm", list(Norm))
+    def test_the_same_images(
+        self, name: str, norm: Norm, network: Network, test_split: Split, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batch = right_batch(network, test_split)
+        enough = {"steps": 20} if name == "apgd" else {}  # for three halvings of the step
+        found, expected = self.both(name, network, batch, norm, monkeypatch, **enough)
+        broken = batch.broken(network(expected))
+        assert 0 < int(broken.sum()) < len(broken)
+        assert torch.equal(batch.broken(network(found)), broken)
+        assert_same(found, expected, 1e-6 if norm is Norm.linf else 1e-3)
+
+    @pytest.mark.parametrize("name", ["apgd", "apgd_t", "fab_t"])
+    def test_restarts(
+        self, name: str, network: Network, test_split: Split, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batch = right_batch(network, test_split)
+        found, expected = self.both(name, network, batch, Norm.linf, monkeypatch, restarts=3, steps=4)
+        assert_same(found, expected)
+
+    @pytest.mark.parametrize("name", ["apgd", "apgd_t"])
+    def test_averaged_gradients(
+        self, name: str, network: Network, test_split: Split, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batch = right_batch(network, test_split)
+        found, expected = self.both(name, network, batch, Norm.linf, monkeypatch, eot=3, steps=4)
+        assert_same(found, expected)
+
+    @pytest.mark.parametrize("n_classes", [4, 13])
+    def test_the_number_of_targets(
+        self, n_classes: int, network: Network, test_split: Split, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With more than ten classes nine of them, with fewer all others."""
+        torch.manual_seed(0)
+        other = nn.Sequential(network, nn.Linear(10, n_classes)).eval()
+        batch = batch_of(test_split.take(torch.arange(24)))
+        batch = Batch(batch.images, other(batch.images).argmax(1), None, batch.samples)
+        for name in ("apgd_t", "fab_t"):
+            attack = make(name, steps=3)
+            reference = theirs(name, other, attack, EPS[Norm.linf], seed=11)
+            reference.n_target_classes = min(9, n_classes - 1)
+            monkeypatch.setattr(library, "seed_from", lambda *parts: 11)
+            found = attack("", Subject(other), batch, EPS[Norm.linf]).images
+            with torch.no_grad(), torch.random.fork_rng([]):
+                assert_same(found, reference.perturb(batch.images.clone(), batch.labels))
+
+    def test_square_on_colour_images_in_l2(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 100, 10)).eval()
+        images = torch.rand(20, 3, 10, 10)
+        batch = Batch(images, network(images).argmax(1), None, range(20))
+        assert_same(*self.both("square", network, batch, Norm.l2, monkeypatch))
+
+    def test_defaults_are_the_standard_versions(self) -> None:
+        whole = needs_reference().AutoAttack(nn.Identity(), norm="Linf", eps=0.1, seed=0)
+        assert compose("attack", ["attack=square"]).attack.queries == whole.square.n_queries  # type: ignore
+        for name, part in (("apgd", whole.apgd), ("apgd_t", whole.apgd_targeted), ("fab_t", whole.fab)):
+            config: Any = compose("attack", [f"attack={name}"]).attack
+            assert (config.steps, config.restarts) == (part.n_iter, part.n_restarts)
+        for name in NAMES:
+            assert compose("attack", [f"attack={name}"]).attack.batch_size == 250
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryOne:
+    @pytest.mark.parametrize("norm", list(Norm))
+    @pytest.mark.parametrize("eps", [0.0, 0.1, 1.0])
+    def test_images_are_valid(
+        self, name: str, norm: Norm, eps: float, network: Network, test_split: Split
+    ) -> None:
+        batch = right_batch(network, test_split.take(torch.arange(12)))
+        with attacked_through(network, Gradient.exact):
+            images = make(name, norm=norm)("", Subject(network), batch, eps).images
+        check_images(images, batch.images, eps, norm)
+        assert not images.requires_grad
+
+    @pytest.mark.parametrize("norm", list(Norm))
+    def test_zero_eps_changes_no_judgement(
+        self, name: str, norm: Norm, network: Network, test_split: Split
+    ) -> None:
+        victim = victim_of(network, test_split)
+        check_zero_eps(victim, make(name, norm=norm), View(Gradient.exact, network), 20)
+
+    @pytest.mark.parametrize("gradient", OWN)
+    def test_process_and_network_are_left_as_they_were(
+        self, name: str, gradient: Gradient, converted: Converted, test_split: Split
+    ) -> None:
+        network = converted("usf")
+        modules: Any = network.backbone
+        modules[1].train()
+        before, modes = copy.deepcopy(network.state_dict()), [each.training for each in network.modules()]
+        random.seed(3), np.random.seed(3), torch.manual_seed(3)
+        numpy_state: Any = np.random.get_state()
+        torch_state, python_state = torch.get_rng_state(), random.getstate()
+        victim = victim_of(network, test_split)
+        robust(victim, make(name), View(gradient, network), 0.1, 20)
+        assert torch.equal(torch.get_rng_state(), torch_state)
+        assert random.getstate() == python_state
+        after: Any = np.random.get_state()
+        assert after[2:] == numpy_state[2:]
+        assert np.array_equal(after[1], numpy_state[1])
+        assert [each.training for each in network.modules()] == modes
+        assert torch.is_grad_enabled()
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, before[key])
+        assert all(each.grad is None and each.requires_grad for each in network.parameters())
+
+    def test_is_the_same_again_and_other_for_another_seed_or_other_samples(
+        self, name: str, network: Network, test_split: Split
+    ) -> None:
+        batch = right_batch(network, test_split)
+        found = make(name)("", Subject(network), batch, 0.1).images
+        torch.manual_seed(99)
+        assert torch.equal(make(name)("", Subject(network), batch, 0.1).images, found)
+        if name == "fab_t":  # draws nothing for its first start
+            return
+        others = Batch(batch.images, batch.labels, None, [each + 1 for each in batch.samples])
+        assert not torch.equal(make(name, seed=1)("", Subject(network), batch, 0.1).images, found)
+        assert not torch.equal(make(name)("", Subject(network), others, 0.1).images, found)
+
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_few_samples_and_none_that_is_right(
+        self, name: str, n: int, network: Network, test_split: Split
+    ) -> None:
+        batch = right_batch(network, test_split).take(torch.arange(n))
+        for wrong in range(n + 1):
+            labels = batch.labels.clone()
+            labels[:wrong] = (labels[:wrong] + 1) % 10
+            mixed = Batch(batch.images, labels, None, batch.samples)
+            attempt = make(name)("", Subject(network), mixed, 0.4)
+            assert torch.equal(attempt.images[:wrong], batch.images[:wrong])
+            assert mixed.broken(network(attempt.images))[:wrong].all()
+
+    def test_memory_format_is_no_matter(self, name: str, test_split: Split, network: Network) -> None:
+        colour = nn.Sequential(nn.Conv2d(3, 1, 1), network).eval()
+        images = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        labels = colour(images).argmax(1)
+        found = [
+            make(name, norm=Norm.l2)("", Subject(colour), Batch(each, labels, None, range(10)), 0.5).images
+            for each in (images, images.to(memory_format=torch.channels_last))
+        ]
+        assert torch.equal(*found)
+
+    def test_a_network_without_parameters(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        class Pixels(nn.Module):
+            def forward(self, images: Tensor) -> Tensor:
+                return images.flatten(1)[:, :5]
+
+        images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        batch = Batch(images, images.flatten(1)[:, :5].argmax(1), None, range(6))
+        attempt = make(name)("", Subject(Pixels()), batch, 0.5)
+        assert batch.broken(Pixels()(attempt.images)).any()
+        assert capsys.readouterr().out == ""
+
+    def test_a_gradient_of_zero_breaks_nothing_and_is_no_nan(self, name: str, test_split: Split) -> None:
+        class Flat(nn.Module):
+            def forward(self, images: Tensor) -> Tensor:
+                return (images.flatten(1)[:, :10] * 0 + torch.arange(10.0)) / 10
+
+        batch = batch_of(test_split)
+        batch = Batch(batch.images, torch.full_like(batch.labels, 9), None, batch.samples)
+        for norm in Norm:
+            images = make(name, norm=norm)("", Subject(Flat()), batch, 0.3).images
+            assert torch.equal(images, batch.images)
+
+
+class TestGradients:
+    @pytest.mark.parametrize("name", ["apgd", "apgd_t", "fab_t"])
+    def test_the_exact_one_of_a_converted_network_is_the_plain_networks(
+        self, name: str, network: Network, converted: Converted, test_split: Split
+    ) -> None:
+        outcomes = {}
+        for gradient, each in [(Gradient.exact, network), *((g, converted("fa")) for g in OWN)]:
+            victim = victim_of(each, test_split)
+            outcomes[each is network, gradient] = robust(victim, make(name), View(gradient, each), 0.1, 40)
+        plain = outcomes[True, Gradient.exact].right
+        assert torch.equal(outcomes[False, Gradient.exact].right, plain)
+        assert int(outcomes[False, Gradient.rule].right.sum()) > int(plain.sum())
+
+    @pytest.mark.parametrize("name", ["apgd", "apgd_t"])
+    def test_feedback_is_drawn_once_for_all_gradients_of_a_step(
+        self, name: str, converted: Converted, test_split: Split
+    ) -> None:
+        """One draw before each step and one before the first, whatever passes are made besides."""
+        network, eot, steps = converted("brsf"), 3, 4
+        batch = right_batch(network, test_split.take(torch.arange(12)))
+        subject = Subject(network, Draws.step, eot, ("key",))
+        seen: list[Tensor] = []
+
+        def observe(images: Tensor, outputs: Tensor) -> None:
+            if torch.is_grad_enabled() and len(images) == len(batch.labels):
+                seen.append(gradients(network, batch.images, batch.labels))
+
+        subject.observe = observe
+        with attacked_through(network, Gradient.rule):
+            make(name, steps=steps, eot=eot)("", subject, batch, 1e-4)  # breaks nothing
+        runs = 9 if name == "apgd_t" else 1
+        assert len(seen) == runs * (steps + 1) * eot
+        draws = torch.stack(seen).unflatten(0, (-1, eot))
+        assert torch.equal(draws[:, 0], draws[:, 1])
+        assert torch.equal(draws[:, 0], draws[:, 2])
+        assert all(not torch.equal(one, two) for one, two in zip(draws[:-1, 0], draws[1:, 0], strict=True))
+
+    def test_feedback_is_never_drawn_for_scores(self, converted: Converted, test_split: Split) -> None:
+        network = converted("brsf")
+        subject = Subject(network, Draws.forward)
+        make("square")("", subject, right_batch(network, test_split), 0.1)
+        assert subject.n_gradients == 0
+
+
+class TestSquare:
+    @given(st.integers(1, 12), st.integers(1, 40), st.sampled_from(list(Norm)), st.integers(0, 3))
+    @settings(max_examples=25, deadline=None)
+    def test_effort_is_the_query_that_broke_a_sample(
+        self, n: int, queries: int, norm: Norm, wrong: int
+    ) -> None:
+        """Every image is kept with the query it was part of, and looked up afterwards."""
+        torch.manual_seed(n)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
+        images = torch.rand(n, 3, 8, 8)
+        labels = network(images).argmax(1)
+        labels[:wrong] = (labels[:wrong] + 1) % 5
+        batch = Batch(images, labels, None, range(n))
+        if norm is Norm.l2:
+            needs_reference()
+        asked: list[Tensor] = []
+
+        class Spy(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                asked.append(x.clone())
+                return super().forward(x)
+
+        attempt = make("square", norm=norm, queries=queries)("", Subject(Spy(*network)), batch, 0.05)
+        broken = batch.broken(network(attempt.images))
+        assert torch.equal(attempt.effort >= 0, broken & (torch.arange(n) >= wrong))
+        assert int(attempt.effort.max()) <= queries + 1
+        made = asked[2:]  # two passes of the clean images before
+        for index in (attempt.effort >= 0).nonzero().flatten().tolist():
+            effort = int(attempt.effort[index])
+            at_once = (made[effort - 1] - attempt.images[index]).abs().amax((1, 2, 3))
+            assert float(at_once.min()) == 0  # shown to the network in that query, and kept
+            for shown in made[: effort - 1]:
+                row = (shown - images[index]).abs().amax((1, 2, 3)).argmin()
+                assert network(shown[row : row + 1]).argmax(1) == labels[index]
+
+    def test_without_its_extra_l2_says_how_to_get_it(
+        self, network: Network, test_split: Split, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "pyautoattack", None)
+        with pytest.raises(RequestError, match=r'square in L2 .* pip install "sstune\[autoattack\]"$'):
+            make("square", norm=Norm.l2)("", Subject(network), batch_of(test_split), 0.1)
+
+    @pytest.mark.parametrize(("height", "width", "fits"), [(8, 8, True), (8, 9, True), (8, 16, False)])
+    def test_images_too_long_are_refused(self, height: int, width: int, fits: bool) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(height * width, 4))
+        images = torch.rand(2, 1, height, width)
+        batch = Batch(images, network(images).argmax(1), None, range(2))
+        if fits:
+            make("square")("", Subject(network), batch, 0.1)
+        else:
+            with pytest.raises(RequestError, match=r"square images, not for 8x16 pixels"):
+                make("square")("", Subject(network), batch, 0.1)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_fewer_than_four_classes(n_classes: int) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes)).eval()
+    images = torch.rand(10, 1, 8, 8)
+    batch = Batch(images, network(images).argmax(1), None, range(10))
+    with pytest.raises(
+        RequestError, match=rf"apgd_t needs 4 classes or more, here are {n_classes}; use apgd"
+    ):
+        make("apgd_t")("", Subject(network), batch, 0.5)
+    for name in ("apgd", "fab_t", "square"):
+        assert batch.broken(network(make(name)("", Subject(network), batch, 0.5).images)).any()
+
+
+def test_an_image_out_of_the_ball_is_caught(network: Network, test_split: Split) -> None:
+    """Another library's images are checked like any."""
+
+    class Further(library.Apgd):
+        def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Any:
+            return super().__call__(part, subject, batch, eps * 1.5)
+
+    attack = Further(ApgdConfig("apgd", ["0"], steps=3), 0)
+    with pytest.raises(InvalidAttack, match="D0: "):
+        robust(victim_of(network, test_split), attack, View(Gradient.exact, network), 0.1, 40)
