@@ -180,19 +180,25 @@ class TestTried:
         """Square was made on four samples that PGD had left, and on the two others that were right."""
         found = {(one.label, one.eps): one for one in tried(row)}
         square = found["square", "2/255"]
-        assert (square.n, square.n_clean, square.correct, square.whole) == (6, 6, 1, True)
+        assert (square.n, square.n_clean, square.entered, square.correct) == (6, 6, 6, 1)
         assert square.found == [[5, 3], [9, 2]]
 
-    def test_a_part_is_no_accuracy(self, row: Any) -> None:
+    def test_what_pgd_has_broken_stays_broken(self, row: Any) -> None:
         """RayS was made on two of the three samples that labels are asked of."""
         (rays,) = [one for one in tried(row) if one.attack == "rays"]
-        assert (rays.label, rays.n, rays.correct, rays.drawn) == ("rays (of what PGD has left)", 2, 2, False)
+        assert (rays.label, rays.n, rays.n_clean, rays.entered, rays.correct) == (
+            "rays after PGD",
+            3,
+            3,
+            2,
+            2,
+        )
 
     def test_labels_and_order(self, row: Any) -> None:
         labels = list(dict.fromkeys(one.label for one in tried(row)))
         assert labels == [
             *("mifgsm, from bp@1", "pgd, rule", "pgd, exact", "pgd steps=40, rule"),
-            *("square", "rays (of what PGD has left)", "worst case"),
+            *("square", "rays after PGD", "worst case"),
         ]
 
 

@@ -35,8 +35,8 @@ def test_accuracy_after_counts_who_is_left(broke_after: list[int], never: int, e
 def test_complete_only_if_nobody_is_missing() -> None:
     assert complete([[0, 2], [7, 1]], 10, 7)
     assert not complete([[0, 2], [7, 1]], 10, 6)  # one broke at an unknown step
-    assert not complete([], 10, 10)
-    assert not complete(None, 10, 3)
+    assert complete([], 10, 10)
+    assert not complete([], 10, 3)
 
 
 def pgd(make: Any, rule: str, seed: int = 0, rule_found: Any = ((0, 1), (3, 2))) -> Any:
@@ -118,6 +118,15 @@ def test_what_does_not_tell_its_steps_is_left_out(make: Any, tmp_path: Path) -> 
     ]
     assert accuracy_against_effort(rows, tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attack_that_breaks_nothing_is_drawn_beside_one_that_does(
+    make: Any, drawn: list[Figure], tmp_path: Path
+) -> None:
+    attack = make.attack(make.finetune("fa"), n=10, clean=9)
+    kept = {"clean": "xxxxxxxxx.", "rule 8/255": "xxxxxxxxx.", "exact 8/255": "xx........"}
+    accuracy_against_effort([make.remember(attack, kept, {"exact 8/255": [[1, 7]]})], tmp_path)
+    assert points(drawn[0].axes[0])[COLOURS["fa"], "--"] == [(0, 90), (10, 90)]
 
 
 def test_files_are_the_same_every_time(make: Any, tmp_path: Path) -> None:
