@@ -97,7 +97,7 @@ reproduce-audit: .venv/installed  ## the masking audit of converted, faulty and 
 	$(AUDIT) init_from=$(RESNET20) rule=bp,sham,pfa_o
 	$(AUDIT) init_from=$(RESNET20) rule=usf,frsf,brsf,fa rule.scale=xavier,weight_rms
 	$(AUDIT) 'init_from=runs/adversarial-cifar10-jpeg/finetune/*'
-	CHECKPOINT=$(RESNET20) $(AUDIT) attack.n=256 audit.black_box_n=128 \
+	CHECKPOINT=$(RESNET20) $(AUDIT) attack.n=150 audit.black_box_n=80 audit.label_n=50 \
 	    model.import=$(subst $(space),$(comma),$(FAULTS:%=scripts.faults:%))
 	$(BIN)/sstune report runs/audit --out results/audit
 
