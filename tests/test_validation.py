@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sstune import validation
 from sstune.composition import known_keys
-from sstune.schema import GROUPS, AdamWConfig, RequestError, RunConfig
+from sstune.schema import GROUPS, AdamWConfig, AuditConfig, RequestError, RunConfig
 from sstune.validation import parse_adversary, parse_eps, parse_step_size, validate
 
 Complete = Callable[..., RunConfig]
@@ -242,7 +242,8 @@ class TestRanges:
 
     def test_every_number_has_a_range(self) -> None:
         numbers = set()
-        owners = {"": [RunConfig], **{group: list(options.values()) for group, options in GROUPS.items()}}
+        owners = {group: list(options.values()) for group, options in GROUPS.items()}
+        owners |= {"": [RunConfig], "audit": [AuditConfig]}
         for group, kinds in owners.items():
             for kind in kinds:
                 hints = get_type_hints(kind)
