@@ -16,7 +16,16 @@ import pytest
 import sstune
 from sstune.composition import compose
 from sstune.identity import identity, semantic
-from sstune.schema import COMMANDS, GROUPS, LibraryConfig, ClassificationConfig, RunConfig, Scale, Start, TrainedConfig
+from sstune.schema import (
+    COMMANDS,
+    GROUPS,
+    ClassificationConfig,
+    LibraryConfig,
+    RunConfig,
+    Scale,
+    Start,
+    TrainedConfig,
+)
 
 Complete = Callable[..., RunConfig]
 ROOT = Path(sstune.__file__).parents[1]

@@ -152,7 +152,7 @@ class TestValidate:
             ({}, "dataset.std", [0.0], "dataset.std: [0.0] must be > 0"),
             ({}, "attack.eps", [], "attack.eps: needs at least one value"),
             ({}, "attack.eps", ["2"], "attack.eps: '2' lies outside [0, 1]"),
-            ({}, "attack.gradient", [], "attack.gradient: needs rule, exact or both"),
+            ({}, "attack.gradient", [], "attack.gradient: needs rule, exact or both, or surrogate"),
             (
                 {"attack": "pgd"},
                 "attack.step_size",
