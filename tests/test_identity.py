@@ -192,6 +192,37 @@ class TestIdentity:
         assert len(found) == 4
         assert all(before == now for before, now in found.items())
 
+    @pytest.mark.parametrize(
+        ("results", "experiment"),
+        [
+            ("quickstart", ["experiment=quickstart"]),
+            ("cifar10-jpeg", ["experiment=cifar10_jpeg", "dataset.root=."]),
+        ],
+    )
+    def test_rows_from_before_are_what_their_lines_compose_to(
+        self, results: str, experiment: list[str]
+    ) -> None:
+        kinds = set()
+        for line in (ROOT / "results" / results / "rows.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            command, config = row["command"], row["config"]
+            chosen = [*experiment, f"rule={config['rule']['name']}", f"seed={config['seed']}"]
+            chosen += [f"rule.scale={config['rule']['scale']}"] if "scale" in config["rule"] else []
+            chosen += [f"attack={config['attack']['name']}"] if command == "attack" else []
+            assert semantic(compose(command, chosen)) == config
+            kinds.add((command, config.get("attack", {}).get("name")))
+        assert kinds == {("finetune", None), ("attack", "fgsm"), ("attack", "pgd")}
+
+    def test_surrogates_count_by_what_they_are_and_not_by_where(self, complete: Complete) -> None:
+        config = complete("attack")
+        config.attack.surrogates = ["here"]
+        moved = copy.deepcopy(config)
+        moved.attack.surrogates = ["there"]
+        named = [identity(config, "p", None, surrogates) for surrogates in ([], ["a"], ["b"], ["a", "b"])]
+        assert len(set(named)) == 4
+        assert identity(moved, "p", None, ["a"]) == named[1]
+        assert identity(config, "p", None) == named[0]
+
     def test_the_order_of_fields_does_not_count(
         self, complete: Complete, monkeypatch: pytest.MonkeyPatch
     ) -> None:

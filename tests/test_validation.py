@@ -286,7 +286,7 @@ class TestValidate:
                 {"attack.eot": 2},
                 ["attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for rays"],
             ),
-            ({"attack": "rays"}, {"attack.norm": Norm.l2}, ["attack.norm: rays works in Linf only"]),
+            ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays works in Linf only"]),
             (
                 {"attack": "square"},
                 {"attack.batch_size": None},
@@ -294,11 +294,11 @@ class TestValidate:
             ),
             ({"attack": "pgd"}, {"attack.batch_size": None}, []),
             # in L2 a radius may be larger than the distance of black and white
-            ({"attack": "pgd"}, {"attack.norm": Norm.l2, "attack.eps": ["3"], "attack.step_size": "2"}, []),
+            ({"attack": "pgd"}, {"attack.norm": Norm.L2, "attack.eps": ["3"], "attack.step_size": "2"}, []),
             ({"attack": "pgd"}, {"attack.step_size": "2"}, ["attack.step_size: '2' lies outside [0, 1]"]),
             (
                 {},
-                {"attack.norm": Norm.l2, "attack.eps": ["-1"]},
+                {"attack.norm": Norm.L2, "attack.eps": ["-1"]},
                 ["attack.eps: '-1' lies outside [0, 1e+06]"],
             ),
             ({}, {"model": {"import": "a:b"}}, []),
