@@ -34,7 +34,7 @@ from sstune.schema import (
 )
 
 
-def parse_eps(text: str, norm: Norm = Norm.linf) -> float:
+def parse_eps(text: str, norm: Norm = Norm.Linf) -> float:
     """``"8/255"`` -> 0.0313...; also ``"0.5/255"`` and plain decimals.
 
     Raises:
@@ -45,13 +45,13 @@ def parse_eps(text: str, norm: Norm = Norm.linf) -> float:
         value = float(Fraction(numerator) / math.prod(map(Fraction, denominators)))
     except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
         raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
-    largest = 1.0 if norm is Norm.linf else 1e6  # the distance of black and white; in L2 it grows with size
+    largest = 1.0 if norm is Norm.Linf else 1e6  # the distance of black and white; in L2 it grows with size
     if not 0 <= value <= largest:
         raise ValueError(f"{text!r} lies outside [0, {largest:g}]")
     return value
 
 
-def parse_step_size(text: str, eps: float, norm: Norm = Norm.linf) -> float:
+def parse_step_size(text: str, eps: float, norm: Norm = Norm.Linf) -> float:
     """``"eps/4"`` or ``"2*eps"`` relative to ``eps``, otherwise absolute as :func:`parse_eps`."""
     text = str(text).replace(" ", "")
     if "eps" not in text:
@@ -201,7 +201,7 @@ def _attack(config: RunConfig) -> Iterator[str]:
         yield f"attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for {attack.name}"
     if attack.name == "audit":
         usual = AttackConfig()
-        for key in ("gradient", "cascade", "eight_bit", "save_images"):
+        for key in ("gradient", "cascade", "eight_bit"):
             if getattr(attack, key) != getattr(usual, key):
                 yield f"attack.{key}: the audit chooses its attacks itself, leave it away"
     if isinstance(attack, LibraryConfig) and attack.batch_size is None:
@@ -224,7 +224,7 @@ def _product_feedback(config: RunConfig) -> Iterator[str]:
 # Attacks that ask for outputs only.
 GRADIENT_FREE = ("square", "rays", "noise")
 # Where not every norm will do.
-NORMS = {"rays": (Norm.linf,), "noise": (Norm.linf,), "audit": (Norm.linf,)}
+NORMS = {"rays": (Norm.Linf,), "noise": (Norm.Linf,), "audit": (Norm.Linf,)}
 # Of the audit, D0 to D15.
 CHECKS = tuple(f"D{number}" for number in range(16))
 

@@ -191,7 +191,7 @@ class TestComposing:
 
 
 class TestRestore:
-    @pytest.mark.parametrize("asked_for", ["compile=reduce_overhead", "attack.norm=l2"])
+    @pytest.mark.parametrize("asked_for", ["compile=reduce_overhead", "attack.norm=L2"])
     def test_choices_whose_names_are_not_their_values(self, asked_for: str, tmp_path: Path) -> None:
         run = Run(replace(composed("attack", asked_for), out=str(tmp_path)), [], None)
         run.directory.mkdir(parents=True)
@@ -291,7 +291,7 @@ BAD = {
     "[xavier, he_fan_out, weight_rms, unit]",
     "attack attack.gradient=[rule,exat]": "attack.gradient[1]: Invalid value 'exat', expected one of "
     "[rule, exact, surrogate, none]",
-    "attack attack.norm=L1": "attack.norm: Invalid value 'L1', expected one of [linf, l2]",
+    "attack attack.norm=L1": "attack.norm: Invalid value 'L1', expected one of [Linf, L2]",
     "train precision=fp16": "precision: Invalid value 'fp16', expected one of [float32, tf32, bf16]",
     "finetune epochs=1,2": "epochs=1,2: several values need -m: sstune finetune -m epochs=1,2",
     "finetune rule=bp,usf": "rule=bp,usf: several values need -m: sstune finetune -m rule=bp,usf",

@@ -34,7 +34,7 @@ class Ascent:
 
     steps: int
     step_size: float
-    norm: Norm = Norm.linf
+    norm: Norm = Norm.Linf
     loss: AttackLoss = AttackLoss.ce
     decay: float | None = None
     early_exit: bool = True
@@ -106,7 +106,7 @@ LOSSES = {AttackLoss.ce: cross_entropy, AttackLoss.margin: margin}
 
 def direction(gradient: Tensor, norm: Norm) -> Tensor:
     """The steepest direction of length 1 in ``norm``; zero where the gradient is."""
-    if norm is Norm.linf:
+    if norm is Norm.Linf:
         return gradient.sign()
     largest = gradient.abs().amax((1, 2, 3), keepdim=True)
     scaled = gradient / largest.where(largest > 0, 1)  # the squares of tiny gradients would be zero
@@ -118,10 +118,10 @@ def length(delta: Tensor) -> Tensor:
     return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
 
 
-def project(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.linf) -> Tensor:
+def project(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.Linf) -> Tensor:
     """Back into the ball of radius eps around ``images``, along the radius for L2, and into [0,1]."""
     delta = adversarial - images
-    if norm is Norm.linf:
+    if norm is Norm.Linf:
         return (images + delta.clamp(-eps, eps)).clamp(0, 1)
     return (images + delta * (eps / length(delta).clamp_min(max(eps, TINY)))).clamp(0, 1)
 
@@ -189,7 +189,7 @@ def random_in_ball(
     noise = torch.empty(shape)
     for row, sample in zip(noise, samples, strict=True):
         generator = torch.Generator().manual_seed(seed_from(seed, *key, int(sample)))
-        if norm is Norm.linf:
+        if norm is Norm.Linf:
             row.uniform_(-1, 1, generator=generator)
         else:
             row.normal_(generator=generator)

@@ -45,7 +45,7 @@ class Square(LibraryAttack):
             "resc_schedule": False,
             "seed": seed,
         }
-        if self.config.norm is Norm.linf:
+        if self.config.norm is Norm.Linf:
             return on(outputs.device, torchattacks.Square(subject, **settings))
         return reference("square in L2").square.SquareAttack(subject, **settings).perturb
 

@@ -17,7 +17,7 @@ class InvalidAttack(RuntimeError):
     """An attack broke its own rules (check D0): its figures mean nothing."""
 
 
-def check_images(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.linf) -> None:
+def check_images(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.Linf) -> None:
     """Check D0: of one shape, finite, in [0,1], and within ``eps`` of the originals.
 
     Raises:
@@ -38,7 +38,7 @@ def check_images(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = N
 def distance(adversarial: Tensor, images: Tensor, norm: Norm) -> float:
     """The largest distance of an image from its original, in ``norm``."""
     delta = adversarial - images
-    return float(delta.abs().max() if norm is Norm.linf else length(delta).max())
+    return float(delta.abs().max() if norm is Norm.Linf else length(delta).max())
 
 
 def to_8bit(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:
@@ -49,7 +49,7 @@ def to_8bit(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> Tens
     """
     slack = 1e-4  # in grey levels, for what a quotient by 255 loses
     originals, steps = (images * 255).round(), adversarial * 255 - images * 255
-    if norm is Norm.linf:
+    if norm is Norm.Linf:
         most = math.floor(eps * 255 + slack)
         whole = steps.round().clamp(-most, most)
     else:

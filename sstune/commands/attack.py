@@ -12,6 +12,7 @@ from sstune.commands import audit
 from sstune.commands.execution import once
 from sstune.commands.finetune import finetune
 from sstune.commands.outcomes import Outcomes, summary
+from sstune.commands.pictures import save_images
 from sstune.commands.source import Source, default_parent, descend, starts_from_default
 from sstune.commands.train import measurement
 from sstune.commands.victim import victim_of, views
@@ -35,7 +36,9 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
     parent = finetune(default_parent(config), asked, wait=True) if starts_from_default(config) else None
     run, source = descend(config, asked, parent)
     work = audit.measure if config.attack.name == "audit" else measure
-    once(run, lambda run, device, stop: work(run, source, device, stop))
+    row = once(run, lambda run, device, stop: work(run, source, device, stop))
+    if "audit" in row:
+        audit.present(run, row)
     return run
 
 
@@ -64,6 +67,8 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
             gradient = None if view.gradient is Gradient.none else str(view.gradient)
             cell = {"attack": config.attack.name, "gradient": gradient, "eps": eps, "source": view.source}
             measured.append(measurement("test", n, correct, **cell, **summary(outcome)))
+    if config.attack.save_images:
+        save_images(run.directory, config.attack, victim, outcomes.cells, data.classes)
     clean = measurement("test", n, n_clean, outcomes=pack(victim.clean.numpy()))
     return {
         "n_classes": data.n_classes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,12 +12,15 @@ import torch
 from sstune import attacks, backbones, datasets, rules
 from sstune.attacks import audit as checks
 from sstune.commands.outcomes import Outcomes, summary
+from sstune.commands.pictures import save_images
 from sstune.commands.source import Source
 from sstune.commands.train import measurement
 from sstune.commands.victim import own, surrogate, victim_of
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
-from sstune.runs import Run
+from sstune.report.audit import audit_text
+from sstune.report.audit_page import audit_page
+from sstune.runs import Run, write_text
 from sstune.schema import Gradient, RunConfig
 from sstune.validation import parse_eps
 
@@ -32,8 +37,11 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     found = []
     for check in checks.audit(evidence, config.audit.skip):
         found.append(check)
-        print(f"  {check.id:<4}{check.status:<8}  {check.title}: {check.text}", flush=True)
+        print(f"  {check.id:<4}{check.title}: {check.status}", flush=True)
     verdict, because = checks.verdict(found, config.audit.skip)
+    if config.attack.save_images:
+        shown = replace(config.attack, name="pgd")
+        save_images(run.directory, shown, victim, evidence.telling(), data.classes)
     worst = [
         measurement(
             "test", n, int(right.sum()), attack="audit", gradient=None, eps=eps, outcomes=pack(right.numpy())
@@ -74,7 +82,10 @@ def evidence_of(
         key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
     ) -> attacks.Outcome:
         size = attack.config.batch_size or config.attack.batch_size or attacks.largest_batch(victim, view)
-        begun = outcomes.get(key) or attacks.Outcome.begin(victim.clean)
+        begun = outcomes.get(key)
+        if begun is None:
+            images = victim.images(config.attack.save_images if attack.name == "pgd" else 0)
+            begun = attacks.Outcome.begin(victim.clean, images)
         return attacks.robust(
             victim,
             attack,
@@ -102,13 +113,23 @@ def evidence_of(
 
 
 def _cell(cell: checks.Cell, n: int) -> dict[str, Any]:
-    """An attack of the audit in the format of a measurement; ``on``: which of the n samples, if not all."""
+    """An attack of the audit in the format of a measurement; ``made_on``: which of the audit's ``n`` samples
+    it was made on, packed."""
     gradient = None if cell.gradient is Gradient.none else str(cell.gradient)
     labels = {"attack": cell.attack, "gradient": gradient, "eps": cell.eps, "source": cell.source}
-    right = cell.outcome.right
-    if len(right) < n:
-        labels["on"] = pack(torch.zeros(n, dtype=torch.bool).index_fill(0, cell.index, True).numpy())
-    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome))
+    right, made_on = cell.outcome.right, torch.zeros(n, dtype=torch.bool)
+    made_on[cell.index] = True
+    on = {"made_on": pack(made_on.numpy())}
+    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **on)
+
+
+def present(run: Run, row: dict[str, Any]) -> None:
+    """Print the checks and the verdict of a finished audit, and write its page, ``audit.html``."""
+    width = max(80, shutil.get_terminal_size((110, 24)).columns)
+    print(f"\n{audit_text(row['audit'], width, sys.stdout.isatty())}", flush=True)
+    picture, page = run.directory / "images.png", run.directory / "audit.html"
+    write_text(page, audit_page(row, picture.read_bytes() if picture.exists() else None))
+    print(f"page: {page}", flush=True)
 
 
 def objection(run: Run) -> str | None:

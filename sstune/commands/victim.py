@@ -11,6 +11,7 @@ from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
 from sstune.commands.source import Source, inherit, named_after, open_source
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
+from sstune.training.forward import compiled
 
 # Every run attacks the same test images, whatever its seed, so that rules and seeds are paired.
 SAMPLE_SEED = 0
@@ -78,7 +79,7 @@ def own(config: RunConfig, victim: attacks.Victim, gradient: Gradient) -> attack
         draws = Draws.forward if every else Draws.frozen
     forward = None
     if config.compile is not None:
-        forward = torch.compile(victim.network, dynamic=True, mode=config.compile.value)
+        forward = compiled(victim.network, config.compile, victim.device, any_batch=True)
     return attacks.View(gradient, victim.network, "", draws, config.attack.eot, forward)
 
 

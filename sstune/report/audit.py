@@ -21,9 +21,9 @@ from sstune.report.variants import (
 )
 
 VERDICTS = {
-    "MASKED": "there is a gradient through which attacks overstate this network's robustness",
-    "NOT MASKED": "no check found robustness that is only a misleading gradient",
-    "INCONCLUSIVE": "no masking was found, but checks that a verdict takes did not run or failed",
+    "MASKED": "attacks through this network's own gradient overstate its robustness",
+    "NOT MASKED": "nothing that was tried does better than this network's own gradient",
+    "INCONCLUSIVE": "what a verdict takes is missing, has failed or is in doubt",
 }
 WORDS = {
     "ok": "ok",
@@ -63,11 +63,11 @@ def headline(audit: Audit) -> str:
 
 
 def remarks(audit: Audit) -> list[str]:
-    """A line for each check that is not ok, and for each that did not run."""
+    """A line for each check that has something to say, and for each that did not run."""
     found = [
         f"{check['id']}: {check['text']}"
         for check in audit["checks"]
-        if check["status"] in ("warn", "masked", "error") and check["text"]
+        if check["status"] not in ("ok", "not run") and check["text"]
     ]
     return found + [f"{name} did not run: {why}" for name, why in audit["not_run"].items()]
 
@@ -82,7 +82,7 @@ def _figure_of(check: Check) -> str:
     """A check's figure with its unit; empty where it has none."""
     if check["figure"] is None:
         return ""
-    shown = f"{check['figure']:.1f}" if check["unit"] in ("points", "%") else f"{check['figure']:.4g}"
+    shown = f"{check['figure']:.1f}" if check["unit"] in ("points", "%") else f"{check['figure']:.3g}"
     return f"{shown} {check['unit'] or ''}".strip()
 
 
@@ -128,14 +128,22 @@ def _line(record: Mapping[str, Any], each_eps: Sequence[str]) -> dict[str, Any]:
     (clean,) = [found for found in measured if found["attack"] is None]
     line = {key: record[key] for key in (*LABELS, "variant")}
     line |= {"seed": row["config"]["seed"], "n": clean["n"], "clean": clean["correct"] / clean["n"]}
+    other = "exact" if any(cell["gradient"] == "exact" for cell in audit["cells"]) else _only_gradient(audit)
     for eps in each_eps:
         rule, exact, gap, worst = _columns(eps)
         line[rule] = _accuracy(audit["cells"], "pgd", "rule", eps)
-        line[exact] = _accuracy(audit["cells"], "pgd", "exact", eps)
+        line[exact] = _accuracy(audit["cells"], "pgd", other, eps)
         line[gap] = None if None in (line[rule], line[exact]) else 100 * (line[rule] - line[exact])
         line[worst] = _accuracy(measured, "audit", None, eps)
     because, not_run = " ".join(audit["because"]), " ".join(audit["not_run"])
     return line | {"verdict": audit["verdict"], "because": because, "not run": not_run}
+
+
+def _only_gradient(audit: Audit) -> str | None:
+    """A network without feedback is attacked through its one gradient, which is rule's and exact; None where
+    the check that compares them did not run."""
+    (d1,) = [check for check in audit["checks"] if check["id"] == "D1"]
+    return None if d1["status"] == "not run" else "rule"
 
 
 def _accuracy(

@@ -15,10 +15,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from sstune.report.audit import HEADER, VERDICTS, Check, cells_of, remarks
-from sstune.report.audit_figures import audit_figures, clean_of, label_of, tried
+from sstune.report.audit_figures import Tried, audit_figures, clean_of, tried
 from sstune.report.rows import Row, eps_value
-from sstune.report.statistics import wilson
 from sstune.report.variants import joined, labels_of
+from sstune.statistics import wilson
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --rule: #ccc; --soft: #666;
@@ -99,20 +99,20 @@ def _checks(checks: Sequence[Check]) -> str:
 
 def _figures(row: Row) -> str:
     """A line for each attack and gradient, a column for each eps: accuracy and its interval."""
-    cells = tried(row)
-    each_eps = sorted({cell["eps"] for cell in cells}, key=lambda eps: eps_value(row, eps))
+    everything = tried(row)
+    each_eps = sorted({one.eps for one in everything}, key=lambda eps: eps_value(row, eps))
     lines = []
-    for name in dict.fromkeys(map(label_of, cells)):
-        found = {cell["eps"]: cell for cell in cells if label_of(cell) == name}
-        n = str(next(iter(found.values()))["n"])
-        lines.append([name, n, *(_share(found[eps]) if eps in found else "" for eps in each_eps)])
+    for label in dict.fromkeys(one.label for one in everything):
+        series = {one.eps: one for one in everything if one.label == label}
+        n = ", ".join(dict.fromkeys(str(one.n) for one in series.values()))
+        lines.append([label, n, *(_share(series[eps]) if eps in series else "" for eps in each_eps)])
     return _table(["attack", "n", *each_eps], lines)
 
 
-def _share(cell: Mapping[str, Any]) -> str:
-    low, high = wilson(cell["correct"], cell["n"])
+def _share(one: Tried) -> str:
+    low, high = wilson(one.correct, one.n)
     interval = f"({100 * low:.1f} to {100 * high:.1f})".replace(" ", "\N{NO-BREAK SPACE}")
-    return f"{100 * cell['correct'] / cell['n']:.1f}\n{interval}"
+    return f"{100 * one.correct / one.n:.1f}\n{interval}"
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]], classes: Iterable[str] = ()) -> str:

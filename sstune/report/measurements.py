@@ -79,7 +79,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 def _records(row: Row) -> Iterable[dict[str, Any]]:
     model, settings = model_settings(row), attack_settings(row)
     config, labels = row["config"], labels_of(row)
-    norm = "" if norm_of(row) is Norm.linf else str(norm_of(row))
+    norm = "" if norm_of(row) is Norm.Linf else str(norm_of(row))
     tested = [found for found in row["measurements"] if found["split"] == "test"]
     n_clean = {found["n"]: found["correct"] for found in tested if found["attack"] is None}
     for found in tested:

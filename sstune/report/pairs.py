@@ -13,8 +13,8 @@ import pandas as pd
 from sstune.packing import unpack
 from sstune.report.measurements import LINE, frame
 from sstune.report.rows import Row
-from sstune.report.statistics import Pairing, difference_interval, mcnemar
 from sstune.report.variants import joined
+from sstune.statistics import Pairing, difference_interval, mcnemar
 
 POINTS = ["low_points", "high_points"]
 GAP = [*LINE, "attack", "eps", "seeds", "n", "rule_gradient", "exact_gradient", "gap_points", *POINTS]

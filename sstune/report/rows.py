@@ -71,7 +71,7 @@ def unique(rows: Iterable[Row]) -> list[Row]:
 
 def norm_of(row: Row) -> Norm:
     """The norm in which a row attacked."""
-    return Norm(row["config"].get("attack", {}).get("norm", Norm.linf))
+    return Norm(row["config"].get("attack", {}).get("norm", Norm.Linf))
 
 
 def eps_value(row: Row, eps: str) -> float:

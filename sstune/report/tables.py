@@ -13,8 +13,8 @@ import pandas as pd
 
 from sstune.report.measurements import CELL, LINE, attack_rank, cell_order, frame, measurements
 from sstune.report.rows import Row
-from sstune.report.statistics import wilson
 from sstune.report.variants import LABELS, joined
+from sstune.statistics import wilson
 
 __all__ = ["lines", "measurements", "table", "to_csv", "to_latex", "to_text", "wide"]
 

@@ -85,8 +85,8 @@ class Gradient(StrEnum):
 class Norm(StrEnum):
     """How far an adversarial image is from the original."""
 
-    linf = "Linf"
-    l2 = "L2"
+    Linf = "Linf"
+    L2 = "L2"
 
 
 class Target(StrEnum):

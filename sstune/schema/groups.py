@@ -231,7 +231,7 @@ class AttackConfig:
 
     name: str = MISSING
     eps: list[str] = MISSING
-    norm: Norm = Norm.linf
+    norm: Norm = Norm.Linf
     gradient: list[Gradient] = field(default_factory=lambda: [Gradient.rule, Gradient.exact])
     surrogates: list[str] = field(default_factory=list)
     eot: int = 1

@@ -62,7 +62,7 @@ class Adversary:
 
     def _logits(self, images: Tensor) -> Tensor:
         with self.autocast:
-            return self.forward(images).float()
+            return self.forward(images).to(images.dtype)
 
 
 def attack_of(task: ClassificationConfig) -> PgdConfig:

@@ -20,11 +20,25 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is Precision.bf16)
 
 
+def compiled(
+    network: nn.Module, mode: Compile, device: torch.device, any_batch: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """``network`` by torch.compile; with ``any_batch`` one compilation serves batches of every size.
+
+    Raises:
+        RequestError: a CPU shall compile, and there is no C++ compiler.
+    """
+    if device.type == "cpu":
+        _look_for_compiler()
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
+    return torch.compile(network, mode=mode.value, dynamic=True if any_batch else None)
+
+
 class Forward:
     """``network``, compiled for batches of ``size`` images; others do not compile it anew, but run eagerly.
 
     Raises:
-        RequestError: a CPU shall compile, and there is no C++ compiler.
+        RequestError: as :func:`compiled`.
     """
 
     def __init__(self, network: nn.Module, mode: Compile | None, size: int, device: torch.device) -> None:
@@ -32,10 +46,7 @@ class Forward:
         self.size = size
         self.compiled: Callable[[Tensor], Tensor] = network
         if mode is not None:
-            if device.type == "cpu":
-                _look_for_compiler()
-            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
-            self.compiled = torch.compile(network, mode=mode.value)
+            self.compiled = compiled(network, mode, device)
 
     def __call__(self, images: Tensor) -> Tensor:
         if len(images) != self.size:

@@ -14,7 +14,7 @@ from sstune import datasets
 from sstune.backbones import Backbone, Network
 from sstune.datasets import Split
 from sstune.rules import convert
-from sstune.schema import BrsfConfig, DigitsConfig, RuleConfig, Scale
+from sstune.schema import BrsfConfig, DigitsConfig, Redraw, RuleConfig, Scale
 
 DIGITS = DigitsConfig(name="digits", label="digits", mean=[0.3], std=[0.35])
 
@@ -27,7 +27,17 @@ def digits() -> datasets.Splits:
 @pytest.fixture(scope="session")
 def trained(digits: datasets.Splits) -> Network:
     """Trained by plain torch in a second or two; do not change it, use ``network``."""
-    torch.manual_seed(0)
+    return learned(digits, 0)
+
+
+@pytest.fixture(scope="session")
+def other(digits: datasets.Splits) -> Network:
+    """As ``trained``, from another seed: to transfer attacks from; do not change it."""
+    return learned(digits, 1)
+
+
+def learned(digits: datasets.Splits, seed: int) -> Network:
+    torch.manual_seed(seed)
     module = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
@@ -58,11 +68,16 @@ def network(trained: Network) -> Network:
 
 @pytest.fixture
 def converted(trained: Network) -> Callable[[str], Network]:
-    """``converted("usf")``: the trained network with a rule's feedback."""
+    """``converted("usf")``: the trained network with a rule's feedback; ``brsf-forward`` draws in a pass."""
 
     def make(name: str, scale: Scale = Scale.weight_rms) -> Network:
         network = copy.deepcopy(trained)
-        rule = (BrsfConfig if name == "brsf" else RuleConfig)(name, scale)
+        name, _, when = name.partition("-")
+        rule = (
+            BrsfConfig(name, scale, redraw=Redraw(when or "step"))
+            if name == "brsf"
+            else RuleConfig(name, scale)
+        )
         convert(network.backbone, rule, 0, network.aliases)
         return network
 

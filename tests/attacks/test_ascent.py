@@ -31,7 +31,7 @@ def iterates(
     found, images = [start], batch.images
     for _ in range(n):
         gradient = gradients(network, found[-1], batch.labels)
-        if norm is Norm.linf:
+        if norm is Norm.Linf:
             moved = found[-1] + step * gradient.sign()
             low, high = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
             found.append(torch.minimum(torch.maximum(moved, low), high))
@@ -71,8 +71,8 @@ class TestFgsm:
 
     def test_in_l2_moves_along_the_gradient(self, network: Network, test_split: Split) -> None:
         batch, eps = batch_of(test_split), 0.5
-        adversarial = make("fgsm", norm=Norm.l2)("", Subject(network), batch, eps).images
-        (_, expected) = iterates(network, batch, batch.images, eps, eps, 1, Norm.l2)
+        adversarial = make("fgsm", norm=Norm.L2)("", Subject(network), batch, eps).images
+        (_, expected) = iterates(network, batch, batch.images, eps, eps, 1, Norm.L2)
         assert float((adversarial - expected).abs().max()) <= 1e-6
 
 
@@ -100,7 +100,7 @@ class TestWholeTrajectories:
         return attack, (images + noise).clamp(0, 1) if random else images
 
     def ours(self, name: str) -> Ascent:
-        norm = Norm.l2 if name == "pgd_l2" else Norm.linf
+        norm = Norm.L2 if name == "pgd_l2" else Norm.Linf
         decay = 0.7 if name == "mifgsm" else None
         return Ascent(self.steps, self.eps / 3, norm, decay=decay, early_exit=False)
 
@@ -137,7 +137,7 @@ class TestWholeTrajectories:
         settings: dict[str, Any] = {"steps": self.steps, "step_size": "eps/3", "early_exit": False}
         for name, attack in {
             "pgd": make("pgd", random_start=False, **settings),
-            "pgd_l2": make("pgd", random_start=False, norm=Norm.l2, **settings),
+            "pgd_l2": make("pgd", random_start=False, norm=Norm.L2, **settings),
             "mifgsm": make("mifgsm", decay=0.7, **settings),
         }.items():
             found = attack(attack.parts[0], subject, batch, self.eps).images
@@ -148,7 +148,7 @@ class TestWholeTrajectories:
 class TestEarlyExit:
     @pytest.mark.parametrize("name", ["bp", "usf"])
     @pytest.mark.parametrize("gradient", OWN)
-    @pytest.mark.parametrize(("norm", "eps"), [(Norm.linf, 40 / 255), (Norm.l2, 1.6)])
+    @pytest.mark.parametrize(("norm", "eps"), [(Norm.Linf, 40 / 255), (Norm.L2, 1.6)])
     def test_keeps_the_first_iterate_that_breaks_a_sample(
         self,
         name: str,
@@ -226,8 +226,8 @@ class TestEarlyExit:
         self, network: Network, test_split: Split
     ) -> None:
         batch = batch_of(test_split)
-        for norm, steps in ((Norm.linf, ("eps/4", "2/255", "0.5*eps/2")), (Norm.l2, ("0.5*eps", "1.5"))):
-            eps = 8 / 255 if norm is Norm.linf else 3.0
+        for norm, steps in ((Norm.Linf, ("eps/4", "2/255", "0.5*eps/2")), (Norm.L2, ("0.5*eps", "1.5"))):
+            eps = 8 / 255 if norm is Norm.Linf else 3.0
             found = [
                 make("pgd", step_size=step, norm=norm)("restart 0", Subject(network), batch, eps).images
                 for step in steps

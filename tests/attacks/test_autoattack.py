@@ -33,7 +33,7 @@ from sstune.schema import Gradient, LibraryConfig, Norm, RequestError
 package = pytest.importorskip("pyautoattack", reason="the extra autoattack is not installed")
 
 STEPS, QUERIES, SEED, BATCH = 4, 30, 5, 25
-EPS = {Norm.linf: 24 / 255, Norm.l2: 0.8}
+EPS = {Norm.Linf: 24 / 255, Norm.L2: 0.8}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ class Short(Autoattack):
         return attempt
 
 
-def short(norm: Norm = Norm.linf, seed: int = SEED) -> Short:
+def short(norm: Norm = Norm.Linf, seed: int = SEED) -> Short:
     return Short(LibraryConfig("autoattack", ["0"], norm=norm), seed)
 
 

@@ -21,7 +21,7 @@ from sstune.datasets import Split
 from sstune.schema import Norm
 
 ULP = 1e-7  # of pixels near 1
-NORMS = [Norm.linf, Norm.l2]
+NORMS = [Norm.Linf, Norm.L2]
 
 
 class TestDirection:
@@ -36,11 +36,11 @@ class TestDirection:
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         unit = torch.randn(2, *shape, generator=generator)
-        found = direction(unit * 10.0**exponent, Norm.l2)
+        found = direction(unit * 10.0**exponent, Norm.L2)
         torch.testing.assert_close(length(found), torch.ones(2, 1, 1, 1), rtol=1e-5, atol=0)
         expected = F.normalize(unit.double().flatten(1), eps=1e-300).reshape(unit.shape).float()
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-        assert torch.equal(direction(unit * 10.0**exponent, Norm.linf), unit.sign())
+        assert torch.equal(direction(unit * 10.0**exponent, Norm.Linf), unit.sign())
 
     @pytest.mark.parametrize("norm", NORMS)
     def test_is_zero_where_the_gradient_is(self, norm: Norm) -> None:
@@ -72,7 +72,7 @@ class TestProject:
         generator = torch.Generator().manual_seed(seed)
         images = torch.full((2, *shape), 0.5)
         moved = images + far * torch.randn(images.shape, generator=generator)
-        found = project(moved, images, eps, Norm.l2)
+        found = project(moved, images, eps, Norm.L2)
         distance = length(moved - found)
         for _ in range(20):
             other = torch.randn(images.shape, generator=generator)
@@ -98,7 +98,7 @@ class TestProject:
         assert float(found.min()) >= 0
         assert float(found.max()) <= 1
         delta = found - images
-        farthest = float(delta.abs().max() if norm is Norm.linf else length(delta).max())
+        farthest = float(delta.abs().max() if norm is Norm.Linf else length(delta).max())
         assert farthest <= eps * (1 + 1e-6) + 1e-6
         assert torch.equal(project(images, images, eps, norm), images)
 
@@ -131,7 +131,7 @@ class TestStart:
         assert 0.499 < float(unit.abs().max()) <= 0.5
 
     def test_in_l2_has_any_direction_and_a_length_uniform_up_to_eps(self) -> None:
-        noise = random_in_ball(torch.Size((2000, 1, 4, 4)), Norm.l2, 0, ("k",), range(2000))
+        noise = random_in_ball(torch.Size((2000, 1, 4, 4)), Norm.L2, 0, ("k",), range(2000))
         radius = length(noise).flatten()
         assert float(radius.max()) <= 1 + 1e-6
         assert float(radius.mean()) == pytest.approx(1 / 2, abs=0.02)
@@ -195,7 +195,7 @@ class TestBall:
                 assert float(adversarial.min()) >= 0
                 assert float(adversarial.max()) <= 1
                 delta = adversarial - images
-                farthest = float(delta.abs().max() if norm is Norm.linf else length(delta).max())
+                farthest = float(delta.abs().max() if norm is Norm.Linf else length(delta).max())
                 assert farthest <= eps + 1e-6
                 if eps == 0:
                     assert torch.equal(adversarial, images)

@@ -35,7 +35,7 @@ from sstune.datasets import Split, Splits
 from sstune.schema import ApgdConfig, Draws, Gradient, Norm, RequestError, SquareConfig
 
 NAMES = ["apgd", "apgd_t", "fab_t", "square"]
-EPS = {Norm.linf: 24 / 255, Norm.l2: 0.8}
+EPS = {Norm.Linf: 24 / 255, Norm.L2: 0.8}
 Converted = Callable[[str], Network]
 
 
@@ -114,14 +114,14 @@ class TestAgainstTheReference:
         broken = batch.broken(network(expected))
         assert 0 < int(broken.sum()) < len(broken)
         assert torch.equal(batch.broken(network(found)), broken)
-        assert_same(found, expected, 1e-6 if norm is Norm.linf else 1e-3)
+        assert_same(found, expected, 1e-6 if norm is Norm.Linf else 1e-3)
 
     @pytest.mark.parametrize("name", ["apgd", "apgd_t", "fab_t"])
     def test_restarts(
         self, name: str, network: Network, test_split: Split, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         batch = right_batch(network, test_split)
-        found, expected = self.both(name, network, batch, Norm.linf, monkeypatch, restarts=3, steps=4)
+        found, expected = self.both(name, network, batch, Norm.Linf, monkeypatch, restarts=3, steps=4)
         assert_same(found, expected)
 
     @pytest.mark.parametrize("name", ["apgd", "apgd_t"])
@@ -129,7 +129,7 @@ class TestAgainstTheReference:
         self, name: str, network: Network, test_split: Split, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         batch = right_batch(network, test_split)
-        found, expected = self.both(name, network, batch, Norm.linf, monkeypatch, eot=3, steps=4)
+        found, expected = self.both(name, network, batch, Norm.Linf, monkeypatch, eot=3, steps=4)
         assert_same(found, expected)
 
     @pytest.mark.parametrize(("n_classes", "targets"), [(4, 3), (10, 9), (13, 9)])
@@ -149,7 +149,7 @@ class TestAgainstTheReference:
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 100, 10)).eval()
         images = torch.rand(20, 3, 10, 10)
         batch = Batch(images, network(images).argmax(1), None, range(20))
-        assert_same(*self.both("square", network, batch, Norm.l2, monkeypatch))
+        assert_same(*self.both("square", network, batch, Norm.L2, monkeypatch))
 
     def test_defaults_are_the_standard_versions(self) -> None:
         whole = needs_reference().AutoAttack(nn.Identity(), norm="Linf", eps=0.1, seed=0)
@@ -237,7 +237,7 @@ class TestEveryOne:
         images = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         labels = colour(images).argmax(1)
         found = [
-            make(name, norm=Norm.l2)("", Subject(colour), Batch(each, labels, None, range(10)), 0.5).images
+            make(name, norm=Norm.L2)("", Subject(colour), Batch(each, labels, None, range(10)), 0.5).images
             for each in (images, images.to(memory_format=torch.channels_last))
         ]
         assert torch.equal(*found)
@@ -322,7 +322,7 @@ class TestSquare:
         labels = network(images).argmax(1)
         labels[:wrong] = (labels[:wrong] + 1) % 5
         batch = Batch(images, labels, None, range(n))
-        if norm is Norm.l2:
+        if norm is Norm.L2:
             needs_reference()
         asked: list[Tensor] = []
 
@@ -349,7 +349,7 @@ class TestSquare:
     ) -> None:
         monkeypatch.setitem(sys.modules, "pyautoattack", None)
         with pytest.raises(RequestError, match=r'square in L2 .* pip install "sstune\[autoattack\]"$'):
-            make("square", norm=Norm.l2)("", Subject(network), batch_of(test_split), 0.1)
+            make("square", norm=Norm.L2)("", Subject(network), batch_of(test_split), 0.1)
 
     @pytest.mark.parametrize(("height", "width", "fits"), [(8, 8, True), (8, 9, True), (8, 16, False)])
     def test_images_too_long_are_refused(self, height: int, width: int, fits: bool) -> None:

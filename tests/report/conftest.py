@@ -8,6 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+
+from sstune.packing import pack
+from sstune.report import effort, figures, transfer
 
 Row = dict[str, Any]
 
@@ -110,12 +114,50 @@ def attack(
     return _row("attack", config, lineage, measured)
 
 
+def remember(
+    row: Row,
+    kept: dict[str, str],
+    found: dict[str, list[list[int]]] | None = None,
+    samples: str = "a" * 64,
+    **changes: Any,
+) -> Row:
+    """``row`` with the outcomes of each sample.
+
+    ``kept``: "rule 8/255" (or "clean", or " 8/255" without a gradient) -> a character for each sample, "x"
+    where it stayed right. ``found``: the same keys -> pairs of effort and samples.
+    """
+    row["datasets"] = {"test": {"n": 10000, "digest": "d" * 64, "attacked": samples}}
+    for entry in row["measurements"]:
+        key = f"{entry['gradient'] or ''} {entry['eps']}" if entry["attack"] else "clean"
+        if key in kept:
+            right = [character == "x" for character in kept[key]]
+            entry |= {"n": len(right), "correct": sum(right), "outcomes": pack(right), **changes}
+        entry |= {"found": (found or {}).get(key, [])}
+    return row
+
+
 @pytest.fixture(scope="session")
 def make() -> Any:
-    """``make.finetune(...)`` and ``make.attack(parent, ...)``."""
+    """``make.finetune(...)``, ``make.attack(parent, ...)`` and ``make.remember(row, kept)``."""
 
     class Make:
         finetune: Callable[..., Row] = staticmethod(finetune)
         attack: Callable[..., Row] = staticmethod(attack)
+        remember: Callable[..., Row] = staticmethod(remember)
 
     return Make
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that the code under test makes."""
+    found: list[Figure] = []
+
+    class Recorded(Figure):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            found.append(self)
+
+    for module in (figures, effort, transfer):
+        monkeypatch.setattr(module, "Figure", Recorded)
+    return found

@@ -205,6 +205,7 @@ class TestForwardIsUntouched:
         expected = network(images())
         convert(network, rule_config(name), seed=0, example=images())
         assert torch.equal(network(images()), expected)
+        assert not any(module.training for module in network.modules())
 
     def test_hooks_and_sharing_survive(self, name: str, rule_config: Rule) -> None:
         network, seen = resnet(), []

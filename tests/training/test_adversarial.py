@@ -47,16 +47,9 @@ def small_network() -> Network:
     """With batch normalisation and dropout, untrained."""
     torch.manual_seed(0)
     module = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.1),
-        nn.Linear(512, 10),
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Dropout(0.1), nn.Flatten(), nn.Linear(576, 10)
     )
-    return Network(Backbone(module, head="7", stem="0"), [0.3], [0.35])
+    return Network(Backbone(module, head="5", stem="0"), [0.3], [0.35])
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +160,7 @@ class TestImages:
     ) -> None:
         images, labels = batch(digits)
         network, seen = copy.deepcopy(halfway), set()
-        network.backbone[7].register_forward_hook(  # type: ignore[index]
+        network.backbone[5].register_forward_hook(  # type: ignore[index]
             lambda module, inputs, output: seen.add(output.dtype)
         )
         adversary = adversary_on(network, "task.adversarial=pgd3", "precision=bf16")
@@ -208,10 +201,10 @@ def whole_state(network: nn.Module) -> dict[str, Any]:
 
 
 class TestTraining:
-    @pytest.mark.parametrize("epochs", [2])
     def test_each_step_is_the_plain_one_on_adversarial_images(
-        self, epochs: int, halfway: Network, digits: datasets.Splits
+        self, halfway: Network, digits: datasets.Splits
     ) -> None:
+        epochs = 2
         config = compose("train", [*BASE, "rule=bp", "task.adversarial=pgd2", f"epochs={epochs}"])
         trainer = trainer_of(config, copy.deepcopy(halfway), digits)
         clean = [item for epoch in range(epochs) for item in trainer.loader.epoch(epoch)]
@@ -235,17 +228,17 @@ class TestTraining:
 
     def test_makes_a_network_more_robust_than_plain_training(self, digits: datasets.Splits) -> None:
         images, labels = digits.test.images[:300] / 255, digits.test.labels[:300]
-        right = {}
+        right, eps = {}, 0.15
         for adversarial in ("null", "pgd5"):
             line = ["epochs=10", "optimizer.lr=0.05", f"task.adversarial={adversarial}"]
+            line += [f"task.adversarial_eps={eps}"]
             network = small_network()
             trainer_of(compose("train", [*BASE, *line]), network, digits).fit(Progress())
-            attack = torchattacks.PGD(network.eval(), eps=EPS, alpha=EPS / 4, steps=20)
+            attack = torchattacks.PGD(network.eval(), eps=eps, alpha=eps / 4, steps=20)
             torch.manual_seed(0)
             moved = attack(images, labels)
             right[adversarial] = int((network(moved).argmax(1) == labels).sum())
-            print(adversarial, right)
-        assert right["pgd5"] > right["null"] + 45
+        assert right["pgd5"] > 1.5 * right["null"]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, g++")

@@ -100,6 +100,11 @@ class Evidence:
         label = " ".join(["pgd", *(f"{key}={value}" for key, value in changes.items())])
         return self._attack(label, config, self._same(view), eps)
 
+    def telling(self) -> dict[str, Outcome]:
+        """PGD at the eps that tells most, through each gradient that the network has; to be looked at."""
+        eps, views = self.middle, (self.own, self.exact) if self.has_feedback else (self.own,)
+        return {f"{view.gradient} {eps}": self.pgd(view, eps) for view in views}
+
     def fgsm(self, view: View, eps: str) -> Outcome:
         return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._same(view), eps)
 

@@ -105,7 +105,7 @@ def d14(evidence: Evidence) -> Check:
     kept = evidence.pgd(evidence.own, eps).right
     last = evidence.pgd(evidence.own, eps, early_exit=False).right
     lost = points(last & ~kept)
-    text = f"of the samples break on the way at {eps} and are right again at the last step"
+    text = f"{lost:.1f} % of the samples break on the way at {eps} and are right again at the last step"
     return Check(Status.report, lost, "%", "", evidence.n, text)
 
 

@@ -72,7 +72,7 @@ def d11(evidence: Evidence) -> Check:
     if random:
         text = f"{' and '.join(random)} differ from pass to pass"
         text += f"; averaged over {evidence.own.eot}" if averaged else ": use attack.eot"
-    return Check(status, float(len(random)), "of 2 vary", "0", LOOKED_AT, text)
+    return Check(status, float(len(random)), "of 2 vary", "0", len(outputs[0]), text)
 
 
 def repeated(evidence: Evidence) -> tuple[list[Tensor], list[Tensor]]:

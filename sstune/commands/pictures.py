@@ -1,0 +1,77 @@
+"""What an attack's images look like: ``images.npz`` for a program, ``images.png`` for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sstune.attacks import Outcome, Victim
+from sstune.datasets import Split, batches
+from sstune.report.grid import Attacked, image_grid
+from sstune.rules import eval_mode, frozen_feedback
+from sstune.runs import atomic_write
+from sstune.schema import AttackConfig
+from sstune.validation import parse_eps
+
+BATCH_SIZE = 128
+DRAWN = 4  # attacks; each takes two columns
+
+
+def save_images(
+    directory: Path,
+    config: AttackConfig,
+    victim: Victim,
+    cells: Mapping[str, Outcome],
+    classes: Sequence[str],
+) -> None:
+    """Write the first ``config.save_images`` images, clean and as each cell's attack left them.
+
+    In ``images.npz``: ``samples`` (indices in the test split), ``labels``, ``clean`` (k, C, H, W) uint8,
+    ``clean/predicted`` (k,), and of every cell, such as "rule 8/255", ``CELL`` and ``CELL/predicted``. All
+    are of 8 bits, and predicted is what the network makes of that: a success may be lost in rounding.
+    """
+    few = victim.first(config.save_images)
+    images = {"clean": victim.images(config.save_images)}
+    images |= {key: outcome.images for key, outcome in cells.items()}
+    predicted = {key: predictions(victim, Split(value, few.split.labels)) for key, value in images.items()}
+    labels = few.split.labels.cpu().numpy()
+    arrays: dict[str, Any] = {"samples": few.samples.numpy(), "labels": labels}
+    for key, value in images.items():
+        arrays |= {key: value.numpy(), f"{key}/predicted": predicted[key]}
+    with atomic_write(directory / "images.npz") as temporary:
+        np.savez_compressed(temporary, **arrays)
+    attacked = [
+        Attacked(f"{config.name} {key}", images[key].numpy(), predicted[key]) for key in drawn(config, cells)
+    ]
+    picture = image_grid(images["clean"].numpy(), labels, predicted["clean"], attacked, classes)
+    with atomic_write(directory / "images.png") as temporary:
+        temporary.write_bytes(picture)
+
+
+def drawn(config: AttackConfig, cells: Mapping[str, Outcome]) -> list[str]:
+    """The cells that fit side by side: all, or of each view the smallest and the largest eps, or the
+    largest."""
+    views: dict[str, list[str]] = {}
+    for key in sorted(cells, key=lambda key: parse_eps(key.rpartition(" ")[2], config.norm)):
+        views.setdefault(key.rpartition(" ")[0], []).append(key)
+    if len(cells) <= DRAWN:
+        return [key for keys in views.values() for key in keys]
+    if 2 * len(views) <= DRAWN:
+        return [key for keys in views.values() for key in dict.fromkeys((keys[0], keys[-1]))]
+    return [keys[-1] for keys in views.values()][:DRAWN]
+
+
+@torch.no_grad()
+def predictions(victim: Victim, split: Split) -> npt.NDArray[np.int64]:
+    """The class that the victim names for each image."""
+    found: list[Tensor] = []
+    with eval_mode(victim.network), frozen_feedback(victim.network):
+        for images, _ in batches(split, BATCH_SIZE, victim.device):
+            found.append(victim.network(images).argmax(1).cpu())
+    return torch.cat(found).numpy()

@@ -1,0 +1,103 @@
+"""Evidence: of real attacks on the digits, and of outcomes made up to stand at either side of a threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from victims import judged
+
+from sstune.attacks import Attack, Outcome, Victim, View, drawing_anew, robust
+from sstune.attacks.audit import Evidence
+from sstune.datasets import Split
+from sstune.rules import feedback_layers
+from sstune.schema import AuditConfig, Gradient
+from sstune.validation import parse_eps
+
+CPU = torch.device("cpu")
+EPS = ["16/255", "32/255", "64/255"]
+FEW = {"black_box_n": 60, "square_queries": 100, "label_n": 60, "label_queries": 150}
+
+Audited = Callable[..., Evidence]
+
+
+@pytest.fixture
+def audited(test_split: Split) -> Audited:
+    """``audited(network, surrogate=None, split=None, eps=EPS, own={}, **config)``: real attacks."""
+
+    def make(
+        network: nn.Module,
+        surrogate: nn.Module | None = None,
+        split: Split | None = None,
+        eps: Sequence[str] = EPS,
+        own: Mapping[str, Any] | None = None,
+        n_classes: int = 10,
+        **config: Any,
+    ) -> Evidence:
+        def run(key: str, victim: Victim, attack: Attack, view: View, eps: str) -> Outcome:
+            return robust(victim, attack, view, parse_eps(eps), 128)
+
+        split = test_split if split is None else split
+        with drawing_anew(CPU, "clean"):
+            clean = judged(network, split)
+        return Evidence(
+            victim=Victim(network, split, torch.arange(len(split)), clean, CPU),
+            own=View(Gradient.rule, network, **(own or {})),
+            exact=View(Gradient.exact, network),
+            surrogate=None if surrogate is None else View(Gradient.surrogate, surrogate, "other"),
+            has_feedback=bool(feedback_layers(network)),
+            n_classes=n_classes,
+            eps=list(eps),
+            seed=0,
+            config=AuditConfig(**{**FEW, **config}),
+            run=run,
+        )
+
+    return make
+
+
+@pytest.fixture
+def planned() -> Audited:
+    """``planned({"pgd rule 8/255": 90, ...}, n=100)``: evidence of attacks that leave so many samples right,
+    the first ones, or those where a (n,) bool is set. An attack that is not planned is a KeyError."""
+
+    def make(
+        left: Mapping[str, int | Tensor],
+        n: int = 100,
+        eps: Sequence[str] = ("8/255",),
+        clean: int | None = None,
+        has_feedback: bool = True,
+        labels: Tensor | None = None,
+        **config: Any,
+    ) -> Evidence:
+        def run(key: str, victim: Victim, attack: Attack, view: View, eps: str) -> Outcome:
+            right = first(left[key], n)[victim.samples]
+            assert not (right & ~victim.clean).any(), key
+            outcome = Outcome.begin(victim.clean)
+            outcome.right, outcome.broken = right, ~right
+            return outcome
+
+        network = nn.Identity()
+        labels = torch.arange(n) % 10 if labels is None else labels
+        split = Split(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), labels)
+        return Evidence(
+            victim=Victim(network, split, torch.arange(n), first(n if clean is None else clean, n), CPU),
+            own=View(Gradient.rule, network),
+            exact=View(Gradient.exact, network),
+            surrogate=View(Gradient.surrogate, network, "other"),
+            has_feedback=has_feedback,
+            n_classes=10,
+            eps=list(eps),
+            seed=0,
+            config=AuditConfig(**{"black_box_n": n, "label_n": n, **config}),
+            run=run,
+        )
+
+    return make
+
+
+def first(which: int | Tensor, n: int) -> Tensor:
+    return torch.arange(n) < which if isinstance(which, int) else which

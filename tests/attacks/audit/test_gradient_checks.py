@@ -1,0 +1,144 @@
+"""D1, D2, D10: the gap between two gradients, the angle between them, and gradients that vanish."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sstune.attacks.audit import Evidence, Status
+from sstune.attacks.audit.gradients import d1, d2, d10
+from sstune.backbones import Network
+from sstune.datasets import Split
+
+Audited = Callable[..., Evidence]
+Converted = Callable[[str], Network]
+FOUR = ["1/255", "2/255", "4/255", "8/255"]
+
+
+def input_gradients(network: nn.Module, split: Split) -> Tensor:
+    """In float64, by plain autograd."""
+    images = (split.images / 255).double().requires_grad_()
+    loss = F.cross_entropy(copy.deepcopy(network).double()(images), split.labels, reduction="sum")
+    return torch.autograd.grad(loss, images)[0].flatten(1)
+
+
+class TestD1:
+    def gap(self, planned: Audited, own: int, exact: int, n: int = 200, eps: list[str] = FOUR) -> Evidence:
+        """Equal at all eps but the last."""
+        left = {f"pgd {view} {each}": exact for view in ("rule", "exact") for each in eps}
+        return planned({**left, f"pgd rule {eps[-1]}": own}, n, eps)
+
+    @pytest.mark.parametrize(
+        ("own", "exact", "n", "eps", "status"),
+        [
+            (100, 90, 200, FOUR, "masked"),
+            (96, 90, 200, FOUR, "ok"),  # 6 of 6 is p = 0.031: too much for the best of four eps
+            (96, 90, 200, FOUR[:1], "masked"),
+            (97, 90, 200, FOUR, "ok"),  # 0.0156
+            (98, 90, 200, FOUR, "masked"),  # 0.0078 < 0.0125
+            (520, 500, 1000, FOUR, "ok"),  # 2 points
+            (521, 500, 1000, FOUR, "masked"),
+            (90, 100, 200, FOUR, "ok"),
+        ],
+    )
+    def test_needs_more_than_two_points_and_more_than_chance(
+        self, planned: Audited, own: int, exact: int, n: int, eps: list[str], status: str
+    ) -> None:
+        check = d1(self.gap(planned, own, exact, n, eps))
+        assert check.status == status
+        assert check.figure == pytest.approx(max(0.0, 100 * (own - exact) / n))
+
+    def test_equals_the_gap_of_the_outcomes(self, converted: Converted, audited: Audited) -> None:
+        evidence = audited(converted("frsf"))
+        check = d1(evidence)
+        right = {key: cell.outcome.right for key, cell in evidence.cells.items()}
+        gaps = {eps: int(right[f"pgd rule {eps}"].sum()) - int(right[f"pgd exact {eps}"].sum())
+                for eps in evidence.eps}  # fmt: skip
+        assert check.figure == pytest.approx(100 * max(gaps.values()) / 120)
+        assert check.text.startswith(f"at {max(gaps, key=lambda eps: gaps[eps])} ")
+        assert check.status is Status.masked
+
+    def test_is_no_question_without_feedback(self, network: Network, audited: Audited) -> None:
+        evidence = audited(network)
+        assert d1(evidence).status is Status.report
+        assert not evidence.cells
+
+
+class TestD2:
+    @pytest.mark.parametrize(("rule", "status"), [("usf", "report"), ("fa", "warn"), ("sham", "report")])
+    def test_equals_plain_autograd_in_float64(
+        self, rule: str, status: str, converted: Converted, trained: Network, audited: Audited,
+        test_split: Split,
+    ) -> None:  # fmt: skip
+        network = converted(rule)
+        check = d2(audited(network))
+        own, exact = input_gradients(network, test_split), input_gradients(trained, test_split)
+        cosines = (own * exact).sum(1) / (own.norm(dim=1) * exact.norm(dim=1))
+        assert check.figure == pytest.approx(float(cosines.mean()), abs=1e-4)
+        assert check.status == status
+        assert check.n == 120
+        agreeing = float((own.sign() == exact.sign()).double().mean())
+        assert f"{agreeing:.0%}" in check.text
+
+    def test_gradients_too_small_to_be_squared_have_an_angle(
+        self, converted: Converted, audited: Audited
+    ) -> None:
+        network = converted("sham")
+        network.backbone.register_full_backward_pre_hook(lambda module, grads: (1e-30 * grads[0],))
+        assert d2(audited(network)).figure == pytest.approx(1)
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.factor * logits
+
+
+class TestD10:
+    def test_counts_the_samples_without_a_gradient(
+        self, network: Network, audited: Audited, test_split: Split
+    ) -> None:
+        steep = nn.Sequential(network, Times(20)).eval()
+        images = (test_split.images / 255).requires_grad_()
+        losses = F.cross_entropy(steep(images), test_split.labels, reduction="none")
+        gradients = torch.autograd.grad(losses.sum(), images)[0].flatten(1)
+        none = 100 * float((gradients == 0).all(1).double().mean())
+        saturated = 100 * float((losses == 0).double().mean())
+        check = d10(audited(steep))
+        assert 0 < none < saturated < 100
+        assert (
+            f"no gradient at {none:.1f} % of the samples, softmax saturated at {saturated:.1f} %"
+            in check.text
+        )
+        assert check.status is Status.warn
+        assert check.figure is not None
+        assert check.figure >= none
+
+    @pytest.mark.parametrize(("margin", "status"), [(48, "ok"), (44, "ok"), (43, "warn")])
+    def test_a_saturated_softmax_matters_if_the_margin_breaks_more(
+        self, margin: int, status: str, audited: Audited, planned: Audited, network: Network
+    ) -> None:
+        """More than 1 point and than chance: of 120 samples that is six."""
+        evidence = audited(nn.Sequential(network, Times(3)).eval(), eps=["16/255"])
+        left = {"pgd rule 16/255": 49, "pgd loss=margin rule 16/255": margin}
+        evidence.run = planned(left, 120).run
+        evidence.victim.clean.fill_(True)
+        check = d10(evidence)
+        assert "no gradient at 0.0 %" in check.text
+        assert "saturated at 0.0 %" not in check.text
+        assert check.status == status
+        assert check.figure == pytest.approx(100 * (49 - margin) / 120)
+
+    def test_finds_nothing_in_a_healthy_network(self, network: Network, audited: Audited) -> None:
+        evidence = audited(network)
+        check = d10(evidence)
+        assert (check.status, check.figure) == (Status.ok, 0)
+        assert not evidence.cells

@@ -1,0 +1,195 @@
+"""D3 to D6, D9, D14, D15: whether the attack behaves as one that works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from sstune.attacks.audit import Cell, Evidence, Status, audit
+from sstune.attacks.audit.strength import d3, d4, d5, d6, d9, d14, d15
+from sstune.attacks.outcome import Outcome
+from sstune.backbones import Network
+from sstune.schema import Gradient
+from sstune.validation import parse_eps
+
+Audited = Callable[..., Evidence]
+TWO = ["2/255", "8/255"]
+# PGD's and, at the eps where about half are left, what else may be asked for.
+HALF = {"pgd rule 2/255": 500, "pgd rule 8/255": 100}
+
+
+@pytest.mark.parametrize(
+    ("fgsm", "status", "figure"), [(505, "ok", -0.5), (495, "ok", 0.5), (494, "warn", 0.6)]
+)
+def test_d3_pgd_may_leave_half_a_point_more_than_fgsm(
+    planned: Audited, fgsm: int, status: str, figure: float
+) -> None:
+    left = {**HALF, "fgsm rule 2/255": fgsm, "fgsm rule 8/255": 400}
+    check = d3(planned(left, 1000, TWO))
+    assert (check.status, check.figure) == (status, pytest.approx(figure))
+    assert check.text.endswith("2/255")
+
+
+@pytest.mark.parametrize(
+    ("longer", "restarts", "status"),
+    [(500, 500, "ok"), (490, 500, "ok"), (489, 500, "warn"), (500, 489, "warn"), (520, 510, "ok")],
+)
+def test_d4_twice_the_steps_or_five_starts_may_find_a_point(
+    planned: Audited, longer: int, restarts: int, status: str
+) -> None:
+    left = {**HALF, "pgd steps=40 step_size=eps/8 rule 2/255": longer, "pgd restarts=5 rule 2/255": restarts}
+    check = d4(planned(left, 1000, TWO))
+    assert check.status == status
+    assert check.figure == pytest.approx(max(500 - longer, 500 - restarts) / 10)
+
+
+class TestD5:
+    """Of 500 samples in ten classes. The lower end of the 95 % interval is what counts."""
+
+    def judge(
+        self, planned: Audited, large: int, whole: int, rays: int = 0, labels: torch.Tensor | None = None
+    ) -> tuple[str, str]:
+        left = {"pgd rule 64/255": large, "pgd rule 1.0": whole}
+        left |= {"rays none 64/255 left": rays, "rays none 64/255 others": 0}
+        check = d5(planned(left, 500, labels=labels, label_n=100))
+        assert check.n == 500
+        return str(check.status), check.text
+
+    def test_chance_and_then_nothing_is_as_it_should_be(self, planned: Audited) -> None:
+        assert self.judge(planned, 50, 0)[0] == "ok"
+        assert self.judge(planned, 0, 0)[0] == "ok"
+
+    def test_somewhat_more_than_chance_may_be_chance(self, planned: Audited) -> None:
+        """Wilson's interval of 63 of 500 contains a tenth, that of 64 does not."""
+        assert lower_end(63, 500) < 0.1 < lower_end(64, 500)
+        assert self.judge(planned, 63, 0)[0] == "ok"
+        assert self.judge(planned, 64, 0)[0] == "masked"
+
+    def test_chance_is_what_a_constant_answer_gets(self, planned: Audited) -> None:
+        labels = (torch.arange(500) - 299).clamp_min(0) % 10
+        assert int((labels == 0).sum()) > 300
+        assert self.judge(planned, 300, 0, labels=labels)[0] == "ok"
+        assert self.judge(planned, 400, 0, labels=labels)[0] == "masked"
+
+    def test_what_labels_cannot_break_either_is_not_held_against_it(self, planned: Audited) -> None:
+        status, text = self.judge(planned, 400, 0, rays=100)
+        assert (status, "RayS breaks 0 of 100" in text) == ("warn", True)
+        assert self.judge(planned, 400, 0, rays=95)[0] == "warn"
+        status, text = self.judge(planned, 400, 0, rays=94)  # six of a hundred
+        assert (status, "RayS breaks 6 of 100" in text) == ("masked", True)
+
+    def test_at_eps_1_a_sample_that_needs_more_steps_is_a_warning(self, planned: Audited) -> None:
+        assert lower_end(9, 500) < 0.01 < lower_end(10, 500)
+        assert self.judge(planned, 0, 1)[0] == "warn"
+        assert self.judge(planned, 0, 9)[0] == "warn"
+        assert self.judge(planned, 0, 10)[0] == "masked"
+
+
+def lower_end(correct: int, n: int) -> float:
+    """Wilson's: the smallest share p whose distance from the one found is 1.96 standard errors under p."""
+    z, found = float(norm.ppf(0.975)), correct / n
+    below, above = 0.0, found
+    for _ in range(100):
+        p = (below + above) / 2
+        if found - p > z * (p * (1 - p) / n) ** 0.5:
+            below = p
+        else:
+            above = p
+    return below
+
+
+@pytest.mark.parametrize(
+    ("left", "rise", "status"),
+    [
+        ((900, 500, 100, 0), 0, "ok"),
+        ((500, 504, 100, 0), 0.4, "ok"),  # 4 of 4: exactly 2 standard errors
+        ((500, 505, 100, 0), 0.5, "warn"),
+        ((900, 500, 0, 5), 0.5, "warn"),
+    ],
+)
+def test_d6_accuracy_may_not_rise_with_eps(
+    planned: Audited, left: tuple[int, ...], rise: float, status: str
+) -> None:
+    eps = ["2/255", "8/255", "64/255", "1.0"]
+    check = d6(planned({f"pgd rule {name}": k for name, k in zip(eps, left, strict=True)}, 1000, eps[:2]))
+    assert (check.status, check.figure) == (status, pytest.approx(rise))
+
+
+def test_d6_compares_each_eps_once(planned: Audited) -> None:
+    """64/255 is asked for and is one of the large ones."""
+    evidence = planned({"pgd rule 64/255": 60, "pgd rule 1.0": 50}, 100, ["64/255"])
+    assert d6(evidence).text.endswith("from 64/255 to 1.0")
+
+
+def test_d6_sees_a_rise_that_a_larger_one_within_its_error_hides(planned: Audited) -> None:
+    n = torch.arange(1000)
+    left: Mapping[str, torch.Tensor] = {
+        "pgd rule 1/255": n < 500,
+        "pgd rule 2/255": (n >= 190) & (n < 711),  # 211 more and 190 fewer: 21, by 2 * sqrt(401) = 40
+        "pgd rule 64/255": n < 300,
+        "pgd rule 1.0": n < 320,  # 20 more, by 2 * sqrt(20) = 9
+    }
+    check = d6(planned(left, 1000, ["1/255", "2/255"]))
+    assert (check.status, check.figure) == (Status.warn, pytest.approx(2.1))
+
+
+@pytest.mark.parametrize(("noise", "status"), [(550, "ok"), (506, "ok"), (505, "warn"), (400, "warn")])
+def test_d9_noise_must_leave_half_a_point_more(planned: Audited, noise: int, status: str) -> None:
+    check = d9(planned({**HALF, "noise none 2/255": noise}, 1000, TWO))
+    assert (check.status, check.figure) == (status, pytest.approx((noise - 500) / 10))
+
+
+def test_d14_counts_what_the_last_step_has_lost(
+    converted: Callable[[str], Network], audited: Audited
+) -> None:
+    evidence = audited(converted("fa"))
+    check = d14(evidence)
+    kept, last = (
+        evidence.cells[f"pgd {key}rule {evidence.middle}"].outcome for key in ("", "early_exit=False ")
+    )
+    lost = last.right & ~kept.right
+    assert lost.any()
+    assert not (kept.right & ~last.right).any()  # what is right at no step is right at the last
+    assert (last.effort[lost] == -1).all()
+    assert (check.status, check.figure) == (Status.report, pytest.approx(100 * float(lost.double().mean())))
+
+
+class TestD15:
+    def test_is_below_every_attack_and_falls_with_eps(
+        self, converted: Callable[[str], Network], other: Network, audited: Audited
+    ) -> None:
+        evidence = audited(converted("fa"), other)
+        check = list(audit(evidence))[15]
+        worst = {eps: evidence.worst_case(eps) for eps in evidence.eps}
+        for smaller, larger in zip(evidence.eps, evidence.eps[1:], strict=False):
+            assert not (worst[larger] & ~worst[smaller]).any()
+        attacks = {cell.attack.split()[0] for cell in evidence.cells.values()}
+        assert attacks == {"pgd", "fgsm", "mifgsm", "noise", "square", "rays"}
+        for cell in evidence.cells.values():
+            for eps in evidence.eps:
+                if parse_eps(eps) >= parse_eps(cell.eps):
+                    assert not (worst[eps][cell.index] & ~cell.outcome.right).any()
+        assert check.figure == pytest.approx(100 * float(worst["64/255"].double().mean()))
+
+    @given(data=st.data())
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+    def test_is_the_intersection_over_whatever_was_tried(self, planned: Audited, data: st.DataObject) -> None:
+        evidence = planned({}, 20, ["1/255", "8/255"], clean=15)
+        samples, each_eps = st.sets(st.integers(0, 19)), st.sampled_from(["1/255", "4/255", "8/255", "1.0"])
+        cells = st.lists(st.tuples(each_eps, samples, samples), max_size=6)
+        expected = {eps: set(range(15)) for eps in evidence.eps}
+        for number, (eps, on, broken) in enumerate(data.draw(cells)):
+            index = torch.tensor(sorted(on), dtype=torch.long)
+            outcome = Outcome.begin(torch.tensor([s not in broken for s in sorted(on)], dtype=torch.bool))
+            evidence.cells[str(number)] = Cell("pgd", Gradient.rule, eps, "", outcome, index)
+            for larger in evidence.eps:
+                if parse_eps(eps) <= parse_eps(larger):
+                    expected[larger] -= on & broken
+        for eps, samples in expected.items():
+            assert set(evidence.worst_case(eps).nonzero().flatten().tolist()) == samples
+        assert d15(evidence).figure == pytest.approx(100 * len(expected["8/255"]) / 20)

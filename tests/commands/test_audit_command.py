@@ -1,0 +1,256 @@
+"""``sstune attack attack=audit`` from the command line to the row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stopping import StopAfter
+
+from sstune.commands import audit
+from sstune.commands.source import descend
+from sstune.composition import compose
+from sstune.interrupt import Stopped
+from sstune.packing import unpack
+
+Ask = Callable[..., Any]
+QUICK = [
+    "attack=audit", "attack.n=60", "attack.eps=[16/255,48/255]", "audit.black_box_n=40", "audit.label_n=30",
+    "audit.square_queries=50", "audit.label_queries=50", "threads=1", "device=cpu",
+]  # fmt: skip
+CENTROIDS = """
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+def nearest():
+    images, labels = load_digits(return_X_y=True)
+    images, labels = torch.tensor(images).float() / 16, torch.tensor(labels)
+    means = torch.stack([images[labels == digit].mean(0) for digit in range(10)])
+    linear = nn.Linear(64, 10)
+    linear.weight.data, linear.bias.data = 4 * means, -2 * (means ** 2).sum(1)
+    return nn.Sequential(nn.Flatten(), linear).eval()
+
+class Noise(nn.Module):
+    def forward(self, images):
+        return images + 0.05 * torch.randn_like(images)
+
+def noisy():
+    return nn.Sequential(Noise(), *nearest()).eval()
+
+def halves():
+    linear, columns = nn.Linear(64, 2, bias=False), (torch.arange(64) % 8 < 4).float()
+    linear.weight.data = torch.stack([columns, 1 - columns])
+    return nn.Sequential(nn.Flatten(), linear).eval()
+"""
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("runs/attack/audit-*/result.json")
+    row: dict[str, Any] = json.loads(path.read_text())
+    return row
+
+
+def timeless(value: Any) -> Any:
+    """Without how long it took."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture
+def imports(tmp_path: Path) -> None:
+    (tmp_path / "audited_nets.py").write_text(CENTROIDS)
+
+
+class TestOfARun:
+    def test_the_row_holds_checks_verdict_and_every_attack(
+        self, ask: Ask, trained: Path, tmp_path: Path
+    ) -> None:
+        line = [*QUICK, f"init_from={trained}", "rule=fa"]
+        answer = ask("attack", *line, "audit.skip=[D4,D8]")
+        assert answer.status == 0
+        row = row_of(tmp_path)
+        found = row["audit"]
+        assert found["verdict"] == "MASKED"
+        assert "D1" in found["because"]
+        assert [check["id"] for check in found["checks"]] == [f"D{number}" for number in range(16)]
+        assert found["not_run"] == {"D4": "skipped by audit.skip", "D8": "skipped by audit.skip"}
+        printed = [text.split()[0] for text in answer.out.splitlines() if text.startswith("  D")]
+        assert printed == [check["id"] for check in found["checks"]]
+
+        clean, *worst = row["measurements"]
+        assert (clean["attack"], clean["n"]) == (None, 60)
+        assert [(entry["attack"], entry["eps"]) for entry in worst] == [
+            ("audit", "16/255"),
+            ("audit", "48/255"),
+        ]
+        right = unpack(clean["outcomes"], 60)
+        for cell in found["cells"]:
+            outcomes = unpack(cell["outcomes"], cell["n"])
+            assert outcomes.sum() == cell["correct"]
+            on = unpack(cell["on"], 60) if "on" in cell else np.ones(60, dtype=bool)
+            assert on.sum() == cell["n"]
+            assert not (outcomes & ~right[on]).any()
+            if cell["eps"] == "16/255":
+                smaller = unpack(worst[0]["outcomes"], 60)
+                assert not (smaller[on] & ~outcomes).any()
+        d1 = found["checks"][1]
+        by_view = {
+            cell["gradient"]: cell["correct"]
+            for cell in found["cells"]
+            if (cell["attack"], cell["eps"]) == ("pgd", "48/255")
+        }
+        assert d1["figure"] >= 100 * (by_view["rule"] - by_view["exact"]) / 60
+
+    def test_killed_in_the_middle_it_goes_on_and_makes_no_attack_twice(
+        self, trained: Path, tmp_path: Path
+    ) -> None:
+        def measured(out: str, stop: StopAfter) -> Any:
+            config = compose("attack", [*QUICK, "attack.batch_size=16", f"init_from={trained}",
+                                        "rule=brsf", f"out={tmp_path / out}"])  # fmt: skip
+            run, source = descend(config, {"rule", "rule.name"}, None)
+            run.directory.mkdir(parents=True, exist_ok=True)
+            return audit.measure(run, source, torch.device("cpu"), stop)
+
+        whole, first, second = StopAfter(10**6), StopAfter(22), StopAfter(10**6)
+        expected = measured("whole", whole)
+        with pytest.raises(Stopped):
+            measured("parts", first)
+        assert timeless(measured("parts", second)) == timeless(expected)
+        batches, again = 10**6 - whole.looks, 10**6 - second.looks
+        assert batches > 30
+        assert again == batches - 22
+
+    def test_a_transfer_from_another_run(
+        self, ask: Ask, trained: Path, finetuned: Path, tmp_path: Path
+    ) -> None:
+        skip = "audit.skip=[D3,D4,D5,D6,D7,D9,D10,D13,D14]"
+        answer = ask("attack", *QUICK, f"init_from={trained}", f"audit.surrogate={finetuned}", skip)
+        assert answer.status == 0
+        row = row_of(tmp_path)
+        d8 = row["audit"]["checks"][8]
+        assert (d8["id"], d8["n"]) == ("D8", 60)
+        assert {cell["source"].split("@")[0] for cell in row["audit"]["cells"]} == {"", "resnet20-brsf-s0"}
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("audit.skip=[D16]", "audit.skip: unknown check 'D16'"),
+            ("audit.surrogate=nowhere", "audit.surrogate: nowhere does not exist"),
+            ("audit.black_box_n=0", "audit.black_box_n: "),
+            ("attack.gradient=[exact]", "attack.gradient: the audit chooses its attacks itself"),
+            ("attack.cascade=true", "attack.cascade: the audit chooses its attacks itself"),
+            ("attack.norm=l2", "attack.norm: audit works in Linf only"),
+        ],
+    )
+    def test_what_it_does_not_heed_is_refused(
+        self, ask: Ask, trained: Path, override: str, said: str
+    ) -> None:
+        answer = ask("attack", *QUICK, f"init_from={trained}", override)
+        assert answer.status == 2
+        (line,) = answer.errors
+        assert line.startswith(f"sstune: {said}")
+
+
+class TestStrict:
+    """With and without it is the same run."""
+
+    SKIP = "audit.skip=[D3,D4,D5,D6,D7,D8,D9,D10,D11,D13,D14]"
+
+    def test_masked_is_status_1_when_found_and_whenever_asked_again(
+        self, ask: Ask, trained: Path, tmp_path: Path
+    ) -> None:
+        line = ["attack", *QUICK, f"init_from={trained}", "rule=fa", self.SKIP]
+        for _ in range(2):
+            answer = ask(*line, "audit.strict=true")
+            assert answer.status == 1
+            assert answer.errors == [
+                f"sstune: {answer.out.splitlines()[0].removesuffix(': done already')}: "
+                "MASKED (D1), and audit.strict asks for NOT MASKED"
+            ]
+        assert answer.out.endswith("done already\n")
+        assert ask(*line).status == 0
+        row_of(tmp_path)  # of the one run
+
+    def test_inconclusive_is_not_good_enough_either(self, ask: Ask, trained: Path, imports: None) -> None:
+        line = ["attack", *QUICK, "model.import=audited_nets:nearest", self.SKIP.replace("D8,", "")]
+        answer = ask(*line, "audit.strict=true")
+        assert answer.status == 1
+        assert "INCONCLUSIVE (D8)" in answer.errors[0]
+
+    def test_in_a_sweep_each_cell_is_asked_done_or_not(self, ask: Ask, trained: Path) -> None:
+        line = ["attack", "-m", *QUICK, f"init_from={trained}", "rule=sham,fa", self.SKIP]
+        for _ in range(2):
+            answer = ask(*line, "audit.strict=true")
+            assert answer.status == 1
+            (complaint,) = answer.errors
+            assert "audit-resnet20-digits-fa" in complaint
+        assert (
+            ask("attack", *QUICK, f"init_from={trained}", "rule=sham", self.SKIP, "audit.strict=true").status
+            == 0
+        )
+
+
+class TestOfAnImport:
+    def test_without_any_rule_of_ours(self, ask: Ask, imports: None, tmp_path: Path) -> None:
+        answer = ask("attack", *QUICK, "model.import=audited_nets:nearest", "audit.skip=[D8]",
+                     "audit.strict=true")  # fmt: skip
+        assert answer.errors == []
+        assert answer.status == 0
+        found = row_of(tmp_path)["audit"]
+        assert (found["verdict"], found["because"]) == ("NOT MASKED", ["D5", "D7", "D13"])
+        assert found["checks"][1]["text"] == "no feedback: the network's gradient is the exact one"
+
+    def test_with_a_rule_of_ours(self, ask: Ask, imports: None, tmp_path: Path) -> None:
+        answer = ask("attack", *QUICK, "model.import=audited_nets:nearest", "rule=fa",
+                     "audit.skip=[D4,D5,D7,D8,D13]")  # fmt: skip
+        assert answer.status == 0
+        found = row_of(tmp_path)["audit"]
+        assert found["checks"][0]["status"] == "ok"
+        assert (found["verdict"], found["because"]) == ("MASKED", ["D1"])
+
+    def test_a_random_network_is_audited_alike_each_time(
+        self, ask: Ask, imports: None, tmp_path: Path
+    ) -> None:
+        line = ["attack", *QUICK, "model.import=audited_nets:noisy", "audit.skip=[D4,D7,D8,D13]"]
+        rows = []
+        for _ in range(2):
+            assert ask(*line, "force=true").status == 0
+            rows.append(row_of(tmp_path))
+            for path in tmp_path.glob("runs/attack/*/outcomes.npz"):
+                path.unlink()
+        assert timeless(rows[0]["audit"]) == timeless(rows[1]["audit"])
+        assert rows[0]["audit"]["checks"][11]["status"] == "warn"
+        assert rows[0]["audit"]["verdict"] != "NOT MASKED"
+
+    def test_of_two_classes_and_fewer_samples_than_black_box_n(
+        self, ask: Ask, imports: None, tmp_path: Path
+    ) -> None:
+        columns = 255 * (np.arange(8) < 4).astype(np.uint8)
+        for split, n in {"train": 10, "test": 20}.items():
+            for name, row in {"left": columns, "right": 255 - columns}.items():
+                folder = tmp_path / "tree" / split / name
+                folder.mkdir(parents=True)
+                for number in range(n):
+                    Image.fromarray(np.tile(row, (8, 1))).convert("RGB").save(folder / f"{number}.png")
+        (tmp_path / "grey.py").write_text(
+            "from torch import nn\nimport audited_nets\n"
+            "class Grey(nn.Module):\n    def forward(self, images):\n        return images.mean(1)\n"
+            "def halves():\n    return nn.Sequential(Grey(), *audited_nets.halves()).eval()\n"
+        )
+        data = ["dataset=folder", "dataset.root=tree", "dataset.label=halves", "dataset.mean=[0.5,0.5,0.5]",
+                "dataset.std=[0.5,0.5,0.5]", "dataset.cache=cache", "dataset.val_fraction=0.2"]  # fmt: skip
+        answer = ask("attack", *QUICK, *data, "model.import=grey:halves", "audit.skip=[D8]")
+        assert answer.errors == []
+        row = row_of(tmp_path)
+        assert row["n_classes"] == 2
+        assert row["audit"]["verdict"] == "NOT MASKED"
+        assert {check["id"]: check["n"] for check in row["audit"]["checks"]}["D7"] == 40
+        assert row["audit"]["checks"][15]["figure"] == 100
