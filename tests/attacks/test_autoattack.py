@@ -170,8 +170,9 @@ def test_state_and_log_are_left_alone(
 ) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    with caplog.at_level(logging.WARNING):
-        robust(victim_of(network, test_split), short(), View(Gradient.exact, network), 0.1, BATCH)
+    with caplog.at_level(logging.WARNING), attacked_through(network, Gradient.exact):
+        for part in Autoattack.parts:
+            short()(part, Subject(network), batch_of(test_split), 0.1)
     assert torch.equal(torch.get_rng_state(), state)
     assert caplog.text == ""
 
