@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sstune.report.statistics import wilson
 
 from sstune.packing import pack
 from sstune.report.audit import WORDS, audit_table, audit_text
 from sstune.report.audit_figures import tried
 from sstune.report.audit_page import audit_page
 from sstune.report.tables import to_csv, to_text
+from sstune.statistics import wilson
 
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 
