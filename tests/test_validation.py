@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sstune import validation
 from sstune.composition import known_keys
-from sstune.schema import GROUPS, AdamWConfig, RequestError, RunConfig
+from sstune.schema import GROUPS, AdamWConfig, AuditConfig, RequestError, RunConfig
 from sstune.validation import parse_adversary, parse_eps, parse_step_size, validate
 
 Complete = Callable[..., RunConfig]
@@ -152,7 +152,7 @@ class TestValidate:
             ({}, "dataset.std", [0.0], "dataset.std: [0.0] must be > 0"),
             ({}, "attack.eps", [], "attack.eps: needs at least one value"),
             ({}, "attack.eps", ["2"], "attack.eps: '2' lies outside [0, 1]"),
-            ({}, "attack.gradient", [], "attack.gradient: needs rule, exact or both"),
+            ({}, "attack.gradient", [], "attack.gradient: needs rule, exact or both, or surrogate"),
             (
                 {"attack": "pgd"},
                 "attack.step_size",
@@ -242,7 +242,8 @@ class TestRanges:
 
     def test_every_number_has_a_range(self) -> None:
         numbers = set()
-        owners = {"": [RunConfig], **{group: list(options.values()) for group, options in GROUPS.items()}}
+        owners = {group: list(options.values()) for group, options in GROUPS.items()}
+        owners |= {"": [RunConfig], "audit": [AuditConfig]}
         for group, kinds in owners.items():
             for kind in kinds:
                 hints = get_type_hints(kind)

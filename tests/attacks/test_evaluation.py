@@ -150,11 +150,11 @@ def test_restarts_only_ever_break_more(network: Network, test_split: Split) -> N
     assert int(kept[2].sum()) < int(kept[0].sum())
 
 
-@pytest.mark.parametrize("norm", [Norm.linf, Norm.l2])
+@pytest.mark.parametrize("norm", [Norm.Linf, Norm.L2])
 def test_accuracy_falls_with_eps_and_pgd_is_no_weaker_than_fgsm(
     norm: Norm, network: Network, test_split: Split
 ) -> None:
-    sizes = (0, 4 / 255, 16 / 255, 32 / 255) if norm is Norm.linf else (0, 0.2, 0.8, 1.6)
+    sizes = (0, 4 / 255, 16 / 255, 32 / 255) if norm is Norm.Linf else (0, 0.2, 0.8, 1.6)
     counts = {
         name: [int(right(network, make(name, norm=norm), test_split, eps).sum()) for eps in sizes]
         for name in ASCENTS

@@ -30,14 +30,14 @@ class TestCheckImages:
     @pytest.mark.parametrize(
         ("norm", "delta", "eps"),
         [
-            (Norm.linf, [0.0, 0.0, 0.0, 0.0], 0.0),
-            (Norm.linf, [0.1, -0.1, 0.1, -0.1], 0.1),
-            (Norm.linf, [5e-7, 0.0, 0.0, 0.0], 0.0),  # rounding
-            (Norm.linf, [1.0, 0.8, 0.5, -1.0], 1.0),
-            (Norm.l2, [0.0, 0.0, 0.0, 0.0], 0.0),
-            (Norm.l2, [0.1, -0.1, 0.1, -0.1], 0.2),
-            (Norm.l2, [5e-7, 0.0, 5e-7, 0.0], 0.0),
-            (Norm.l2, [0.6, 0.0, 0.0, -0.8], 1.0),
+            (Norm.Linf, [0.0, 0.0, 0.0, 0.0], 0.0),
+            (Norm.Linf, [0.1, -0.1, 0.1, -0.1], 0.1),
+            (Norm.Linf, [5e-7, 0.0, 0.0, 0.0], 0.0),  # rounding
+            (Norm.Linf, [1.0, 0.8, 0.5, -1.0], 1.0),
+            (Norm.L2, [0.0, 0.0, 0.0, 0.0], 0.0),
+            (Norm.L2, [0.1, -0.1, 0.1, -0.1], 0.2),
+            (Norm.L2, [5e-7, 0.0, 5e-7, 0.0], 0.0),
+            (Norm.L2, [0.6, 0.0, 0.0, -0.8], 1.0),
         ],
     )
     def test_passes_valid_ones(self, norm: Norm, delta: list[float], eps: float) -> None:
@@ -46,15 +46,15 @@ class TestCheckImages:
     @pytest.mark.parametrize(
         ("norm", "delta", "eps", "message"),
         [
-            (Norm.linf, [0.0, 0.0, 0.11, 0.0], 0.1, r"is 0\.1\d* away, eps is 0\.1"),
-            (Norm.linf, [0.0, 0.0, -0.11, 0.0], 0.1, r"is 0\.1\d* away, eps is 0\.1"),
-            (Norm.linf, [0.0, 2e-6, 0.0, 0.0], 0.0, "eps is 0"),
-            (Norm.l2, [0.0, 0.0, 0.11, 0.0], 0.1, r"is 0\.1\d* away, eps is 0\.1"),
-            (Norm.l2, [0.1, -0.1, 0.1, -0.1], 0.19, r"is 0\.2\d* away, eps is 0\.19"),
-            (Norm.l2, [2e-6, 0.0, 0.0, 0.0], 0.0, "eps is 0"),
+            (Norm.Linf, [0.0, 0.0, 0.11, 0.0], 0.1, r"is 0\.1\d* away, eps is 0\.1"),
+            (Norm.Linf, [0.0, 0.0, -0.11, 0.0], 0.1, r"is 0\.1\d* away, eps is 0\.1"),
+            (Norm.Linf, [0.0, 2e-6, 0.0, 0.0], 0.0, "eps is 0"),
+            (Norm.L2, [0.0, 0.0, 0.11, 0.0], 0.1, r"is 0\.1\d* away, eps is 0\.1"),
+            (Norm.L2, [0.1, -0.1, 0.1, -0.1], 0.19, r"is 0\.2\d* away, eps is 0\.19"),
+            (Norm.L2, [2e-6, 0.0, 0.0, 0.0], 0.0, "eps is 0"),
             *(
                 (norm, *case)
-                for norm in (Norm.linf, Norm.l2)
+                for norm in (Norm.Linf, Norm.L2)
                 for case in [
                     ([0.0, float("nan"), 0.0, 0.0], 0.1, "not finite"),
                     ([0.0, float("inf"), 0.0, 0.0], 1.0, "not finite"),
@@ -69,7 +69,7 @@ class TestCheckImages:
         with pytest.raises(InvalidAttack, match=f"^D0: .*{message}"):
             check_images(IMAGES + pixels(delta), IMAGES, eps, norm)
 
-    @pytest.mark.parametrize("norm", [Norm.linf, Norm.l2])
+    @pytest.mark.parametrize("norm", [Norm.Linf, Norm.L2])
     def test_one_image_among_many_suffices(self, norm: Norm) -> None:
         images = torch.full((5, 2, 3, 3), 0.5)
         for sample in range(5):
@@ -94,7 +94,7 @@ class TestTo8Bit:
     @settings(deadline=None, max_examples=200)
     @given(
         seed=st.integers(0, 10_000),
-        norm=st.sampled_from([Norm.linf, Norm.l2]),
+        norm=st.sampled_from([Norm.Linf, Norm.L2]),
         eps=st.one_of(
             st.integers(0, 64).map(lambda n: n / 255),
             st.sampled_from([0.031372, 0.03137, 0.0588]),  # just below so many grey levels
@@ -112,7 +112,7 @@ class TestTo8Bit:
         check_images(found, images, eps, norm)
         assert torch.equal(to_8bit(found, images, eps, norm), found)
         delta, given_ = 255 * (found - images).double(), 255 * (adversarial - images).double()
-        if norm is Norm.l2:
+        if norm is Norm.L2:
             assert (delta.abs() <= given_.abs() + 2e-4).all()  # no pixel moves further away
             assert (delta * given_ >= -1e-9).all()  # or to the other side
             assert (given_.abs() - delta.abs() < 1).all()
@@ -130,8 +130,8 @@ class TestTo8Bit:
         for below in (0.0, 1e-5, 5e-5, 9e-5, 2e-4):
             adversarial = images + (levels - below) / 255
             eps = float(length(adversarial - images))
-            found = to_8bit(adversarial, images, eps, Norm.l2)
-            check_images(found, images, eps, Norm.l2)
+            found = to_8bit(adversarial, images, eps, Norm.L2)
+            check_images(found, images, eps, Norm.L2)
             moved = (255 * (found - images)).round().unique()
             assert set(moved.tolist()) <= {levels, levels - 1.0}
 
@@ -141,13 +141,13 @@ class TestTo8Bit:
         images = originals(generator)
         step = torch.randint(-levels, levels + 1, images.shape, generator=generator)
         adversarial = ((255 * images).round() + step).clamp(0, 255) / 255
-        for norm in (Norm.linf, Norm.l2):
+        for norm in (Norm.Linf, Norm.L2):
             eps = distance(adversarial, images, norm)
             assert torch.equal(to_8bit(adversarial, images, eps, norm), adversarial)
 
 
 class TestRoundedAttacks:
-    @pytest.mark.parametrize(("norm", "eps"), [(Norm.linf, 10.5 / 255), (Norm.l2, 0.7)])
+    @pytest.mark.parametrize(("norm", "eps"), [(Norm.Linf, 10.5 / 255), (Norm.L2, 0.7)])
     @pytest.mark.parametrize("eight_bit", [True, False])
     @pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm"])
     def test_images_kept_are_in_the_ball(
@@ -181,6 +181,6 @@ def test_the_grid_of_grey_levels_is_what_images_are_read_with(test_split: Split)
     """uint8 -> float32 / 255 -> uint8 loses nothing, so that an original counts as unmoved."""
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     images = levels.float() / 255
-    for norm in (Norm.linf, Norm.l2):
+    for norm in (Norm.Linf, Norm.L2):
         assert torch.equal(to_8bit(images, images, 0.0, norm), images)
     assert np.array_equal((255 * images).round().byte(), levels)

@@ -30,9 +30,9 @@ class TestZeroEps:
         for attack in (
             make("fgsm"),
             make("pgd", restarts=2, steps=2),
-            make("pgd", step_size="2/255", steps=2, norm=Norm.l2),
+            make("pgd", step_size="2/255", steps=2, norm=Norm.L2),
             make("mifgsm", steps=2, targeted=Target.random),
-            make("fgsm", eight_bit=True, norm=Norm.l2),
+            make("fgsm", eight_bit=True, norm=Norm.L2),
         ):
             assert torch.equal(robust(victim, attack, view, 0.0, 64).right, victim.clean)
             check_zero_eps(victim, attack, view, 64)
