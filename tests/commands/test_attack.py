@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from stopping import StopAfter
 
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.backbones.cifar_resnet import CifarResNet
 from sstune.cli import main
-from sstune.commands.attack import measure
 from sstune.commands.source import open_source
 from sstune.composition import compose
-from sstune.interrupt import StopFlag, Stopped
 from sstune.packing import unpack
-from sstune.runs import Run
 from sstune.schema import Gradient
 
 Ask = Callable[..., Any]
@@ -124,7 +119,9 @@ class TestOfARun:
         answer = ask("attack", f"init_from={trained}", override)
         assert answer.status == 2
         key = override.split("=")[0]
-        assert answer.errors == [f"sstune: {key}: attack trains nothing when init_from or model.import is given"]
+        assert answer.errors == [
+            f"sstune: {key}: attack trains nothing when init_from or model.import is given"
+        ]
 
     def test_another_backbone_is_refused(self, ask: Ask, trained: Path) -> None:
         answer = ask("attack", f"init_from={trained}", "backbone=resnet56")
