@@ -12,6 +12,7 @@ import pytest
 
 import sstune
 from sstune.commands.report import run
+from sstune.packing import pack
 from sstune.schema import RequestError
 
 WRITTEN = ["accuracy.png", "accuracy.svg", "gap.csv", "rows.jsonl", "table.csv", "table.tex", "wide.csv"]
@@ -75,6 +76,22 @@ def test_writes_what_it_lists(capsys: pytest.CaptureFixture[str], tmp_path: Path
         "digits,usf,unit,,pgd,rule,,8/255,2,10,0.550000,0.070711,"
         in Path("results/first/table.csv").read_text()
     )
+
+
+def test_outcomes_make_pairs_and_steps(runs: Path) -> None:
+    """What an attack keeps of each sample is enough for McNemar's test and for the curve against steps."""
+    path = runs / "attack" / "s0" / "result.json"
+    written = json.loads(path.read_text())
+    written["datasets"] = {"test": {"n": 100, "digest": "d" * 64, "attacked": "a" * 64}}
+    for entry in written["measurements"]:
+        entry["outcomes"] = pack([index < entry["correct"] for index in range(10)])
+        entry["found"] = [[1, 9 - entry["correct"]]] if entry["attack"] else []
+    path.write_text(json.dumps(written))
+    run(["runs/attack/s0", "--out", "results/first"])
+    more = {"paired.csv", "steps.png", "steps.svg"}
+    assert {path.name for path in Path("results/first").iterdir()} == {*WRITTEN, *more}
+    pair = "digits,0,,pgd,8/255,,usf unit,rule,usf unit,exact,10,0,5,0,5,50.000000,"
+    assert pair in Path("results/first/paired.csv").read_text()
 
 
 def test_a_report_of_its_own_rows_is_the_same_report() -> None:
