@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sstune import schema
-from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
+from sstune.schema import COMMANDS, GROUPS, AuditConfig, RequestError, RunConfig, nearest
 from sstune.validation import validate
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -125,7 +125,8 @@ def asked(command: str, config: RunConfig, overrides: Sequence[str]) -> set[str]
 
 def known_keys() -> set[str]:
     """Every key that some configuration has, dotted."""
-    keys = {item.name for item in fields(RunConfig)} | {"experiment"}
+    keys = {item.name for item in fields(RunConfig)} | {"experiment", "model.import"}
+    keys |= {f"audit.{item.name}" for item in fields(AuditConfig)}
     for group, options in GROUPS.items():
         for option in options.values():
             keys |= {f"{group}.{item.name}" for item in fields(option)}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 from omegaconf import MISSING
 
 from sstune import validation
@@ -18,6 +19,9 @@ from sstune.cli import main
 from sstune.composition import asked, compose
 from sstune.schema import COMMANDS, GROUPS, Gradient, RunConfig
 from sstune.validation import validate
+
+settings.register_profile("patient", deadline=None)  # how long an example takes, the machine decides
+settings.load_profile("patient")
 
 SMALL = ["dataset.test_fraction=0.8", "dataset.val_fraction=0.2", "threads=1", "device=cpu"]
 RECIPE = ["epochs=1", "batch_size=64"]

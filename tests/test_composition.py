@@ -270,6 +270,7 @@ class TestCells:
 def test_known_keys() -> None:
     keys = known_keys()
     assert {"epochs", "experiment", "rule", "rule.redraw", "optimizer.betas", "dataset.image_size"} <= keys
+    assert {"audit.strict", "audit.skip", "model.import"} <= keys
     assert all(
         key.split(".")[0] in {*GROUPS, "experiment", *(f.name for f in fields(RunConfig))} for key in keys
     )
@@ -300,6 +301,8 @@ BAD = {
     "train rule=null": "Config group override must be a string or a list. Got NoneType",
     "train optimizer@x=sgd": "optimizer@x: no such key, did you mean 'optimizer'?",
     "train ~optimizer.lr": "optimizer.lr: SgdConfig (DictConfig) does not support deletion",
+    "attack audit.strickt=true": "audit.strickt: no such key, did you mean 'audit.strict'?",
+    "attack model.imprt=a:b": "model.imprt: no such key, did you mean 'model.import'?",
     "attack attack.eps=[-1/255]": "attack.eps: '-1/255' lies outside [0, 1]",
     "finetune init_from=no.pt": "init_from: no.pt does not exist (a run directory or a checkpoint file)",
     "train init_from=.": "init_from: train starts from random (or backbone.pretrained) weights; use finetune",

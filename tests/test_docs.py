@@ -13,7 +13,7 @@ from sstune.schema import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-ELSEWHERE = ("dataset.root", "init_from")  # files of the reader's
+ELSEWHERE = ("dataset.root", "init_from", "audit.surrogate")  # files of the reader's
 
 
 def command_lines(page: Path) -> list[list[str]]:

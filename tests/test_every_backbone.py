@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from stopping import StopAfter
 from sstune import attacks, backbones, datasets, rules, tasks, training
 from sstune.composition import compose, options
 from sstune.interrupt import StopFlag, Stopped
-from sstune.schema import AttackConfig, FolderConfig, Gradient, RunConfig
+from sstune.schema import AscentConfig, FolderConfig, Gradient, RunConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # bit-equality holds for one number of threads
 
@@ -125,14 +126,19 @@ def test_is_trained_exported_and_attacked(name: str, rule: str, data: list[str])
 
     test, samples = datasets.load(config.dataset).test.sample(None, 0)
     clean = tasks.evaluate(converted, made.task, test, CPU).correct
-    fgsm = attacks.ATTACKS["fgsm"](AttackConfig("fgsm", ["16/255"]), 0)
-    for gradient in Gradient:
-        attacks.check_zero_eps(converted, fgsm, test, samples, clean, gradient, CPU)
-        robust = attacks.robust(converted, fgsm, test, samples, clean, 16 / 255, gradient, 4, CPU)
-        assert not (robust & ~clean).any()
+    fgsm = attacks.ATTACKS["fgsm"](AscentConfig("fgsm", ["16/255"]), 0)
+    victim = attacks.Victim(converted, test, samples, clean, CPU)
+
+    def left(network: backbones.Network, gradient: Gradient) -> torch.Tensor:
+        attacked = dataclasses.replace(victim, network=network)
+        return attacks.robust(attacked, fgsm, attacks.View(gradient, network), 16 / 255, 4).right
+
+    for gradient in (Gradient.rule, Gradient.exact):
+        attacks.check_zero_eps(victim, fgsm, attacks.View(gradient, converted), 4)
+        right = left(converted, gradient)
+        assert not (right & ~clean).any()
         if gradient is Gradient.exact:
-            expected = attacks.robust(plain, fgsm, test, samples, clean, 16 / 255, gradient, 4, CPU)
-            assert torch.equal(robust, expected)
+            assert torch.equal(right, left(plain, gradient))
 
 
 @EACH_BACKBONE

@@ -16,7 +16,16 @@ import pytest
 import sstune
 from sstune.composition import compose
 from sstune.identity import identity, semantic
-from sstune.schema import COMMANDS, GROUPS, ClassificationConfig, RunConfig, Scale, Start, TrainedConfig
+from sstune.schema import (
+    COMMANDS,
+    GROUPS,
+    ClassificationConfig,
+    LibraryConfig,
+    RunConfig,
+    Scale,
+    Start,
+    TrainedConfig,
+)
 
 Complete = Callable[..., RunConfig]
 ROOT = Path(sstune.__file__).parents[1]
@@ -31,7 +40,9 @@ NOT_SEMANTIC = {
     "dataset.root",  # counts as the data's fingerprint
     "dataset.cache",
     "dataset.download",
-    "attack.batch_size",
+    "attack.surrogates",  # count as their identities
+    "audit.surrogate",
+    "audit.strict",
     "alignment",  # measures, and changes nothing
     "workers",
     "compile",
@@ -50,7 +61,8 @@ TRAINING = {
     "optimizer", "schedule", "epochs", "batch_size", "accumulate", "clip_norm", "ema", "select", "patience",
     "precision",
 }  # fmt: skip
-UNUSED = {"train": {"attack"}, "finetune": {"attack"}, "attack": TRAINING}
+ATTACKING = {"attack", "audit", "model"}
+UNUSED = {"train": ATTACKING, "finetune": ATTACKING, "attack": {*TRAINING, "model"}}
 
 
 def another(value: Any, hint: Any) -> Any:
@@ -74,11 +86,12 @@ def another(value: Any, hint: Any) -> Any:
 
 def changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Each field of a configuration, dotted, with the same configuration but for that field."""
-    sections = [("", config), *((group, getattr(config, group)) for group in GROUPS)]
+    names = [*GROUPS, "audit"]
+    sections = [("", config), *((name, getattr(config, name)) for name in names)]
     for section, owner in sections:
         hints = get_type_hints(type(owner))
         for item in dataclasses.fields(owner):
-            if item.name not in {*GROUPS, "command"}:
+            if item.name not in {*names, "command"}:
                 changed = copy.deepcopy(config)
                 target = getattr(changed, section) if section else changed
                 setattr(target, item.name, another(getattr(target, item.name), hints[item.name]))
@@ -102,6 +115,10 @@ class TestIdentity:
         assert before == identity(copy.deepcopy(config), "parent", "data")
         for key, changed in changes(config):
             unused = NOT_SEMANTIC | (INERT_OF_A_START if hasattr(config.rule, "start") else INERT)
+            if not isinstance(config.attack, LibraryConfig):  # which draw for a batch, not for a sample
+                unused = unused | {"attack.batch_size"}
+            if config.attack.name != "audit":
+                unused = unused | {f"audit.{item.name}" for item in dataclasses.fields(config.audit)}
             counts = key not in unused and key.split(".")[0] not in UNUSED[command]
             assert (identity(changed, "parent", "data") != before) == counts, key
 

@@ -134,7 +134,9 @@ class TestOneProcess:
         answer = ask("finetune", "-m", "epochs=1", f"init_from={parent},empty")
         assert answer.errors == ["sstune: init_from: empty is not a finished train or finetune run"]
         answer = ask("attack", "-m", f"init_from={parent}", "epochs=3", "attack=fgsm,pgd")
-        assert answer.errors == ["sstune: epochs: attack trains nothing when init_from is given"]
+        assert answer.errors == [
+            "sstune: epochs: attack trains nothing when init_from or model.import is given"
+        ]
         assert answer.status == 2
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train"]
 

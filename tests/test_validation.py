@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sstune import validation
 from sstune.composition import known_keys
-from sstune.schema import GROUPS, AdamWConfig, RequestError, RunConfig
+from sstune.schema import GROUPS, AdamWConfig, AuditConfig, Gradient, Norm, RequestError, RunConfig, Target
 from sstune.validation import parse_adversary, parse_eps, parse_step_size, validate
 
 Complete = Callable[..., RunConfig]
@@ -152,7 +152,7 @@ class TestValidate:
             ({}, "dataset.std", [0.0], "dataset.std: [0.0] must be > 0"),
             ({}, "attack.eps", [], "attack.eps: needs at least one value"),
             ({}, "attack.eps", ["2"], "attack.eps: '2' lies outside [0, 1]"),
-            ({}, "attack.gradient", [], "attack.gradient: needs rule, exact or both"),
+            ({}, "attack.gradient", [], "attack.gradient: needs rule, exact or both, or surrogate"),
             (
                 {"attack": "pgd"},
                 "attack.step_size",
@@ -231,6 +231,97 @@ class TestValidate:
         config = put(complete(**options), key, value)
         assert list(validation.problems(config)) == [problem]
 
+    @pytest.mark.parametrize(
+        ("options", "changed", "expected"),
+        [
+            ({}, {"attack.gradient": ["none"]}, ["attack.gradient: needs rule, exact or both, or surrogate"]),
+            ({}, {"attack.gradient": ["rule", "rule"]}, ["attack.gradient: rule is named twice"]),
+            ({}, {"attack.eps": ["8/255", "0", "8/255"]}, ["attack.eps: 8/255 is named twice"]),
+            (
+                {},
+                {"attack.gradient": ["surrogate"]},
+                ["attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"],
+            ),
+            (
+                {},
+                {"attack.surrogates": ["."]},
+                ["attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"],
+            ),
+            ({}, {"attack.gradient": ["exact", "surrogate"], "attack.surrogates": [".", ".."]}, []),
+            (
+                {},
+                {"attack.gradient": ["surrogate"], "attack.surrogates": ["no/where", "."]},
+                ["attack.surrogates: no/where does not exist (a run directory or a checkpoint file)"],
+            ),
+            (
+                {"attack": "audit"},
+                {"audit.surrogate": "no/where"},
+                ["audit.surrogate: no/where does not exist (a run directory or a checkpoint file)"],
+            ),
+            ({"attack": "audit"}, {"audit.skip": ["D8", "D0"]}, []),
+            (
+                {"attack": "audit"},
+                {"audit.skip": ["D8", "D16"]},
+                ["audit.skip: unknown check 'D16', did you mean 'D6'?"],
+            ),
+            (
+                {"attack": "square"},
+                {"attack.gradient": ["exact"]},
+                ["attack.gradient: square uses none, leave it away"],
+            ),
+            (
+                {"attack": "apgd"},
+                {"attack.gradient": ["surrogate"], "attack.surrogates": ["."]},
+                ["attack.gradient: surrogate is for fgsm, pgd, mifgsm and transfer, not for apgd"],
+            ),
+            (
+                {"attack": "apgd"},
+                {"attack.targeted": Target.random},
+                ["attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for apgd"],
+            ),
+            ({"attack": "mifgsm"}, {"attack.targeted": Target.random, "attack.eot": 4}, []),
+            ({"attack": "apgd"}, {"attack.eot": 4}, []),
+            (
+                {"attack": "rays"},
+                {"attack.eot": 2},
+                ["attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for rays"],
+            ),
+            ({"attack": "rays"}, {"attack.norm": Norm.l2}, ["attack.norm: rays works in Linf only"]),
+            (
+                {"attack": "square"},
+                {"attack.batch_size": None},
+                ["attack.batch_size: square draws for whole batches, so their size must be said"],
+            ),
+            ({"attack": "pgd"}, {"attack.batch_size": None}, []),
+            # in L2 a radius may be larger than the distance of black and white
+            ({"attack": "pgd"}, {"attack.norm": Norm.l2, "attack.eps": ["3"], "attack.step_size": "2"}, []),
+            ({"attack": "pgd"}, {"attack.step_size": "2"}, ["attack.step_size: '2' lies outside [0, 1]"]),
+            (
+                {},
+                {"attack.norm": Norm.l2, "attack.eps": ["-1"]},
+                ["attack.eps: '-1' lies outside [0, 1e+06]"],
+            ),
+            ({}, {"model": {"import": "a:b"}}, []),
+            ({}, {"model": {"import": "a:b"}, "init_from": "."}, [
+                "model.import: brings its own weights, so init_from cannot",
+            ]),
+        ],
+    )  # fmt: skip
+    def test_of_an_attack(
+        self, complete: Complete, options: dict[str, str], changed: dict[str, Any], expected: list[str]
+    ) -> None:
+        config = complete("attack", **options)
+        for key, value in changed.items():
+            put(config, key, [Gradient(each) for each in value] if key == "attack.gradient" else value)
+        assert list(validation.problems(config)) == expected
+
+    @pytest.mark.parametrize("command", ["train", "finetune"])
+    def test_only_an_attack_imports_a_network(self, complete: Complete, command: str) -> None:
+        config = complete(command)
+        config.model["import"] = "a:b"
+        expected = f"model.import: is for sstune attack, {command} builds its own network"
+        assert list(validation.problems(config)) == [expected]
+
     @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
     def test_devices(self, complete: Complete, device: str) -> None:
         assert list(validation.problems(complete(device=device))) == []
@@ -242,7 +333,8 @@ class TestRanges:
 
     def test_every_number_has_a_range(self) -> None:
         numbers = set()
-        owners = {"": [RunConfig], **{group: list(options.values()) for group, options in GROUPS.items()}}
+        owners = {group: list(options.values()) for group, options in GROUPS.items()}
+        owners |= {"": [RunConfig], "audit": [AuditConfig]}
         for group, kinds in owners.items():
             for kind in kinds:
                 hints = get_type_hints(kind)

@@ -37,7 +37,7 @@ def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
     with matplotlib.style.context(STYLE):
         yield (
             "Accuracy against eps (not to scale), with 95 % intervals. A black box or a transferred attack "
-            "below the white box, or rule above exact, is masking.",
+            "below the white box, or rule above exact, is masking. After PGD: tried on what PGD has left.",
             _against_eps(row),
         )
         for kind, unit in UNITS.items():
@@ -54,10 +54,10 @@ class Tried:
     """One attack of an audit at one eps.
 
     Args:
-        n: samples that ``correct`` is counted among, of which ``n_clean`` were right before the attack.
+        n: samples that ``correct`` is counted among, of which ``n_clean`` were right before any attack.
+        entered: how many were right when this one began. A black box that finds little among the samples
+            that PGD has left is not tried on the others, which count as broken.
         found: ``[effort, samples]`` pairs, how many broke after how much.
-        whole: whether it was tried on every sample; a black box that finds nothing among those that PGD has
-            left is not tried on the others.
     """
 
     attack: str
@@ -66,9 +66,9 @@ class Tried:
     eps: str
     n: int
     n_clean: int
+    entered: int
     correct: int
     found: list[list[int]]
-    whole: bool
 
     @property
     def label(self) -> str:
@@ -76,12 +76,13 @@ class Tried:
         if self.attack == "audit":
             return "worst case"
         view = f"from {self.source}" if self.source else self.gradient
-        return joined(self.attack + "," * bool(view), view, "" if self.whole else "(of what PGD has left)")
+        after = "after PGD" if self.entered < self.n_clean else ""
+        return joined(self.attack + "," * bool(view), view, after)
 
     @property
     def drawn(self) -> bool:
         """Whether it has a place in a figure; an attack with other settings ("pgd steps=40") has none."""
-        return self.whole and " " not in self.attack
+        return " " not in self.attack
 
 
 def tried(row: Row) -> list[Tried]:
@@ -110,18 +111,17 @@ def _tried(row: Row, right: Flags, key: Key, cells: Sequence[Measurement]) -> Tr
         made_on |= unpack(cell["made_on"], len(right)) if "made_on" in cell else True
     limit = LIMITS.get(key[0])
     n = min(len(right), row["config"]["audit"][limit]) if limit else len(right)
-    whole = bool(made_on[:n][right[:n]].all())
     attack, gradient, source, eps = key
     return Tried(
         attack,
         gradient,
         source,
         eps,
-        n=n if whole else int(made_on.sum()),
-        n_clean=int(right[:n].sum()) if whole else int((made_on & right).sum()),
+        n=n,
+        n_clean=int(right[:n].sum()),
+        entered=int((made_on & right)[:n].sum()),
         correct=sum(cell["correct"] for cell in cells),
         found=[pair for cell in cells for pair in cell.get("found") or []],
-        whole=whole,
     )
 
 
@@ -170,12 +170,13 @@ def _efforts(row: Row, kind: str) -> Iterator[Curve]:
         one
         for one in tried(row)
         if one.drawn and not one.source and one.attack != "fgsm" and kind_of(one.attack) == kind
-        if one.eps in row["config"]["attack"]["eps"] and complete(one.found, one.n_clean, one.correct)
+        if one.eps in row["config"]["attack"]["eps"] and complete(one.found, one.entered, one.correct)
     ]
-    for attack in dict.fromkeys(one.attack for one in shown):
-        own = [one for one in shown if one.attack == attack]
-        most = max(effort for one in own for effort, _ in one.found)
-        for one in sorted(own, key=lambda one: eps_value(row, one.eps)):
-            x = np.array(sorted({0, most, *(effort for effort, _ in one.found)}), dtype=np.float64)
-            y = accuracy_after(one.found, one.n_clean, one.n, x)
-            yield Curve(attack, one.eps, x, y, _look(one) | {"markevery": [-1]})
+    most = {one.attack: 0 for one in shown}
+    for one in shown:
+        most[one.attack] = max([most[one.attack], *(effort for effort, _ in one.found)])
+    for one in sorted(shown, key=lambda one: (attack_rank(one.attack), eps_value(row, one.eps))):
+        if most[one.attack]:  # otherwise it does not tell
+            x = np.array(sorted({0, most[one.attack], *(effort for effort, _ in one.found)}), np.float64)
+            y = accuracy_after(one.found, one.entered, one.n, x)
+            yield Curve(one.attack, one.eps, x, y, _look(one) | {"markevery": [-1]})

@@ -51,7 +51,9 @@ def accuracy_against_effort(rows: Iterable[Row], directory: Path) -> list[Path]:
     does not look at (a surrogate's gradient), and the steps of attacks that do not tell them.
     """
     cells = frame(rows)
-    cells = cells[[_tells(cell) for cell in cells.to_dict("records")]]
+    cells = cells[[_drawn(cell) for cell in cells.to_dict("records")]]
+    telling = cells.loc[cells["found"].map(len) > 0, "attack"].unique()
+    cells = cells[cells["attack"].isin(telling)]
     written = []
     for kind, unit in UNITS.items():
         chosen = cells[cells["attack"].map(kind_of) == kind]
@@ -82,9 +84,9 @@ def accuracy_after(found: Sequence[Sequence[int]], n_clean: int, n: int, efforts
     return (n_clean - total[np.searchsorted(when[order], efforts, side="right")]) / n
 
 
-def complete(found: Sequence[Sequence[int]] | None, n_clean: float, correct: int) -> bool:
-    """Whether it is known of every sample that broke when it did, and some did."""
-    return found is not None and len(found) > 0 and sum(samples for _, samples in found) == n_clean - correct
+def complete(found: Sequence[Sequence[int]], n_clean: float, correct: int) -> bool:
+    """Whether it is known of every sample that broke when it did."""
+    return sum(samples for _, samples in found) == n_clean - correct
 
 
 def effort_figure(curves: Sequence[Curve], unit: str) -> Figure:
@@ -116,9 +118,10 @@ def effort_figure(curves: Sequence[Curve], unit: str) -> Figure:
     return figure
 
 
-def _tells(cell: Any) -> bool:
-    """Whether a measurement has a curve; that of one step would say nothing."""
-    stepwise = cell["gradient"] != "surrogate" and not cell["attack"].startswith("fgsm")
+def _drawn(cell: Any) -> bool:
+    """Whether a measurement has a curve; that of one step would say nothing, nor that of no step."""
+    attacked = cell["attack"].partition(" ")[0] not in ("clean", "fgsm", "audit")
+    stepwise = attacked and cell["gradient"] != "surrogate"
     return stepwise and complete(cell["found"], cell["n_clean"], cell["correct"])
 
 

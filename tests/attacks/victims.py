@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sstune.attacks import ATTACKS, Attack, Batch, Outcome, Victim, View, robust
+from sstune.attacks import ATTACKS, Attack, Attempt, Batch, Outcome, Subject, Victim, View, robust
 from sstune.datasets import Split
-from sstune.schema import GROUPS, ClassificationConfig, Gradient
+from sstune.schema import GROUPS, AttackConfig, ClassificationConfig, Gradient
 from sstune.tasks import evaluate
 from sstune.tasks.classification import Classification
 
 CPU = torch.device("cpu")
+ASCENTS = ["fgsm", "pgd", "mifgsm"]
 OWN = (Gradient.rule, Gradient.exact)
 
 
@@ -57,3 +59,31 @@ def attacked(
 ) -> Outcome:
     """The outcome of an attack on ``network`` through its own gradient."""
     return robust(victim_of(network, split, **of_victim), attack, View(gradient, network), eps, batch_size)
+
+
+def right(network: nn.Module, attack: Attack, split: Split, eps: float, *args: Any, **kwargs: Any) -> Tensor:
+    return attacked(network, attack, split, eps, *args, **kwargs).right
+
+
+class Spy(Attack):
+    """Moves nothing, and keeps what it was asked to attack."""
+
+    def __init__(self, parts: Sequence[str] = ("",)) -> None:
+        super().__init__(AttackConfig(name="spy", eps=["0"]), 0)
+        self.parts = parts
+        self.samples: dict[str, list[int]] = {}
+        self.images: list[Tensor] = []
+        self.modes: set[bool] = set()
+
+    def shortened(self) -> Spy:
+        return self
+
+    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        self.samples.setdefault(part, []).extend(batch.samples)
+        self.images.append(batch.images)
+        self.modes |= {module.training for module in subject.modules()}
+        assert not any(parameter.requires_grad for parameter in subject.parameters())
+        return Attempt(self.move(part, batch), torch.full_like(batch.labels, 5))
+
+    def move(self, part: str, batch: Batch) -> Tensor:
+        return batch.images

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from sstune.packing import pack
+from sstune.report import effort, figures, transfer
 
 Row = dict[str, Any]
 
@@ -144,3 +146,18 @@ def make() -> Any:
         remember: Callable[..., Row] = staticmethod(remember)
 
     return Make
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that the code under test makes."""
+    found: list[Figure] = []
+
+    class Recorded(Figure):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            found.append(self)
+
+    for module in (figures, effort, transfer):
+        monkeypatch.setattr(module, "Figure", Recorded)
+    return found

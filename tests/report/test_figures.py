@@ -13,23 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sstune.report import figures
 from sstune.report.figures import accuracy_against_eps
 from sstune.report.looks import COLOURS
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that the code under test makes."""
-    found: list[Figure] = []
-
-    class Recorded(Figure):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            found.append(self)
-
-    monkeypatch.setattr(figures, "Figure", Recorded)
-    return found
 
 
 def campaign(make: Any, scales: tuple[str, ...] = ("unit",), **changes: Any) -> list[Any]:
@@ -121,6 +106,67 @@ def test_variants_and_unknown_rules_and_gradients_get_looks_of_their_own(
     assert len(set(looks)) == 3
     assert looks[0][0] == looks[1][0] == "#000000" != looks[2][0]
     assert handles["square, no gradient"].get_linestyle() == "-."
+
+
+def black_box(make: Any, parent: Any, name: str, counts: dict[str, int], **changes: Any) -> Any:
+    """An attack without gradient: eps -> correct of 1,000."""
+    row = make.attack(parent, name, counts={eps: (count, 0) for eps, count in counts.items()}, **changes)
+    row["measurements"] = [
+        entry | {"gradient": None} for entry in row["measurements"] if entry["gradient"] != "exact"
+    ]
+    return row
+
+
+def test_a_black_box_is_drawn_beside_what_it_might_beat(
+    make: Any, drawn: list[Figure], tmp_path: Path
+) -> None:
+    usf = make.finetune("usf")
+    rows = [make.attack(usf, name) for name in ("fgsm", "pgd")]
+    rows += [black_box(make, usf, "square", {"8/255": 300}), black_box(make, usf, "audit", {"8/255": 50})]
+    accuracy_against_eps(rows, tmp_path / "accuracy")
+    panels = drawn[0].axes
+    assert [axes.get_title().split(",")[0] for axes in panels] == ["fgsm", "pgd"]
+    for axes in panels:
+        ends = {line.get_linestyle(): line.get_ydata()[-1] for line in axes.get_lines()}
+        assert ends["-."] == pytest.approx(30)
+        lowest = [line.get_ydata()[-1] for line in axes.get_lines() if len(line.get_ydata()) == 2]
+        assert min(lowest) == pytest.approx(5)
+    labels = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert labels == [
+        *("usf", "rule gradient", "exact gradient"),
+        *("square, no gradient", "worst case of an audit", "chance (10 %)"),
+    ]
+
+
+def test_a_black_box_alone_has_its_own_panel(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
+    rows = [black_box(make, make.finetune("usf"), name, {"8/255": 300}) for name in ("square", "rays")]
+    accuracy_against_eps(rows, tmp_path / "accuracy")
+    assert [axes.get_title() for axes in drawn[0].axes] == [
+        "square, scale weight_rms",
+        "rays, scale weight_rms",
+    ]
+
+
+def test_l2_has_panels_with_its_own_eps(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
+    usf = make.finetune("usf")
+    rows = [make.attack(usf), make.attack(usf, counts={"0.5": (1, 1), "1.5": (0, 0)}, norm="L2")]
+    rows.append(black_box(make, usf, "square", {"8/255": 300}))
+    accuracy_against_eps(rows, tmp_path / "accuracy")
+    linf, l2 = drawn[0].axes
+    assert (linf.get_xlabel(), l2.get_xlabel()) == ("eps · 255", "eps (L2)")
+    assert l2.get_title().startswith("pgd L2")
+    ticks = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in (linf, l2)]
+    assert ticks == [["0", "8"], ["0", "0.5", "1.5"]]
+    assert [len(axes.get_lines()) for axes in (linf, l2)] == [4, 3]  # square is of Linf, chance of both
+
+
+def test_of_several_surrogates_the_strongest_is_drawn(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
+    row = make.attack(make.finetune("usf"), "mifgsm", counts={"4/255": (500, 600), "8/255": (400, 300)})
+    for entry in row["measurements"][1:]:
+        entry |= {"source": f"net@{entry['gradient']}", "gradient": "surrogate"}
+    accuracy_against_eps([row], tmp_path / "accuracy")
+    (curve,) = [line for line in drawn[0].axes[0].get_lines() if len(line.get_ydata()) == 3]
+    assert list(curve.get_ydata()) == pytest.approx([90, 50, 30])
 
 
 def test_one_figure_for_each_dataset_and_backbone(make: Any, tmp_path: Path) -> None:

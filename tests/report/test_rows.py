@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import sstune
+from sstune.packing import pack
 from sstune.report.rows import read_rows, unique, write_rows
 from sstune.schema import RequestError
 
@@ -119,6 +120,11 @@ def changed(row: Any, key: str, value: Any) -> Any:
         ("measurements.1.eps", None, "an attack needs an eps"),
         ("measurements.0.eps", "8/255", "a clean measurement has none"),
         ("measurements.1.eps", "8/0", "is not a fraction"),
+        ("measurements.1.eps", "1.5", "outside [0, 1]"),
+        ("config.attack.norm", "L3", "'L3' is not a valid Norm"),
+        ("measurements.1.outcomes", pack([True] * 499 + [False] * 501), "pgd are not those of 500 correct"),
+        ("measurements.1.outcomes", pack([True] * 500), "not the outcomes of 1000 samples"),
+        ("measurements.1.outcomes", "no base64!", "measurements: "),
     ],
 )
 def test_what_is_no_row_is_refused_by_name(
@@ -142,6 +148,13 @@ def test_a_foreign_result_file_is_refused_by_name(tmp_path: Path, content: bytes
         read_rows([tmp_path])
 
 
+def test_outcomes_and_an_eps_in_l2_are_read(make: Any, tmp_path: Path) -> None:
+    row = make.attack(make.finetune(), counts={"1.5": (500, 100)}, norm="L2")
+    row["measurements"][1]["outcomes"] = pack([True] * 500 + [False] * 500)
+    write_rows([row], tmp_path / "rows.jsonl")
+    assert read_rows([tmp_path / "rows.jsonl"]) == [row]
+
+
 def test_nothing_found_and_nothing_there_are_said(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no result\.json found"):
         read_rows([tmp_path])
@@ -150,8 +163,9 @@ def test_nothing_found_and_nothing_there_are_said(tmp_path: Path) -> None:
 
 
 def test_report_imports_no_torch() -> None:
+    names = [f"sstune.report.{path.stem}" for path in (ROOT / "sstune/report").glob("[a-z]*.py")]
     program = (
-        "import sys, sstune.report.figures, sstune.report.tables, sstune.commands.report;"
+        f"import sys, sstune.commands.report, {', '.join(names)};"
         "print([name for name in ('torch', 'hydra', 'matplotlib.pyplot') if name in sys.modules])"
     )
     result = subprocess.run(

@@ -190,6 +190,118 @@ def test_attacking_through_another_rule_than_trained_with_keeps_both_in_view(mak
     ]
 
 
+def views(
+    make: Any, parent: Any, entries: list[tuple[str, str, str, int]], name: str = "mifgsm", **changes: Any
+) -> Any:
+    """An attack with (gradient, source, eps, correct of 1,000) each."""
+    row = make.attack(parent, name, counts={}, **changes)
+    for gradient, source, eps, correct in entries:
+        entry = {"split": "test", "attack": name, "gradient": gradient or None, "eps": eps, "source": source}
+        row["measurements"].append(entry | {"n": 1000, "correct": correct})
+    return row
+
+
+def test_surrogates_are_kept_apart(make: Any) -> None:
+    parent = make.finetune("usf")
+    transfer = [("surrogate", "net@1", "8/255", 400), ("surrogate", "other@2", "8/255", 300)]
+    rows = [parent, views(make, parent, transfer)]
+    long = table(rows)
+    attacked = long[long["attack"] == "mifgsm"]
+    assert list(attacked["source"]) == ["net@1", "other@2"]
+    assert list(attacked["mean"]) == [0.4, 0.3]
+    assert set(long.loc[long["attack"] == "clean", "source"]) == {""}
+    columns = [" ".join(column) for column in wide(rows).columns]
+    assert columns == ["clean  ", "mifgsm 8/255 surrogate net@1", "mifgsm 8/255 surrogate other@2"]
+    text = to_text(rows)
+    assert re.search(r"^rule +clean +net@1 +other@2$", text, re.MULTILINE)
+    assert "NAME@DIGEST: through the true gradient of that other network" in text
+
+
+def test_a_black_box_has_no_gradient(make: Any) -> None:
+    rows = [views(make, make.finetune("usf"), [("", "", "8/255", 250)], "square")]
+    assert [" ".join(column) for column in wide(rows).columns] == ["clean  ", "square 8/255 "]
+    assert cell(table(rows), attack="square")["gradient"] == ""
+    assert "rule:" not in to_text(rows)
+
+
+def test_attacks_stand_in_the_order_people_expect(make: Any) -> None:
+    names = [
+        "audit",
+        "rays",
+        "square",
+        "autoattack",
+        "fab_t",
+        "apgd_t",
+        "apgd",
+        "pgd",
+        "mifgsm",
+        "fgsm",
+        "noise",
+    ]
+    parent = make.finetune("usf")
+    rows = [views(make, parent, [("", "", "8/255", 1)], name) for name in names]
+    assert list(dict.fromkeys(table(rows)["attack"])) == ["clean", *names[::-1]]
+
+
+def test_l2_is_another_attack_with_eps_of_its_own(make: Any) -> None:
+    parent = make.finetune("usf")
+    rows = [
+        make.attack(parent, counts={"8/255": (1, 1)}),
+        make.attack(parent, counts={"1.5": (3, 2), "0.25": (9, 8)}, norm="L2"),
+    ]
+    found = measurements(rows)
+    assert list(dict.fromkeys(found["attack"])) == ["clean", "pgd", "pgd L2"]
+    assert list(found.loc[found["attack"] == "pgd L2", "eps_value"]) == [0.25, 0.25, 1.5, 1.5]
+    assert set(found["variant"]) == {""}  # the norm has been named
+
+
+def test_with_a_cascade_the_eps_that_went_before_are_a_setting(make: Any) -> None:
+    parent = make.finetune("usf")
+    counts = [{"4/255": (9, 9), "8/255": (5, 5)}, {"8/255": (6, 6)}]
+    apart = table([make.attack(parent, counts=each, cascade=True) for each in counts])
+    assert list(apart.loc[apart["attack"] == "pgd", "variant"].unique()) == [
+        "attack.eps=4/255 8/255",
+        "attack.eps=8/255",
+    ]
+    with pytest.raises(RequestError, match="disagree"):
+        table([make.attack(parent, counts=each) for each in counts])
+
+
+def test_pictures_kept_make_no_other_attack(make: Any) -> None:
+    parent = make.finetune("usf")
+    rows = [make.attack(parent), make.attack(parent, save_images=8)]
+    assert set(table(rows)["variant"]) == {""}
+    assert set(table(rows)["seeds"]) == {1}
+
+
+def test_an_audits_surrogate_is_a_setting(make: Any) -> None:
+    """It is in no configuration, but the worst case depends on it."""
+    parent = make.finetune("usf")
+    rows = []
+    for source, correct in (("a@1", 20), ("b@2", 10)):
+        row = views(make, parent, [("", "", "8/255", correct)], "audit", note=source)
+        del row["config"]["attack"]["note"]  # made the identities differ
+        rows.append(row | {"audit": {"cells": [{"source": source}, {"source": ""}]}})
+    found = table(rows)
+    audits = found[found["attack"] == "audit"]
+    assert list(audits["variant"]) == ["audit.surrogate=a@1", "audit.surrogate=b@2"]
+
+
+def test_intervals_are_of_one_seeds_samples(make: Any) -> None:
+    """All seeds are measured on the same 1,000 images: three times as many counts are no more evidence."""
+    one = cell(table([make.attack(make.finetune("usf"))]), attack="pgd", gradient="rule")
+    rows = [make.attack(make.finetune("usf", seed)) for seed in (0, 1, 2)]
+    three = cell(table(rows), attack="pgd", gradient="rule")
+    assert (one["low"], one["high"]) == (three["low"], three["high"])
+    z = 1.959963984540054
+    assert one["low"] == pytest.approx(0.5 - z / (2 * math.sqrt(1000 + z**2)))
+
+
+def test_small_numbers_are_not_rounded_away() -> None:
+    text = to_csv(pd.DataFrame({"p": [1.0, 0.012345678, 1.23456e-20, 0.0, math.nan]}))
+    assert text == 'p\n1.000000\n0.012346\n1.23e-20\n0.000000\n""\n'
+
+
 def test_lines_and_columns_stand_in_the_order_people_expect(make: Any) -> None:
     rows = []
     for rule in ("fa", "dfa", "brsf", "usf", "sham", "frsf", "bp"):

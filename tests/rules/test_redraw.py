@@ -144,8 +144,13 @@ class TestFrozenFeedback:
     def test_ends_with_an_exception(self, when: Redraw, rule_config: Rule) -> None:
         network = converted(rule_config("brsf", redraw=when))
         before = state(network)
+
+        def fail() -> None:
+            redraw(network, 1)
+            network(IMAGES[:, :1])
+
         with pytest.raises(RuntimeError, match="channels"), frozen_feedback(network):
-            redraw(network, len(network(IMAGES[:, :1])))  # images of one channel
+            fail()
         assert same(state(network), before)
         network(IMAGES)
         assert same(state(network), before) == (when is Redraw.step)

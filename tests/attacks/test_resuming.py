@@ -1,0 +1,224 @@
+"""Killed after any batch and taken up again; and a cascade from small to large eps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from victims import attacked, make, victim_of
+
+from sstune.attacks import Attack, Outcome, Victim, View, robust
+from sstune.backbones import Network
+from sstune.datasets import Split
+from sstune.schema import Draws, Gradient, Target
+
+Converted = Callable[[str], Network]
+EPS = 24 / 255
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fgsm": ("fgsm", {}),
+    "pgd": ("pgd", {"steps": 2, "restarts": 3, "step_size": "eps/2"}),
+    "pgd-targeted": ("pgd", {"steps": 2, "restarts": 2, "targeted": Target.random}),
+    "mifgsm": ("mifgsm", {"steps": 2, "eight_bit": True}),
+}
+
+
+class Killed(Exception):
+    """By somebody outside."""
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """In everything but the time taken."""
+    return all(
+        torch.equal(getattr(one, item.name), getattr(other, item.name))
+        if isinstance(getattr(one, item.name), Tensor)
+        else getattr(one, item.name) == getattr(other, item.name)
+        for item in fields(Outcome)
+        if item.name != "seconds"
+    )
+
+
+class Counting(Attack):
+    """An attack that remembers which samples each of its parts was tried on, batch by batch."""
+
+    def __init__(self, attack: Attack) -> None:
+        super().__init__(attack.config, attack.seed)
+        self.attack, self.parts = attack, attack.parts
+        self.tried: list[tuple[str, list[int]]] = []
+
+    def __call__(self, part: str, subject: Any, batch: Any, eps: float) -> Any:
+        self.tried.append((part, list(batch.samples)))
+        return self.attack(part, subject, batch, eps)
+
+
+def begun(victim: Victim) -> Outcome:
+    return Outcome.begin(victim.clean, victim.images(30))
+
+
+def interrupted(victim: Victim, attack: Attack, view: View, batch_size: int, batches: int) -> Outcome:
+    """What is saved of an attack that is killed after so many batches."""
+    saved: list[dict[str, Any]] = []
+
+    def save(outcome: Outcome) -> None:
+        saved.append(copy.deepcopy(outcome.arrays()))
+        if len(saved) == batches:
+            raise Killed
+
+    with pytest.raises(Killed):
+        robust(victim, attack, view, EPS, batch_size, begun(victim), save)
+    return Outcome.from_arrays(saved[-1])
+
+
+@pytest.fixture
+def victim(converted: Converted, test_split: Split) -> Victim:
+    return victim_of(converted("brsf"), test_split, torch.arange(120) + 1000)
+
+
+@pytest.fixture
+def view(victim: Victim) -> View:
+    return View(Gradient.rule, victim.network, draws=Draws.forward, eot=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestResumed:
+    def attack(self, method: str) -> Counting:
+        name, settings = METHODS[method]
+        return Counting(make(name, **settings))
+
+    def test_after_any_batch_it_is_bit_equal_and_repeats_none(
+        self, method: str, victim: Victim, view: View
+    ) -> None:
+        whole = self.attack(method)
+        expected = robust(victim, whole, view, EPS, 40, begun(victim))
+        assert len(expected.images) == 30
+        for kill_at in range(1, len(whole.tried) + 1):
+            attack = self.attack(method)
+            left = interrupted(victim, attack, view, 40, kill_at)
+            seconds = left.seconds
+            found = robust(victim, attack, view, EPS, 40, left)
+            assert same(found, expected)
+            assert attack.tried == whole.tried
+            assert 0 < seconds < found.seconds or kill_at == len(whole.tried)
+
+    def test_with_another_batch_size_no_sample_is_left_out(
+        self, method: str, victim: Victim, view: View
+    ) -> None:
+        """The largest batch that fits is another on another machine."""
+        expected = robust(victim, self.attack(method), view, EPS, 120, begun(victim))
+        for before, after in ((30, 120), (50, 7), (120, 1)):
+            attack = self.attack(method)
+            found = robust(victim, attack, view, EPS, after, interrupted(victim, attack, view, before, 1))
+            assert same(found, expected)
+            for part in attack.parts:
+                tried = [sample for name, samples in attack.tried if name == part for sample in samples]
+                assert tried == sorted(set(tried))
+
+    def test_what_is_complete_is_not_begun_again(self, method: str, victim: Victim, view: View) -> None:
+        attack = self.attack(method)
+        complete = robust(victim, attack, view, EPS, 64, begun(victim))
+        n, before = len(attack.tried), copy.deepcopy(complete)
+        assert same(robust(victim, attack, view, EPS, 64, complete), before)
+        assert len(attack.tried) == n
+
+
+class TestOutcome:
+    def test_survives_a_file(self, victim: Victim, view: View, tmp_path: Any) -> None:
+        for outcome in (
+            begun(victim),
+            Outcome.begin(victim.clean),
+            robust(victim, make("pgd"), view, EPS, 64, begun(victim)),
+        ):
+            np.savez_compressed(tmp_path / "a.npz", **outcome.arrays())
+            with np.load(tmp_path / "a.npz") as saved:
+                found = Outcome.from_arrays(dict(saved))
+            assert same(found, outcome)
+            assert found.seconds == outcome.seconds
+            assert [getattr(found, item.name).dtype for item in fields(Outcome)[:5]] == [
+                torch.bool, torch.bool, torch.int32, torch.bool, torch.uint8,
+            ]  # fmt: skip
+            found.right[:] = False  # is its own
+            found.effort[:] = 3
+            assert found.part == outcome.part
+
+    def test_at_the_beginning_what_is_wrong_is_broken(self) -> None:
+        clean, images = torch.tensor([True, False, True]), torch.ones(2, 1, 1, 1, dtype=torch.uint8)
+        outcome = Outcome.begin(clean, images)
+        assert (outcome.right.tolist(), outcome.broken.tolist()) == (clean.tolist(), [False, True, False])
+        assert (outcome.effort.tolist(), outcome.entered.tolist()) == ([-1] * 3, clean.tolist())
+        for tensor in (outcome.right, outcome.entered, outcome.images):
+            tensor.zero_()
+        assert clean.tolist() == [True, False, True]
+        assert images.tolist() == [[[[1]]], [[[1]]]]
+
+
+class TestCascade:
+    EPS = (4 / 255, 12 / 255, 24 / 255, 40 / 255)
+
+    def run(self, attack: Attack, network: Network, split: Split) -> list[Outcome]:
+        victim, view = victim_of(network, split), View(Gradient.exact, network)
+        found: list[Outcome] = []
+        for eps in self.EPS:
+            start = found[-1].at_larger_eps() if found else begun(victim)
+            found.append(robust(victim, attack, view, eps, 50, start))
+        return found
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_what_broke_stays_so_and_is_not_attacked_again(
+        self, method: str, network: Network, test_split: Split
+    ) -> None:
+        name, settings = METHODS[method]
+        attack = Counting(make(name, **settings))
+        found = self.run(attack, network, test_split)
+        before = found[0]
+        for outcome in found[1:]:
+            assert (outcome.broken >= before.broken).all()
+            assert (outcome.right <= before.right).all()
+            assert (
+                outcome.effort[before.broken] == torch.where(before.effort < 0, -1, 0)[before.broken]
+            ).all()
+            kept = before.broken[:30]
+            assert torch.equal(outcome.images[kept], before.images[kept])
+            before = outcome
+        starts = [begun(victim_of(network, test_split)), *found[:-1]]
+        first = sum(len(samples) for part, samples in attack.tried if part == attack.parts[0])
+        assert first == sum(int((~outcome.broken).sum()) for outcome in starts)
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_is_never_above_the_plain_attack(self, method: str, network: Network, test_split: Split) -> None:
+        """And equal to it but for samples that a smaller eps broke and this one did not."""
+        name, settings = METHODS[method]
+        attack = make(name, **settings)
+        broken = torch.zeros(120, dtype=torch.bool)
+        for eps, outcome in zip(self.EPS, self.run(attack, network, test_split), strict=True):
+            plain = attacked(network, attack, test_split, eps, batch_size=50)
+            broken |= plain.broken
+            assert torch.equal(outcome.broken, broken)
+            assert (outcome.right <= plain.right).all()
+
+    def test_makes_accuracy_fall_where_larger_steps_overshoot(self) -> None:
+        class Narrow(nn.Module):
+            """Wrong where the mean grey value is about 0.6."""
+
+            def forward(self, images: Tensor) -> Tensor:
+                mean = images.mean((1, 2, 3))
+                return torch.stack([5 - mean, mean + 10 * ((mean - 0.6).abs() < 0.05)], 1)
+
+        split = Split(torch.full((3, 1, 2, 2), 128, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+        victim = victim_of(Narrow(), split, clean=torch.ones(3, dtype=torch.bool))
+        view, attack = View(Gradient.exact, victim.network), make("fgsm")
+        small, large = (robust(victim, attack, view, eps, 2) for eps in (0.1, 0.3))
+        assert (small.right.tolist(), large.right.tolist()) == ([False] * 3, [True] * 3)
+        assert not robust(victim, attack, view, 0.3, 2, small.at_larger_eps()).right.any()
+
+    def test_leaves_the_smaller_outcome_alone(self, network: Network, test_split: Split) -> None:
+        victim, view = victim_of(network, test_split), View(Gradient.exact, network)
+        small = robust(victim, make("pgd"), view, self.EPS[0], 50, begun(victim))
+        before = copy.deepcopy(small)
+        robust(victim, make("pgd"), view, self.EPS[-1], 50, small.at_larger_eps())
+        assert same(small, before)
+        assert small.at_larger_eps().seconds == 0

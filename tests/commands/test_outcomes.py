@@ -1,0 +1,269 @@
+"""What an attack leaves behind: outcomes.npz, measurements, and its state when it is stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from stopping import StopAfter
+
+from sstune import datasets
+from sstune.attacks import Outcome
+from sstune.cli import main
+from sstune.commands.attack import measure
+from sstune.commands.outcomes import Outcomes, summary
+from sstune.commands.source import open_source
+from sstune.composition import compose
+from sstune.interrupt import StopFlag, Stopped
+from sstune.packing import unpack
+from sstune.runs import Run
+
+Arrays = dict[str, npt.NDArray[Any]]
+Attack = Callable[..., Path]
+CPU = torch.device("cpu")
+EPS = ("8/255", "24/255")  # the digits have 17 grey levels, 16/255 apart
+CELLS = [f"{gradient} {eps}" for gradient in ("rule", "exact") for eps in EPS]
+FIELDS = ["right", "broken", "effort", "entered", "images", "part", "done"]  # and seconds
+LIMITS = ["attack.n=100", f"attack.eps=[{','.join(EPS)}]", "threads=1", "device=cpu"]
+PGD = ["attack=pgd", "attack.steps=3", *LIMITS]
+
+
+def row_of(run: Path) -> Any:
+    return json.loads((run / "result.json").read_text())
+
+
+def outcomes(run: Path) -> Arrays:
+    """Everything but the time taken."""
+    with np.load(run / "outcomes.npz") as file:
+        return {name: file[name] for name in file if not name.endswith("seconds")}
+
+
+def same(one: Arrays, other: Arrays) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def attack(tmp_path_factory: pytest.TempPathFactory) -> Attack:
+    """``attack(source, *overrides)``: directory of the finished attack, each line made once."""
+    made: dict[tuple[Any, ...], Path] = {}
+
+    def attack(*line: Any) -> Path:
+        if line not in made:
+            out = tmp_path_factory.mktemp("attack")
+            source, *overrides = line
+            assert main(["attack", f"init_from={source}", f"out={out}", *overrides]) == 0
+            (made[line],) = (out / "attack").iterdir()
+        return made[line]
+
+    return attack
+
+
+class TestFile:
+    def test_holds_an_answer_per_sample_and_cell_and_agrees_with_the_row(
+        self, attack: Attack, finetuned: Path
+    ) -> None:
+        run = attack(finetuned, *PGD)
+        row, found = row_of(run), outcomes(run)
+        assert set(found) == {"samples", "clean", *(f"{cell}/{field}" for cell in CELLS for field in FIELDS)}
+        assert list(found["samples"]) == sorted(set(found["samples"]))
+        clean, *measured = row["measurements"]
+        assert {key: clean[key] for key in ("attack", "gradient", "eps", "n")} == {
+            "attack": None, "gradient": None, "eps": None, "n": 100,
+        }  # fmt: skip
+        assert np.array_equal(unpack(clean["outcomes"], 100), found["clean"])
+        assert [f"{entry['gradient']} {entry['eps']}" for entry in measured] == CELLS
+        for cell, entry in zip(CELLS, measured, strict=True):
+            right, effort = found[f"{cell}/right"], found[f"{cell}/effort"]
+            assert (entry["n"], entry["split"], entry["attack"], entry["source"]) == (100, "test", "pgd", "")
+            assert entry["correct"] == int(right.sum())
+            assert np.array_equal(unpack(entry["outcomes"], 100), right)
+            assert not (right & ~found["clean"]).any()  # what was wrong before is not counted as robust
+            assert np.array_equal(found[f"{cell}/broken"], ~right)
+            assert np.array_equal(effort >= 0, found["clean"] & ~right)
+            assert sum(count for _, count in entry["found"]) == int((effort >= 0).sum())
+            assert dict(entry["found"]) == {
+                int(step): int((effort == step).sum()) for step in set(effort[effort >= 0])
+            }
+            assert entry["seconds"] > 0
+        assert row["seconds"] == pytest.approx(sum(entry["seconds"] for entry in measured))
+
+    def test_names_the_samples_by_the_digest_that_runs_on_the_same_share(
+        self, attack: Attack, finetuned: Path, trained: Path
+    ) -> None:
+        one, other, fewer = (
+            row_of(attack(source, *PGD, *more))["datasets"]["test"]
+            for source, more in ((finetuned, ()), (trained, ("rule=usf",)), (finetuned, ("attack.n=50",)))
+        )
+        assert one["attacked"] == other["attacked"] != fewer["attacked"]
+        assert one["digest"] == fewer["digest"] != one["attacked"]
+
+    @pytest.mark.parametrize("method", ["fgsm", "pgd", "mifgsm"])
+    def test_the_two_gradients_of_bp_agree_to_the_sample(
+        self, attack: Attack, trained: Path, method: str
+    ) -> None:
+        found = outcomes(attack(trained, f"attack={method}", *LIMITS))
+        for eps in EPS:
+            for field in FIELDS:
+                assert np.array_equal(found[f"rule {eps}/{field}"], found[f"exact {eps}/{field}"])
+        left = [int(found[f"rule {eps}/right"].sum()) for eps in EPS]
+        assert found["clean"].sum() > left[0] > left[1]
+
+    def test_does_not_depend_on_the_batch_size_or_on_the_order_of_eps(
+        self, attack: Attack, finetuned: Path
+    ) -> None:
+        first = attack(finetuned, *PGD)
+        other = attack(finetuned, *PGD, "attack.batch_size=17")
+        assert first.name == other.name
+        assert same(outcomes(first), outcomes(other))
+        reverse = attack(finetuned, *PGD, "attack.eps=[24/255,8/255]", "attack.gradient=[exact,rule]")
+        assert same(outcomes(first), outcomes(reverse))
+
+    def test_n_limits_the_samples_to_a_part_of_what_more_would_be(
+        self, attack: Attack, finetuned: Path
+    ) -> None:
+        few, more = (outcomes(attack(finetuned, *PGD, *n)) for n in (("attack.n=50",), ()))
+        where = np.isin(more["samples"], few["samples"])
+        assert where.sum() == len(few["samples"]) == 50
+        for cell in CELLS:
+            for field in ("right", "broken", "effort"):
+                assert np.array_equal(few[f"{cell}/{field}"], more[f"{cell}/{field}"][where])
+
+    def test_another_seed_attacks_the_same_samples(self, attack: Attack, trained: Path) -> None:
+        one, two = (outcomes(attack(trained, *PGD, f"seed={seed}")) for seed in (0, 1))
+        assert np.array_equal(one["samples"], two["samples"])
+        assert np.array_equal(one["clean"], two["clean"])
+
+    def test_a_cascade_is_never_above_the_plain_attack(self, attack: Attack, finetuned: Path) -> None:
+        """Asked for from large to small, it goes from small to large."""
+        plain = outcomes(attack(finetuned, *PGD))
+        line = [*PGD, "attack.eps=[24/255,8/255]", "attack.cascade=true"]
+        run = attack(finetuned, *line)
+        found = outcomes(run)
+        assert [entry["eps"] for entry in row_of(run)["measurements"]] == [None, *EPS, *EPS]
+        for gradient in ("rule", "exact"):
+            small, large = (f"{gradient} {eps}/right" for eps in EPS)
+            assert np.array_equal(found[small], plain[small])
+            assert np.array_equal(found[large], plain[large] & plain[small])
+
+    def test_targets_eight_bit_and_draws_reach_the_attack(self, attack: Attack, finetuned: Path) -> None:
+        plain, names = outcomes(attack(finetuned, *PGD)), {attack(finetuned, *PGD).name}
+        for change in (
+            "attack.targeted=least_likely",
+            "attack.eight_bit=true",
+            "attack.redraw=forward",
+            "attack.norm=l2",
+            "attack.loss=margin",
+        ):
+            run = attack(finetuned, *PGD, change)
+            names.add(run.name)
+            assert not same(outcomes(run), plain), change
+        assert len(names) == 6
+
+
+class TestDraws:
+    """Of feedback under attack, where neither the run nor the attack freezes it."""
+
+    def test_follow_the_rule_where_the_attack_does_not_say(self, attack: Attack, trained: Path) -> None:
+        line = [*PGD, "rule=brsf", "attack.gradient=[rule]"]
+        found = {
+            (rule, redraw): outcomes(attack(trained, *line, f"rule.redraw={rule}", f"attack.redraw={redraw}"))
+            for rule, redraw in [
+                ("step", "null"), ("step", "frozen"), ("forward", "null"), ("forward", "forward"),
+            ]
+        }  # fmt: skip
+        assert same(found["step", "null"], found["step", "frozen"])
+        assert same(found["forward", "null"], found["forward", "forward"])
+        assert not same(found["step", "null"], found["forward", "null"])
+
+    def test_a_frozen_draw_does_not_depend_on_how_often_the_network_was_asked(
+        self, attack: Attack, trained: Path
+    ) -> None:
+        """A network that draws in every forward has drawn by the time that it is attacked."""
+        line = [*PGD, "rule=brsf", "rule.redraw=forward", "attack.redraw=frozen", "attack.gradient=[rule]"]
+        few, more = (outcomes(attack(trained, *line, f"attack.n={n}")) for n in (50, 400))
+        where = np.isin(more["samples"], few["samples"])
+        for eps in EPS:
+            assert np.array_equal(few[f"rule {eps}/right"], more[f"rule {eps}/right"][where])
+
+
+class TestStopped:
+    LINE = (*PGD, "attack.restarts=2", "attack.eps=[24/255]")
+
+    @pytest.fixture
+    def run(self, finetuned: Path, tmp_path: Path) -> tuple[Run, Callable[[StopFlag], Any]]:
+        """An attack in batches of 50, and what does its work."""
+        source = open_source(finetuned)
+        assert source.config is not None
+        config = compose("attack", [*self.LINE, "attack.batch_size=50", f"out={tmp_path}"])
+        inherited = {name: getattr(source.config, name) for name in ("dataset", "rule", "seed")}
+        run = Run(replace(config, **inherited), source.lineage, datasets.fingerprint(config.dataset))
+        run.directory.mkdir(parents=True)
+        return run, lambda stop: measure(run, source, CPU, stop)
+
+    def test_after_any_batch_it_goes_on_with_the_next_to_the_same_end(
+        self, run: Any, attack: Attack, finetuned: Path
+    ) -> None:
+        stopped, work = run
+        whole = attack(finetuned, *self.LINE)
+        progress: list[tuple[int, ...]] = []
+        row = None
+        while row is None:
+            with suppress(Stopped):
+                row = work(StopAfter(1))
+            found = outcomes(stopped.directory)
+            cells = [cell for cell in CELLS if f"{cell}/part" in found]
+            progress.append((len(cells), *(int(found[f"{cells[-1]}/{key}"]) for key in ("part", "done"))))
+            assert len(progress) < 20
+        assert progress == sorted(progress)
+        assert len(progress) > 2 * 2 * 2  # gradients, restarts, batches; and the end
+        assert same(outcomes(stopped.directory), outcomes(whole))
+        without_seconds = [
+            [{key: value for key, value in entry.items() if key != "seconds"} for entry in measured]
+            for measured in (row["measurements"], row_of(whole)["measurements"])
+        ]
+        assert without_seconds[0] == without_seconds[1]
+
+    def test_other_samples_or_judgements_are_not_gone_on_from(self, tmp_path: Path) -> None:
+        path = tmp_path / "outcomes.npz"
+        samples, clean = torch.tensor([3, 5, 8]), torch.tensor([True, True, False])
+        Outcomes(path, samples, clean).save("rule 8/255", Outcome.begin(clean), StopFlag())
+        assert Outcomes(path, samples, clean).get("rule 8/255") is not None
+        assert Outcomes(path, samples, clean).get("exact 8/255") is None
+        for other in (Outcomes(path, samples + 1, clean), Outcomes(path, samples, ~clean)):
+            assert other.cells == {}
+
+    def test_outcomes_are_used_again_when_only_the_row_is_gone(self, attack: Attack, trained: Path) -> None:
+        run = attack(trained, *PGD)
+        row, stamp = row_of(run), (run / "outcomes.npz").stat().st_mtime_ns
+        (run / "result.json").unlink()
+        assert main(["attack", f"init_from={trained}", f"out={run.parents[1]}", *PGD]) == 0
+        assert (run / "outcomes.npz").stat().st_mtime_ns == stamp
+        assert row_of(run) == row
+
+    def test_a_file_of_an_older_version_is_begun_anew(self, tmp_path: Path) -> None:
+        path, samples, clean = tmp_path / "outcomes.npz", torch.arange(2), torch.ones(2, dtype=torch.bool)
+        old = {"rule 8/255": np.zeros(2, dtype=bool), "seconds rule 8/255": np.float64(1.5)}
+        np.savez_compressed(path, samples=samples, clean=clean, **old)
+        assert Outcomes(path, samples, clean).cells == {}
+
+
+class TestSummary:
+    def test_counts_efforts_where_they_are_known(self) -> None:
+        clean = torch.tensor([True] * 6 + [False])
+        outcome = Outcome.begin(clean)
+        assert summary(outcome)["found"] == []
+        outcome.broken[:4] = True
+        outcome.right[:4] = False
+        outcome.effort[:4] = torch.tensor([3, 0, 3, -1], dtype=torch.int32)
+        found = summary(outcome)
+        assert found["found"] == [[0, 1], [3, 2]]
+        assert unpack(found["outcomes"], 7).tolist() == [False] * 4 + [True] * 2 + [False]
+        assert json.loads(json.dumps(found)) == found
