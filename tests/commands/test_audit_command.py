@@ -24,6 +24,7 @@ QUICK = [
     "attack=audit", "attack.n=60", "attack.eps=[16/255,48/255]", "audit.black_box_n=40", "audit.label_n=30",
     "audit.square_queries=50", "audit.label_queries=50", "threads=1", "device=cpu",
 ]  # fmt: skip
+NEAREST = [*QUICK, "model.import=audited_nets:nearest"]  # quicker than any network that must be trained
 CENTROIDS = """
 import torch
 from sklearn.datasets import load_digits
@@ -65,15 +66,16 @@ def timeless(value: Any) -> Any:
 
 
 @pytest.fixture
-def imports(tmp_path: Path) -> None:
+def imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "audited_nets.py").write_text(CENTROIDS)
 
 
 class TestOfARun:
     def test_the_row_holds_checks_verdict_and_every_attack(
-        self, ask: Ask, trained: Path, tmp_path: Path
+        self, ask: Ask, imports: None, tmp_path: Path
     ) -> None:
-        line = [*QUICK, f"init_from={trained}", "rule=fa"]
+        line = [*NEAREST, "rule=fa"]
         answer = ask("attack", *line, "audit.skip=[D4,D8]")
         assert answer.status == 0
         row = row_of(tmp_path)
@@ -110,12 +112,11 @@ class TestOfARun:
         assert d1["figure"] >= 100 * (by_view["rule"] - by_view["exact"]) / 60
 
     def test_killed_in_the_middle_it_goes_on_and_makes_no_attack_twice(
-        self, trained: Path, tmp_path: Path
+        self, imports: None, tmp_path: Path
     ) -> None:
         def measured(out: str, stop: StopAfter) -> Any:
-            config = compose("attack", [*QUICK, "attack.batch_size=16", f"init_from={trained}",
-                                        "rule=brsf", f"out={tmp_path / out}"])  # fmt: skip
-            run, source = descend(config, {"rule", "rule.name"}, None)
+            line = [*NEAREST, "rule=fa", "attack.batch_size=16", f"out={tmp_path / out}"]
+            run, source = descend(compose("attack", line), {"rule"}, None)
             run.directory.mkdir(parents=True, exist_ok=True)
             return audit.measure(run, source, torch.device("cpu"), stop)
 
@@ -151,9 +152,9 @@ class TestOfARun:
         ],
     )
     def test_what_it_does_not_heed_is_refused(
-        self, ask: Ask, trained: Path, override: str, said: str
+        self, ask: Ask, imports: None, override: str, said: str
     ) -> None:
-        answer = ask("attack", *QUICK, f"init_from={trained}", override)
+        answer = ask("attack", *NEAREST, override)
         assert answer.status == 2
         (line,) = answer.errors
         assert line.startswith(f"sstune: {said}")
@@ -165,9 +166,9 @@ class TestStrict:
     SKIP = "audit.skip=[D3,D4,D5,D6,D7,D8,D9,D10,D11,D13,D14]"
 
     def test_masked_is_status_1_when_found_and_whenever_asked_again(
-        self, ask: Ask, trained: Path, tmp_path: Path
+        self, ask: Ask, imports: None, tmp_path: Path
     ) -> None:
-        line = ["attack", *QUICK, f"init_from={trained}", "rule=fa", self.SKIP]
+        line = ["attack", *NEAREST, "rule=fa", self.SKIP]
         for _ in range(2):
             answer = ask(*line, "audit.strict=true")
             assert answer.status == 1
@@ -179,28 +180,25 @@ class TestStrict:
         assert ask(*line).status == 0
         row_of(tmp_path)  # of the one run
 
-    def test_inconclusive_is_not_good_enough_either(self, ask: Ask, trained: Path, imports: None) -> None:
-        line = ["attack", *QUICK, "model.import=audited_nets:nearest", self.SKIP.replace("D8,", "")]
+    def test_inconclusive_is_not_good_enough_either(self, ask: Ask, imports: None) -> None:
+        line = ["attack", *NEAREST, self.SKIP.replace("D8,", "")]
         answer = ask(*line, "audit.strict=true")
         assert answer.status == 1
         assert "INCONCLUSIVE (D8)" in answer.errors[0]
 
-    def test_in_a_sweep_each_cell_is_asked_done_or_not(self, ask: Ask, trained: Path) -> None:
-        line = ["attack", "-m", *QUICK, f"init_from={trained}", "rule=sham,fa", self.SKIP]
+    def test_in_a_sweep_each_cell_is_asked_done_or_not(self, ask: Ask, imports: None) -> None:
+        line = ["attack", "-m", *NEAREST, "rule=sham,fa", self.SKIP]
         for _ in range(2):
             answer = ask(*line, "audit.strict=true")
             assert answer.status == 1
             (complaint,) = answer.errors
-            assert "audit-resnet20-digits-fa" in complaint
-        assert (
-            ask("attack", *QUICK, f"init_from={trained}", "rule=sham", self.SKIP, "audit.strict=true").status
-            == 0
-        )
+            assert "digits-fa" in complaint
+        assert ask("attack", *NEAREST, "rule=sham", self.SKIP, "audit.strict=true").status == 0
 
 
 class TestOfAnImport:
     def test_without_any_rule_of_ours(self, ask: Ask, imports: None, tmp_path: Path) -> None:
-        answer = ask("attack", *QUICK, "model.import=audited_nets:nearest", "audit.skip=[D8]",
+        answer = ask("attack", *NEAREST, "audit.skip=[D8]",
                      "audit.strict=true")  # fmt: skip
         assert answer.errors == []
         assert answer.status == 0
@@ -209,7 +207,7 @@ class TestOfAnImport:
         assert found["checks"][1]["text"] == "no feedback: the network's gradient is the exact one"
 
     def test_with_a_rule_of_ours(self, ask: Ask, imports: None, tmp_path: Path) -> None:
-        answer = ask("attack", *QUICK, "model.import=audited_nets:nearest", "rule=fa",
+        answer = ask("attack", *NEAREST, "rule=fa",
                      "audit.skip=[D4,D5,D7,D8,D13]")  # fmt: skip
         assert answer.status == 0
         found = row_of(tmp_path)["audit"]
