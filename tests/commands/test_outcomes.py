@@ -159,7 +159,7 @@ class TestFile:
             "attack.targeted=least_likely",
             "attack.eight_bit=true",
             "attack.redraw=forward",
-            "attack.norm=l2",
+            "attack.norm=L2",
             "attack.loss=margin",
         ):
             run = attack(finetuned, *PGD, change)
