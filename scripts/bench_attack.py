@@ -131,7 +131,7 @@ def _lines(arguments: argparse.Namespace, rule: str, gradient: Gradient) -> list
     ]
     shares = [victim.take(index) for index in torch.arange(len(victim.clean)).split(arguments.share)]
     for side in sides:  # kernels chosen, graphs compiled
-        side.attack(shares[0].first(BATCH))
+        side.attack(shares[0].some(BATCH))
     for turn, share in enumerate(shares):
         for side in sides[turn % 3 :] + sides[: turn % 3]:
             side.turn(share)

@@ -16,7 +16,7 @@ from sstune.attacks.outcome import NEVER, Outcome
 from sstune.attacks.registry import Attack, Batch
 from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images, to_8bit
-from sstune.datasets import Split, batches
+from sstune.datasets import Split, batches, spread
 from sstune.rules import eval_mode, exact_gradients, frozen_feedback
 from sstune.schema import Draws, Gradient, Target
 from sstune.seeding import seed_from
@@ -46,13 +46,13 @@ class Victim:
             self, split=self.split.take(index), samples=self.samples[index], clean=self.clean[index]
         )
 
-    def first(self, n: int) -> Victim:
-        """With the first ``n`` samples only."""
-        return self.take(torch.arange(min(n, len(self.split))))
+    def some(self, n: int) -> Victim:
+        """With ``n`` of the samples only, evenly spread over them."""
+        return self.take(spread(n, len(self.split)))
 
     def images(self, n: int) -> Tensor:
-        """The first ``n`` images, uint8, as many as there are."""
-        few = self.first(n).split
+        """The images of :meth:`some`, uint8."""
+        few = self.some(n).split
         read = [images for images, _ in batches(few, n, torch.device("cpu"))] if n else []
         return (255 * torch.cat(read)).round().byte() if read else torch.empty(0, dtype=torch.uint8)
 
@@ -178,9 +178,11 @@ def _attack_batch(
     outcome.broken[index] = broken
     if view.gradient is not Gradient.surrogate:  # whose breaking says nothing of the victim's
         outcome.effort[index] = torch.where(broken, attempt.effort.cpu(), NEVER).int()
-    if (kept := index < len(outcome.images)).any():
-        rounded = to_8bit(adversarial, images, eps, config.norm).cpu()[kept]
-        outcome.images[index[kept]] = (255 * rounded).round().byte()
+    shown = spread(len(outcome.images), len(outcome.right))
+    if (kept := torch.isin(shown, index)).any():
+        rounded = to_8bit(adversarial, images, eps, config.norm).cpu()
+        rows = torch.searchsorted(index, shown[kept])
+        outcome.images[kept] = (255 * rounded[rows]).round().byte()
 
 
 def wanted(
@@ -201,15 +203,15 @@ def wanted(
 
 
 def check_zero_eps(victim: Victim, attack: Attack, view: View, batch_size: int) -> None:
-    """Check D0: with eps = 0 every sample (of the first 256) is judged as without an attack.
+    """Check D0: with eps = 0 every sample (of 256) is judged as without an attack.
 
     Raises:
         InvalidAttack: a judgement differs, so the attack does more than move images in its ball.
     """
-    first = victim.first(CHECKED_AT_ZERO)
-    kept = robust(first, attack.shortened(), view, 0.0, batch_size).right
-    if not torch.equal(kept, first.clean):
-        changed = int((kept != first.clean).sum())
+    some = victim.some(CHECKED_AT_ZERO)
+    kept = robust(some, attack.shortened(), view, 0.0, batch_size).right
+    if not torch.equal(kept, some.clean):
+        changed = int((kept != some.clean).sum())
         raise InvalidAttack(
             f"D0: {attack.name} with eps = 0 changes the judgement of {changed} of {len(kept)} samples"
         )
@@ -220,7 +222,7 @@ def largest_batch(victim: Victim, view: View) -> int:
     if victim.device.type == "cpu":
         return CPU_BATCH
     size = 1
-    ((images, _),) = batches(victim.first(1).split, 1, victim.device)
+    ((images, _),) = batches(victim.some(1).split, 1, victim.device)
     with attacked_through(view.network, view.gradient):
         while size < len(victim.split):
             try:  # twice the size: an attack keeps a few copies of the images besides

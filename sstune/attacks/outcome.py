@@ -25,7 +25,7 @@ class Outcome:
         part: how many parts are finished.
         done: how many of the samples that entered the present part it has been tried on.
         seconds: time spent.
-        images: (k, C, H, W) uint8, adversarial images of the first k samples.
+        images: (k, C, H, W) uint8, adversarial images of k samples, those of :meth:`Victim.some`.
     """
 
     right: Tensor
@@ -42,7 +42,7 @@ class Outcome:
         """Before the attack: samples that are wrong without one are broken.
 
         Args:
-            images: (k, C, H, W) uint8, the first samples' own.
+            images: (k, C, H, W) uint8, those samples' own.
         """
         return cls(
             right=clean.clone(),

@@ -30,13 +30,13 @@ def save_images(
     cells: Mapping[str, Outcome],
     classes: Sequence[str],
 ) -> None:
-    """Write the first ``config.save_images`` images, clean and as each cell's attack left them.
+    """Write ``config.save_images`` of the images, spread over all, clean and as each cell's attack left them.
 
     In ``images.npz``: ``samples`` (indices in the test split), ``labels``, ``clean`` (k, C, H, W) uint8,
     ``clean/predicted`` (k,), and of every cell, such as "rule 8/255", ``CELL`` and ``CELL/predicted``. All
     are of 8 bits, and predicted is what the network makes of that: a success may be lost in rounding.
     """
-    few = victim.first(config.save_images)
+    few = victim.some(config.save_images)
     images = {"clean": victim.images(config.save_images)}
     images |= {key: outcome.images for key, outcome in cells.items()}
     predicted = {key: predictions(victim, Split(value, few.split.labels)) for key, value in images.items()}

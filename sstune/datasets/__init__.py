@@ -6,7 +6,7 @@ from sstune.datasets.decoding import Preprocessing
 from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.loader import Loader, batches
 from sstune.datasets.sources import SOURCES, load
-from sstune.datasets.splits import SPLIT_SEED, Split, Splits
+from sstune.datasets.splits import SPLIT_SEED, Split, Splits, spread
 
 __all__ = [
     "SOURCES",
@@ -20,4 +20,5 @@ __all__ = [
     "default_workers",
     "fingerprint",
     "load",
+    "spread",
 ]

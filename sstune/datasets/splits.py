@@ -35,6 +35,13 @@ def permutation(n: int, seed: int) -> Tensor:
     return torch.from_numpy(stream.permutation(n).astype(np.int64))
 
 
+def spread(n: int, among: int) -> Tensor:
+    """Positions (int64, ascending) of ``n`` samples, or of all if there are fewer, evenly spread ``among`` so
+    many: a split may be sorted by class, so that the first of it are of one class."""
+    n = min(n, among)
+    return torch.arange(n) * among // max(n, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images uint8 [N, C, H, W], or their files, and labels int64 [N]."""

@@ -219,7 +219,7 @@ class PfaConfig(OrthogonalPfaConfig):
 
 @dataclass
 class AttackConfig:
-    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm`` (linf or l2).
+    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm`` (Linf or L2).
 
     ``gradient`` lists what is differentiated, ``surrogates`` the runs or checkpoints that stand in for the
     network where that is ``surrogate``. ``eot`` gradients are averaged for a step, of feedback that is drawn

@@ -15,7 +15,7 @@ from victims import attacked, make, victim_of
 
 from sstune.attacks import Attack, Outcome, Victim, View, robust
 from sstune.backbones import Network
-from sstune.datasets import Split
+from sstune.datasets import Split, spread
 from sstune.schema import Draws, Gradient, Target
 
 Converted = Callable[[str], Network]
@@ -181,7 +181,7 @@ class TestCascade:
             assert (
                 outcome.effort[before.broken] == torch.where(before.effort < 0, -1, 0)[before.broken]
             ).all()
-            kept = before.broken[:30]
+            kept = before.broken[spread(30, 120)]
             assert torch.equal(outcome.images[kept], before.images[kept])
             before = outcome
         starts = [begun(victim_of(network, test_split)), *found[:-1]]

@@ -23,7 +23,7 @@ from sstune.attacks import (
 )
 from sstune.attacks.evaluation import wanted
 from sstune.backbones import Network
-from sstune.datasets import Split
+from sstune.datasets import Split, spread
 from sstune.schema import Draws, Gradient, Target
 
 Converted = Callable[[str], Network]
@@ -128,7 +128,7 @@ class TestRobust:
         assert left[Target.least_likely] > left[Target.random] > left[Target.runner_up]
 
     @pytest.mark.parametrize("batch_size", [1, 50, 512])
-    def test_the_first_images_are_kept(self, batch_size: int, network: Network, test_split: Split) -> None:
+    def test_images_are_kept(self, batch_size: int, network: Network, test_split: Split) -> None:
         """The originals of samples that are wrong without an attack, otherwise what the attack made."""
         victim, view, eps = victim_of(network, test_split), View(Gradient.exact, network), 24 / 255
         attack: Any = make("pgd", steps=3, early_exit=False)
@@ -137,9 +137,9 @@ class TestRobust:
         )
         batch = Batch(test_split.images / 255, test_split.labels, None, range(120))
         made = (255 * attack("restart 0", view.subject(), batch, eps).images).round().byte()
-        expected = torch.where(victim.clean[:, None, None, None], made, test_split.images)[:70]
+        expected = torch.where(victim.clean[:, None, None, None], made, test_split.images)[spread(70, 120)]
         assert torch.equal(outcome.images, expected)
-        assert not torch.equal(expected, test_split.images[:70])
+        assert not torch.equal(expected, victim.images(70))
 
 
 def replace_labels(split: Split, network: nn.Module) -> Split:
@@ -229,13 +229,20 @@ class TestVictim:
         assert some.samples.tolist() == [12, 10]
         assert torch.equal(some.split.labels, test_split.labels[[5, 3]])
         assert torch.equal(some.clean, victim.clean[[5, 3]])
-        assert (len(victim.first(9).split), len(victim.first(1000).split)) == (9, 120)
+        assert (len(victim.some(9).split), len(victim.some(1000).split)) == (9, 120)
         for n in (0, 1, 50, 1000):
-            assert torch.equal(victim.images(n), test_split.images[:n]) or n == 0
+            shown = victim.some(n).samples - 7
+            assert torch.equal(victim.images(n), test_split.images[shown]) or n == 0
         assert len(victim.images(0)) == 0
+
+    def test_some_are_of_every_class_where_samples_are_sorted_by_class(
+        self, network: Network, test_split: Split
+    ) -> None:
+        by_class = victim_of(network, test_split.take(test_split.labels.sort().indices))
+        assert by_class.some(40).split.labels.unique().tolist() == list(range(10))
 
     def test_on_a_cpu_a_batch_is_128_images(self, network: Network, test_split: Split) -> None:
         victim = victim_of(network, test_split)
         assert victim.device == CPU
         for n in (1, 120):
-            assert largest_batch(victim.first(n), View(Gradient.exact, network)) == 128
+            assert largest_batch(victim.some(n), View(Gradient.exact, network)) == 128

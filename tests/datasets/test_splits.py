@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sstune.datasets.splits import Split, Splits, permutation, split_off
+from sstune.datasets.splits import Split, Splits, permutation, split_off, spread
 from sstune.schema import RequestError
 
 
@@ -96,6 +97,14 @@ class TestSplit:
     def test_sample_of_nothing_is_refused(self, n: int) -> None:
         with pytest.raises(ValueError, match="cannot sample"):
             numbered([0, 1]).sample(n, seed=0)
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_spread_is_even(n: int, among: int) -> None:
+    positions = spread(n, among).tolist()
+    assert len(positions) == min(n, among)
+    steps = {later - earlier for earlier, later in itertools.pairwise([*positions, among])}
+    assert steps <= {among // len(positions), among // len(positions) + 1} if positions else not steps
 
 
 def test_splits_describe_their_images() -> None:

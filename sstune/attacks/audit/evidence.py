@@ -13,6 +13,7 @@ from sstune.attacks.audit.paired import FEWEST
 from sstune.attacks.evaluation import Victim, View
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.registry import ATTACKS, Attack
+from sstune.datasets import spread
 from sstune.schema import (
     AscentConfig,
     AttackConfig,
@@ -127,11 +128,11 @@ class Evidence:
 
     @property
     def black_box_samples(self) -> Tensor:
-        return torch.arange(min(self.config.black_box_n, self.n))
+        return spread(self.config.black_box_n, self.n)
 
     @property
     def label_samples(self) -> Tensor:
-        return torch.arange(min(self.config.label_n, self.n))
+        return spread(self.config.label_n, self.n)
 
     def worst_case(self, eps: str) -> Tensor:
         """(n,) bool, right under every attack that was made at this eps or a smaller one."""

@@ -92,7 +92,7 @@ def _losses(evidence: Evidence) -> Tensor:
 
 
 def _batches(evidence: Evidence) -> Iterator[Batch]:
-    """The first samples; what is taken of each batch is all that is kept."""
-    victim = evidence.victim.first(COMPARED)
+    """Some of the samples; what is taken of each batch is all that is kept."""
+    victim = evidence.victim.some(COMPARED)
     for images, labels in batches(victim.split, 64, victim.device):
         yield Batch(images, labels, None, [0] * len(labels))

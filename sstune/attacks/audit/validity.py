@@ -22,8 +22,8 @@ SAME = 1e-3  # relative to the largest entry; float32 rounding is far below
 
 
 def probe(evidence: Evidence, n: int = LOOKED_AT) -> Batch:
-    """The first ``n`` samples as one batch on the victim's device."""
-    victim = evidence.victim.first(n)
+    """``n`` samples as one batch on the victim's device."""
+    victim = evidence.victim.some(n)
     ((images, labels),) = batches(victim.split, n, victim.device)
     return Batch(images, labels, None, victim.samples.tolist())
 

@@ -86,7 +86,8 @@ def test_square_in_two_parts_is_square_on_all(converted: Callable[[str], Network
     evidence = audited(converted("fa"), eps=["64/255"])
     check = d7(evidence)
     assert check.status is Status.masked
-    some, white = evidence.black_box_samples, evidence.pgd(evidence.own, "64/255").right[:60]
+    some = evidence.black_box_samples
+    white = evidence.pgd(evidence.own, "64/255").right[some]
     square = ATTACKS["square"](SquareConfig("square", ["64/255"], queries=100), 0)
     clean = evidence.victim.clean[some]
     right = clean.clone()

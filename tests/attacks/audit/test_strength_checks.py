@@ -77,11 +77,11 @@ class TestD5:
         assert self.judge(planned, 400, 0, labels=labels)[0] == "masked"
 
     def test_what_labels_cannot_break_either_is_not_held_against_it(self, planned: Audited) -> None:
-        status, text = self.judge(planned, 400, 0, rays=100)
-        assert (status, "RayS breaks 0 of 100" in text) == ("warn", True)
-        assert self.judge(planned, 400, 0, rays=95)[0] == "warn"
-        status, text = self.judge(planned, 400, 0, rays=94)  # six of a hundred
-        assert (status, "RayS breaks 6 of 100" in text) == ("masked", True)
+        status, text = self.judge(planned, 400, 0, rays=400)  # tried on every fifth
+        assert (status, "RayS breaks 0 of 80" in text) == ("warn", True)
+        assert self.judge(planned, 400, 0, rays=375)[0] == "warn"
+        status, text = self.judge(planned, 400, 0, rays=370)
+        assert (status, "RayS breaks 6 of 80" in text) == ("masked", True)
 
     def test_at_eps_1_a_sample_that_needs_more_steps_is_a_warning(self, planned: Audited) -> None:
         assert lower_end(9, 500) < 0.01 < lower_end(10, 500)
