@@ -31,8 +31,9 @@ from sstune.commands.source import descend
 from sstune.commands.victim import victim_of
 from sstune.composition import compose
 from sstune.runs import file_digest, provenance, write_json, write_text
-from sstune.schema import AttackConfig, Gradient
+from sstune.schema import AttackConfig, Compile, Gradient
 from sstune.training import ALONE
+from sstune.training.forward import compiled
 from sstune.validation import parse_eps
 
 # What is compared, and the reference's names of the same.
@@ -45,7 +46,7 @@ PARTS = {
 }
 BATCH_SIZE = 250
 TOLERANCE = 0.5  # points of robust accuracy
-Side = Callable[[Victim, str, float, int], tuple[Tensor, Tensor]]
+Forward = Callable[[Tensor], Tensor]
 
 
 class Kept(Attack):
@@ -62,10 +63,10 @@ class Kept(Attack):
         return attempt
 
 
-def ours(victim: Victim, name: str, eps: float, seed: int) -> tuple[Tensor, Tensor]:
+def ours(victim: Victim, forward: Forward, name: str, eps: float, seed: int) -> tuple[Tensor, Tensor]:
     """Which samples stay right, (n,) bool, and the images found, (n, C, H, W)."""
     attack = Kept(ATTACKS[name](config_of(name), seed), victim)
-    view = View(Gradient.exact, victim.network)
+    view = View(Gradient.exact, victim.network, forward=forward)
     return robust(victim, attack, view, eps, BATCH_SIZE).right, attack.images
 
 
@@ -73,9 +74,9 @@ def config_of(name: str) -> AttackConfig:
     return compose("attack", [f"attack={name}"]).attack
 
 
-def theirs(victim: Victim, name: str, eps: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The same by the reference, which is given nothing of ours but the plain network."""
-    reference = AutoAttack(victim.network, norm="Linf", eps=eps, version="standard", seed=seed)
+def theirs(victim: Victim, forward: Forward, name: str, eps: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The same by the reference, which is given nothing of ours but what computes the network's outputs."""
+    reference = AutoAttack(forward, norm="Linf", eps=eps, version="standard", seed=seed)
     reference.attacks_to_run = PARTS[name]
     labels = victim.split.labels
     with attacked_through(victim.network, Gradient.exact):
@@ -87,15 +88,15 @@ def pixels(victim: Victim) -> Tensor:
     return torch.cat([images for images, _ in datasets.batches(victim.split, BATCH_SIZE, "cpu")]).contiguous()
 
 
-def timed(side: Side, *arguments: Any) -> tuple[Tensor, Tensor, float]:
+def timed(side: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor, float]:
     began = time.perf_counter()
     return (*side(*arguments), round(time.perf_counter() - began, 1))
 
 
-def compare(victim: Victim, name: str, eps: str, seed: int) -> dict[str, Any]:
+def compare(victim: Victim, forward: Forward, name: str, eps: str, seed: int) -> dict[str, Any]:
     """One line: robust accuracy in %, on both sides; ``images`` is the largest difference of a pixel."""
-    right, images, seconds = timed(ours, victim, name, parse_eps(eps), seed)
-    reference, found, reference_seconds = timed(theirs, victim, name, parse_eps(eps), seed)
+    right, images, seconds = timed(ours, victim, forward, name, parse_eps(eps), seed)
+    reference, found, reference_seconds = timed(theirs, victim, forward, name, parse_eps(eps), seed)
     n, same = len(right), name == "autoattack"
     difference = 100 * (int(right.sum()) - int(reference.sum())) / n
     largest = float((images - found).abs().max())
@@ -147,11 +148,15 @@ def main() -> int:
     parser.add_argument("--attacks", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--n", type=int, default=500, help="test images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="both sides ask the network compiled: faster")
     parser.add_argument("--out", type=Path, default=Path("results/autoattack"))
     asked = parser.parse_args()
     torch.set_flush_denormal(True)
     code = provenance()
     victim = the_victim(asked.data, asked.checkpoint, asked.n)
+    forward: Forward = victim.network
+    if asked.compile:
+        forward = compiled(victim.network, Compile.default, victim.device, any_batch=True)
     settings = {
         "n": asked.n,
         "seed": asked.seed,
@@ -169,13 +174,14 @@ def main() -> int:
         for name in asked.attacks:
             if (name, eps) in done:
                 continue
-            line = compare(victim, name, eps, asked.seed)
+            line = compare(victim, forward, name, eps, asked.seed)
             print(json.dumps(line), flush=True)
-            lines.append(line | {"threads": torch.get_num_threads(), "git": code["git"]})
+            how = {"threads": torch.get_num_threads(), "compiled": asked.compile, "git": code["git"]}
+            lines.append(line | how)
             lines.sort(key=lambda each: (list(PARTS).index(each["attack"]), parse_eps(each["eps"])))
             asked.out.mkdir(parents=True, exist_ok=True)
             write_json(path, {"settings": settings, "lines": lines})
-            table = pd.DataFrame(lines).drop(columns=["threads", "git"])
+            table = pd.DataFrame(lines).drop(columns=list(how))
             write_text(asked.out / "parity.csv", table.to_csv(index=False, lineterminator="\n"))
     return 0 if all(line["within"] for line in lines) else 1
 

@@ -41,7 +41,7 @@ class Subject(nn.Module):
         self.draws = draws
         self.eot = eot
         self.key = key
-        self.compute = forward or network
+        self.compute = network if forward is None else forward  # a compiled module has no truth value
         self.n_gradients = 0
         self.observe: Callable[[Tensor, Tensor], None] | None = None
 
