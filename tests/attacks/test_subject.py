@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,9 @@ from sstune.attacks.ascent import loss_gradient
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.rules import begin_step
-from sstune.schema import AttackLoss, Draws, Gradient
+from sstune.schema import AttackLoss, Compile, Draws, Gradient
 from sstune.seeding import seed_from
+from sstune.training.forward import compiled
 
 ULP = 1e-7  # of pixels near 1
 Converted = Callable[[str], Network]
@@ -150,6 +152,22 @@ class TestView:
         expected = gradients(network, batch.images, batch.labels)
         assert torch.equal(gradients(subject, batch.images, batch.labels), expected)
         assert asked == [len(test_split)]
+
+    @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, g++")
+    def test_may_be_compiled(self, converted: Converted, test_split: Split) -> None:
+        """One compiled network yields each of its two gradients, where that is asked for."""
+        torch._dynamo.reset()
+        network, batch = converted("usf"), batch_of(test_split)
+        forward = compiled(network, Compile.default, torch.device("cpu"), any_batch=True)
+        of_rule_and_exact = []
+        for gradient in OWN:
+            with attacked_through(network, gradient):
+                expected = gradients(network, batch.images, batch.labels)
+                subject = View(gradient, network, forward=forward).subject()
+                found = gradients(subject, batch.images, batch.labels)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+            of_rule_and_exact.append(found)
+        assert not torch.allclose(*of_rule_and_exact, rtol=0.1)
 
     def test_shows_an_observer_every_question(self, network: Network, test_split: Split) -> None:
         subject, seen = View(Gradient.exact, network).subject(), []
