@@ -25,9 +25,9 @@ from sstune.commands.execution import prepare
 from sstune.commands.source import open_source
 from sstune.commands.victim import own, victim_of
 from sstune.composition import compose
+from sstune.quantities import parse_eps
 from sstune.schema import Gradient, PgdConfig
 from sstune.training import ALONE
-from sstune.validation import parse_eps
 
 BATCH = 128
 

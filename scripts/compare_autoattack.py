@@ -30,11 +30,11 @@ from sstune.commands.execution import prepare
 from sstune.commands.source import descend
 from sstune.commands.victim import victim_of
 from sstune.composition import compose
+from sstune.quantities import parse_eps
 from sstune.runs import file_digest, provenance, write_json, write_text
 from sstune.schema import AttackConfig, Compile, Gradient
 from sstune.training import ALONE
 from sstune.training.forward import compiled
-from sstune.validation import parse_eps
 
 # What is compared, and the reference's names of the same.
 PARTS = {

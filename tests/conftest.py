@@ -19,6 +19,7 @@ from sstune.cli import main
 from sstune.composition import asked, compose
 from sstune.schema import COMMANDS, GROUPS, Gradient, RunConfig
 from sstune.validation import validate
+from sstune.validation.attacks import GRADIENT_FREE
 
 settings.register_profile("patient", deadline=None)  # how long an example takes, the machine decides
 settings.load_profile("patient")
@@ -140,7 +141,7 @@ def complete() -> Complete:
                 given[item.name] = (
                     _NAMES.get((group, name), name) if item.name == "name" else _GIVEN[item.name]
                 )
-        if group == "attack" and name in validation.GRADIENT_FREE:
+        if group == "attack" and name in GRADIENT_FREE:
             given["gradient"] = [Gradient.none]
         return kind(**given)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
 from sstune.attacks.subject import Subject
+from sstune.quantities import parse_step_size
 from sstune.schema import AscentConfig, AttackLoss, IteratedConfig, MiFgsmConfig, Norm, PgdConfig
 from sstune.seeding import seed_from
-from sstune.validation import parse_step_size
 
 TINY = 1e-12  # against division by zero
 

@@ -18,9 +18,9 @@ from sstune.commands.train import measurement
 from sstune.commands.victim import victim_of, views
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
+from sstune.quantities import parse_eps
 from sstune.runs import Run
 from sstune.schema import AttackConfig, Gradient, IteratedConfig, RunConfig
-from sstune.validation import parse_eps
 
 
 def attack(config: RunConfig, asked: set[str]) -> Run:

@@ -18,11 +18,11 @@ from sstune.commands.train import measurement
 from sstune.commands.victim import own, surrogate, victim_of
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
+from sstune.quantities import parse_eps
 from sstune.report.audit import audit_text
 from sstune.report.audit_page import audit_page
 from sstune.runs import Run, write_text
 from sstune.schema import Gradient, RunConfig
-from sstune.validation import parse_eps
 
 
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:

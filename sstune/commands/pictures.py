@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sstune.attacks import Outcome, Victim
 from sstune.datasets import Split, batches
+from sstune.quantities import parse_eps
 from sstune.report.grid import Attacked, image_grid
 from sstune.rules import eval_mode, frozen_feedback
 from sstune.runs import atomic_write
 from sstune.schema import AttackConfig
-from sstune.validation import parse_eps
 
 BATCH_SIZE = 128
 DRAWN = 4  # attacks; each takes two columns

@@ -9,9 +9,9 @@ from typing import Any
 
 from sstune.identity import SCHEMA_VERSION
 from sstune.packing import unpack
+from sstune.quantities import parse_eps
 from sstune.runs import write_text
 from sstune.schema import Norm, RequestError
-from sstune.validation import parse_eps
 
 Row = dict[str, Any]
 

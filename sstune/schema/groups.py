@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import MISSING
 
-from sstune.schema.choices import (
-    AttackLoss,
-    Draws,
-    Gradient,
-    Interpolation,
-    Norm,
-    Redraw,
-    Scale,
-    Spread,
-    Start,
-    Target,
-    Variant,
+from sstune.schema.attacks import (
+    ApgdConfig,
+    AscentConfig,
+    AttackConfig,
+    LibraryConfig,
+    MiFgsmConfig,
+    NoiseConfig,
+    PgdConfig,
+    RaysConfig,
+    SquareConfig,
+)
+from sstune.schema.choices import Redraw, Scale, Spread, Start, Variant
+from sstune.schema.datasets import (
+    DigitsConfig,
+    DownloadedFolderConfig,
+    FolderConfig,
+    MnistConfig,
+    TorchvisionConfig,
 )
 
 
@@ -65,86 +70,6 @@ class VitConfig(PretrainedConfig):
     """``patch_size`` in pixels must divide the image's height and width (null: chosen to suit them)."""
 
     patch_size: int | None = None
-
-
-@dataclass
-class DatasetConfig:
-    """Where images come from; ``label`` is what tables call them, ``mean``/``std`` normalise [0,1] inputs.
-
-    Training images are cropped (out of a frame of ``crop_padding`` zeros, or to a random share of the area
-    from ``crop_scale`` to 1, resized), mirrored, put through ``transforms`` (torchvision v2, by name, with
-    arguments: ``{RandAugment: {num_ops: 2}}``) and have a square of ``cutout`` pixels blanked. ``train_n``
-    of them are used, or ``shots`` of each class, as ``subset_seed`` draws them (null: all).
-    """
-
-    name: str = MISSING
-    label: str = MISSING
-    mean: list[float] = MISSING
-    std: list[float] = MISSING
-    crop_padding: int = 0
-    crop_scale: float | None = None
-    flip: bool = False
-    transforms: dict[str, Any] = field(default_factory=dict)
-    cutout: int = 0
-    val_fraction: float = 0.1
-    train_n: int | None = None
-    shots: int | None = None
-    subset_seed: int = 0
-
-
-@dataclass
-class DigitsConfig(DatasetConfig):
-    test_fraction: float = 0.2
-
-
-@dataclass
-class TorchvisionConfig(DatasetConfig):
-    """Small images by torchvision: its directory, and whether it may download what is not there."""
-
-    root: str = "data"
-    download: bool = True
-
-
-@dataclass
-class FolderConfig(DatasetConfig):
-    """An ImageFolder tree ``<split>/<class>/<image>``: a directory, or a .tar / .tar.xz / .tar.gz of one.
-
-    Images are decoded once and held in memory; with ``stream`` (a directory only) they are read anew by
-    worker processes whenever they are needed. Either way the shorter side is resized to ``image_size`` /
-    ``crop_pct`` and the centre is cropped. ``skip_corrupt`` leaves out images that cannot be decoded, and
-    counts them.
-    """
-
-    root: str = MISSING
-    train_split: str = "train"
-    val_split: str | None = None
-    test_split: str = "test"
-    image_size: int | None = None
-    crop_pct: float = 1.0
-    interpolation: Interpolation = Interpolation.bilinear
-    stream: bool = False
-    skip_corrupt: bool = False
-    cache: str = "~/.cache/sstune"
-
-
-@dataclass
-class DownloadedFolderConfig(FolderConfig):
-    """An image tree that torchvision can download into ``root``."""
-
-    download: bool = True
-
-
-@dataclass
-class MnistConfig(DatasetConfig):
-    """``root``: torchvision's directory, or an archive or tree ``<split>/<class>/<image>`` of these images.
-
-    ``padding``: black pixels added on each side (2 gives 32x32).
-    """
-
-    root: str = "data"
-    download: bool = True
-    padding: int = 0
-    cache: str = "~/.cache/sstune"
 
 
 @dataclass
@@ -215,93 +140,6 @@ class PfaConfig(OrthogonalPfaConfig):
 
     expansion: float = 10.0
     density: float = 1.0
-
-
-@dataclass
-class AttackConfig:
-    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm`` (Linf or L2).
-
-    ``gradient`` lists what is differentiated, ``surrogates`` the runs or checkpoints that stand in for the
-    network where that is ``surrogate``. ``eot`` gradients are averaged for a step, of feedback that is drawn
-    as ``redraw`` says (null: as ``rule.redraw`` does). ``targeted``: into which class (null: any wrong one).
-    With ``cascade`` a sample that broke at a smaller eps is not attacked at a larger one: it counts as
-    broken. ``eight_bit``: success is judged on images rounded to 8 bits. ``n`` limits the test samples, of
-    which ``save_images`` are kept with their adversarial images. ``batch_size`` null: the largest that fits.
-    """
-
-    name: str = MISSING
-    eps: list[str] = MISSING
-    norm: Norm = Norm.Linf
-    gradient: list[Gradient] = field(default_factory=lambda: [Gradient.rule, Gradient.exact])
-    surrogates: list[str] = field(default_factory=list)
-    eot: int = 1
-    redraw: Draws | None = None
-    targeted: Target | None = None
-    cascade: bool = False
-    eight_bit: bool = False
-    n: int | None = None
-    save_images: int = 0
-    batch_size: int | None = None
-
-
-@dataclass
-class AscentConfig(AttackConfig):
-    """An attack that goes up the gradient of ``loss``."""
-
-    loss: AttackLoss = AttackLoss.ce
-
-
-@dataclass
-class IteratedConfig(AscentConfig):
-    """``step_size`` relative to eps ("eps/4") or absolute; ``early_exit``: a broken sample is left alone
-    (unless ``eight_bit``)."""
-
-    steps: int = 10
-    step_size: str = "eps/4"
-    early_exit: bool = True
-
-
-@dataclass
-class PgdConfig(IteratedConfig):
-    restarts: int = 1
-    random_start: bool = True
-
-
-@dataclass
-class MiFgsmConfig(IteratedConfig):
-    """``decay`` of the accumulated gradient."""
-
-    decay: float = 1.0
-
-
-@dataclass
-class LibraryConfig(AttackConfig):
-    """An attack of another library, which draws for a whole batch: its size has a part in the outcome."""
-
-    batch_size: int | None = 250
-
-
-@dataclass
-class ApgdConfig(LibraryConfig):
-    steps: int = 100
-    restarts: int = 1
-
-
-@dataclass
-class SquareConfig(LibraryConfig):
-    queries: int = 5000
-
-
-@dataclass
-class RaysConfig(AttackConfig):
-    queries: int = 2000
-
-
-@dataclass
-class NoiseConfig(AttackConfig):
-    """The best of so many ``attempts``."""
-
-    attempts: int = 100
 
 
 @dataclass

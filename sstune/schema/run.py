@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, fields
 
 from omegaconf import MISSING, OmegaConf
 
+from sstune.schema.attacks import AttackConfig
 from sstune.schema.choices import Compile, Precision, Select
+from sstune.schema.datasets import DatasetConfig
 from sstune.schema.groups import (
     GROUPS,
-    AttackConfig,
     BackboneConfig,
-    DatasetConfig,
     OptimizerConfig,
     RuleConfig,
     ScheduleConfig,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from sstune.attacks import Batch, Subject, attacked_through
 from sstune.attacks.ascent import Pgd
+from sstune.quantities import parse_adversary, parse_eps
 from sstune.schema import ClassificationConfig, Gradient, PgdConfig, RunConfig
 from sstune.seeding import seed_from
 from sstune.training.forward import Forward, autocast
-from sstune.validation import parse_adversary, parse_eps
 
 
 class Adversary:

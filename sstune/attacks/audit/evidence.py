@@ -14,6 +14,7 @@ from sstune.attacks.evaluation import Victim, View
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.registry import ATTACKS, Attack
 from sstune.datasets import spread
+from sstune.quantities import parse_eps
 from sstune.schema import (
     AscentConfig,
     AttackConfig,
@@ -25,7 +26,6 @@ from sstune.schema import (
     RaysConfig,
     SquareConfig,
 )
-from sstune.validation import parse_eps
 
 STEPS = 20
 

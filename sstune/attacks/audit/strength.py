@@ -11,8 +11,8 @@ from sstune.attacks.audit import black_box
 from sstune.attacks.audit.check import Check, Status
 from sstune.attacks.audit.evidence import Evidence
 from sstune.attacks.audit.paired import Paired, points
+from sstune.quantities import parse_eps
 from sstune.statistics import wilson
-from sstune.validation import parse_eps
 
 WEAKER = 0.5  # points
 CONVERGED = 1.0  # points

@@ -13,9 +13,9 @@ from victims import judged
 from sstune.attacks import Attack, Outcome, Victim, View, drawing_anew, robust
 from sstune.attacks.audit import Evidence
 from sstune.datasets import Split
+from sstune.quantities import parse_eps
 from sstune.rules import feedback_layers
 from sstune.schema import AuditConfig, Gradient
-from sstune.validation import parse_eps
 
 CPU = torch.device("cpu")
 EPS = ["16/255", "32/255", "64/255"]

@@ -14,8 +14,8 @@ from sstune.attacks.audit import Cell, Evidence, Status, audit
 from sstune.attacks.audit.strength import d3, d4, d5, d6, d9, d14, d15
 from sstune.attacks.outcome import Outcome
 from sstune.backbones import Network
+from sstune.quantities import parse_eps
 from sstune.schema import Gradient
-from sstune.validation import parse_eps
 
 Audited = Callable[..., Evidence]
 TWO = ["2/255", "8/255"]
