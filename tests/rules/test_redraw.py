@@ -106,7 +106,10 @@ class TestRedraw:
         assert same(state(network), before)
 
     def test_of_a_plain_network_does_nothing(self) -> None:
-        redraw(nn.Linear(2, 2), 3)
+        layer = nn.Linear(2, 2)
+        before = copy.deepcopy(layer.state_dict())
+        redraw(layer, 3)
+        assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
 class TestFrozenFeedback:
