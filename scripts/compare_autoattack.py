@@ -2,8 +2,8 @@
 
     python scripts/compare_autoattack.py --data cifar10.tar.xz --checkpoint resnet20-12fca82f.th
 
-``autoattack`` must be a direct call's equal, sample by sample. Each part alone, whoever provides it and with
-its own draws, must leave a robust accuracy within 0.5 points of the reference's same part; it has
+``autoattack`` must be a direct call's equal, sample by sample. Each part alone, whoever provides it, must
+leave a robust accuracy within 0.5 points of the reference's same part from the same seed; it has
 every sample that is right without an attack. Both sides run in one process on the same images, through
 the exact gradient. A few hours on one CPU core, mostly Square's. What is done is kept in parity.json, so the
 same command goes on. Exit status 1: a line is off.

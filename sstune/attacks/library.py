@@ -21,7 +21,6 @@ from torch import Tensor
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
 from sstune.attacks.subject import Subject
 from sstune.schema import ApgdConfig, RequestError
-from sstune.seeding import seed_from
 
 PlainAttack = Callable[[Tensor, Tensor], Tensor]  # images and labels -> adversarial images
 TARGETS = 9  # at most, as in AutoAttack
@@ -69,18 +68,18 @@ def check_targeted_dlr(attack: str, n_classes: int) -> None:
 
 
 class LibraryAttack(Attack):
-    """An attack of another library. Its draws are keyed by (seed, attack, the batch's samples)."""
+    """An attack of another library, which every batch seeds anew, as AutoAttack does with its parts: so with
+    the same seed and batches it is what it would be there."""
 
     def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
         images = batch.images.clone(memory_format=torch.contiguous_format)  # it takes views
-        seed = seed_from(self.seed, self.name, part, *map(int, batch.samples))
         with kept_apart(images.device), redirect_stdout(None):  # torchattacks says where it finds no device
-            attack = self.made(subject, subject(images), eps, seed)
+            attack = self.made(subject, subject(images), eps)
             adversarial = attack(images, batch.labels)
         return Attempt(adversarial, torch.full_like(batch.labels, -1))
 
     @abstractmethod
-    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
         """The library's attack, on samples whose outputs are (N, classes)."""
 
 
@@ -96,12 +95,12 @@ class Apgd(LibraryAttack):
 
     config: ApgdConfig
 
-    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
         restarts = self.config.restarts
-        attack = torchattacks.APGD(subject, loss="ce", n_restarts=restarts, **self.settings(eps, seed))
+        attack = torchattacks.APGD(subject, loss="ce", n_restarts=restarts, **self.settings(eps))
         return on(outputs.device, attack)
 
-    def settings(self, eps: float, seed: int) -> dict[str, Any]:
+    def settings(self, eps: float) -> dict[str, Any]:
         """What is the same for every loss."""
         config = self.config
         return {
@@ -110,7 +109,7 @@ class Apgd(LibraryAttack):
             "steps": config.steps,
             "eot_iter": config.eot,
             "rho": 0.75,
-            "seed": seed,
+            "seed": self.seed,
         }
 
 
@@ -118,10 +117,10 @@ class Apgd(LibraryAttack):
 class ApgdT(Apgd):
     """APGD on the targeted difference-of-logits ratio, towards each of up to nine classes."""
 
-    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
         n_classes, restarts = outputs.shape[1], self.config.restarts
         check_targeted_dlr(self.name, n_classes)
-        attack = TargetedApgd(subject, n_targets(n_classes), restarts, **self.settings(eps, seed))
+        attack = TargetedApgd(subject, n_targets(n_classes), restarts, **self.settings(eps))
         return on(outputs.device, attack)
 
 
@@ -156,7 +155,7 @@ class FabT(LibraryAttack):
 
     config: ApgdConfig
 
-    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
         attack = torchattacks.FAB(
             subject,
             norm=self.config.norm.value,
@@ -166,7 +165,7 @@ class FabT(LibraryAttack):
             alpha_max=0.1,
             eta=1.05,
             beta=0.9,
-            seed=seed,
+            seed=self.seed,
             multi_targeted=True,
             n_classes=n_targets(outputs.shape[1]) + 1,
         )

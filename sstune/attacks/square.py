@@ -34,7 +34,7 @@ class Square(LibraryAttack):
         attempt = super().__call__(part, subject, batch, eps)
         return Attempt(attempt.images, queries.effort)
 
-    def made(self, subject: Subject, outputs: Tensor, eps: float, seed: int) -> PlainAttack:
+    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
         settings = {
             "norm": self.config.norm.value,
             "eps": eps,
@@ -43,7 +43,7 @@ class Square(LibraryAttack):
             "p_init": LARGEST,
             "loss": "margin",
             "resc_schedule": False,
-            "seed": seed,
+            "seed": self.seed,
         }
         if self.config.norm is Norm.Linf:
             return on(outputs.device, torchattacks.Square(subject, **settings))
