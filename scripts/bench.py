@@ -225,7 +225,7 @@ def parse() -> argparse.Namespace:
     attack.add_argument("--data", required=True, help="archive or folder of cifar10-jpeg")
     attack.add_argument("--checkpoint", required=True, type=Path, help="a ResNet-20's weights")
     attack.add_argument("--n", type=int, default=2000, help="test images")
-    attack.add_argument("--eps", nargs="+", default=["1/255", "2/255", "4/255", "8/255"], help="ascending")
+    attack.add_argument("--eps", nargs="+", default=["1/255", "2/255", "4/255", "8/255"], metavar="EPS")
     attack.add_argument("--steps", type=int, default=20)
     attack.add_argument("--share", type=int, default=250, help="images of a turn")
     attack.add_argument("--batch-size", type=int, help="of both sides (default: plain 128, ours what fits)")
@@ -235,7 +235,10 @@ def parse() -> argparse.Namespace:
     for command in (step, train, attack):
         command.add_argument("--device", default="auto")
         command.add_argument("--out", type=Path, help="CSV file")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if asked.measure is bench_attack and asked.n <= asked.share:
+        attack.error(f"--share {asked.share}: takes two turns or more of the {asked.n} images (--n)")
+    return asked
 
 
 def bench_train(arguments: argparse.Namespace) -> pd.DataFrame:

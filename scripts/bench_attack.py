@@ -104,8 +104,9 @@ def _lines(arguments: argparse.Namespace, rule: str, gradient: Gradient) -> list
     view = own(config, victim, gradient)
     starts = torch.empty(len(data.test), *data.shape)
     starts.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
-    epsilons = sorted(parse_eps(eps) for eps in arguments.eps)
-    step = PgdConfig("pgd", arguments.eps, steps=arguments.steps, step_size="eps/4", cascade=True)
+    named = sorted(arguments.eps, key=parse_eps)
+    epsilons = [parse_eps(eps) for eps in named]
+    step = PgdConfig("pgd", named, steps=arguments.steps, step_size="eps/4", cascade=True)
 
     def ours(config: PgdConfig) -> Callable[[attacks.Victim], list[Tensor]]:
         method = Started(config, 0)
@@ -140,7 +141,7 @@ def _lines(arguments: argparse.Namespace, rule: str, gradient: Gradient) -> list
     for side in sides:
         ratios = [plain / own for plain, own in zip(sides[0].seconds, side.seconds, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4)
-        for number, eps in enumerate(arguments.eps):
+        for number, eps in enumerate(named):
             right = side.correct()[number]
             lines.append(
                 {

@@ -9,7 +9,18 @@ import pytest
 
 from sstune import validation
 from sstune.composition import known_keys
-from sstune.schema import GROUPS, AdamWConfig, AuditConfig, Gradient, Norm, RequestError, RunConfig, Target
+from sstune.schema import (
+    GROUPS,
+    AdamWConfig,
+    AuditConfig,
+    Draws,
+    Gradient,
+    Norm,
+    Redraw,
+    RequestError,
+    RunConfig,
+    Target,
+)
 from sstune.validation import validate
 from sstune.validation.ranges import RANGES
 
@@ -186,6 +197,18 @@ class TestValidate:
             ),
             ({"attack": "mifgsm"}, {"attack.targeted": Target.random, "attack.eot": 4}, []),
             ({"attack": "apgd"}, {"attack.eot": 4}, []),
+            (
+                {"attack": "pgd", "rule": "brsf"},
+                {"attack.eot": 2},
+                ["attack.eot: averages gradients of different draws, so brsf needs attack.redraw=forward"],
+            ),
+            (
+                {"attack": "pgd", "rule": "brsf"},
+                {"attack.eot": 2, "attack.redraw": Draws.step, "rule.redraw": Redraw.forward},
+                ["attack.eot: averages gradients of different draws, so brsf needs attack.redraw=forward"],
+            ),
+            ({"attack": "pgd", "rule": "brsf"}, {"attack.eot": 2, "rule.redraw": Redraw.forward}, []),
+            ({"attack": "pgd", "rule": "brsf"}, {"attack.eot": 2, "attack.redraw": Draws.forward}, []),
             (
                 {"attack": "rays"},
                 {"attack.eot": 2},

@@ -12,6 +12,7 @@ import torch
 
 from sstune.attacks.library import check_targeted_dlr, kept_apart, n_targets, reference
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.square import check_size
 from sstune.attacks.subject import Subject
 from sstune.schema import LibraryConfig
 
@@ -40,6 +41,7 @@ class Autoattack(Attack):
         return few
 
     def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+        check_size(self.name, batch.images, self.config.norm)
         images = batch.images.clone(memory_format=torch.contiguous_format)  # it takes views
         with kept_apart(images.device):
             library = self.standard(subject, subject(images).shape[1], eps, images.device)

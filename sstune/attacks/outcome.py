@@ -63,6 +63,11 @@ class Outcome:
             images=self.images.clone(),
         )
 
+    def reached(self, clean: Tensor) -> int:
+        """On how many samples that were right, ``clean``, the attack has succeeded: if targeted, how many are
+        taken for their target."""
+        return int((self.broken & clean).sum())
+
     def arrays(self) -> dict[str, Any]:
         """For a file, each field by its name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}

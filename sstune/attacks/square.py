@@ -19,6 +19,22 @@ from sstune.schema import Norm, RequestError, SquareConfig
 LARGEST = 0.8  # share of the image's area that the search begins with
 
 
+def check_size(attack: str, images: Tensor, norm: Norm) -> None:
+    """See that the first square is inside such images and, in L2, the tiles that the search begins with: as
+    many as fit, of a fifth of the height, from half of what five of them leave.
+
+    Raises:
+        RequestError: it is not.
+    """
+    height, width = images.shape[2:]
+    inside = round((LARGEST * height * width) ** 0.5) <= min(height, width)
+    if norm is Norm.L2:
+        tile = height // 5
+        inside &= tile == 1 or (tile > 1 and (height - 5 * tile) // 2 + height // tile * tile <= height)
+    if not inside:
+        raise RequestError(f"attack: {attack} in {norm} is not for images of {height}x{width} pixels")
+
+
 @ATTACKS.register("square")
 class Square(LibraryAttack):
     """At AutoAttack's settings. It makes one query more than ``queries``: where it starts."""
@@ -26,9 +42,7 @@ class Square(LibraryAttack):
     config: SquareConfig
 
     def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        height, width = batch.images.shape[2:]
-        if round((LARGEST * height * width) ** 0.5) > min(height, width):
-            raise RequestError(f"attack: square is for square images, not for {height}x{width} pixels")
+        check_size(self.name, batch.images, self.config.norm)
         queries = Queries(batch.labels, self.config.queries + 1)
         subject.observe = queries
         attempt = super().__call__(part, subject, batch, eps)

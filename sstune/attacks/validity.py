@@ -11,6 +11,7 @@ from sstune.attacks.ascent import length
 from sstune.schema import Norm
 
 TOLERANCE = 1e-6
+SAME = 1e-3  # of outputs, relative to the largest; float32 rounding is far below
 
 
 class InvalidAttack(RuntimeError):
@@ -39,6 +40,11 @@ def distance(adversarial: Tensor, images: Tensor, norm: Norm) -> float:
     """The largest distance of an image from its original, in ``norm``."""
     delta = adversarial - images
     return float(delta.abs().max() if norm is Norm.Linf else length(delta).max())
+
+
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether outputs, or gradients, of the same images differ by more than rounding."""
+    return float((one - other).abs().max()) > SAME * float(one.abs().max())
 
 
 def to_8bit(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:

@@ -15,9 +15,8 @@ from sstune.commands.outcomes import Outcomes, summary
 from sstune.commands.pictures import save_images
 from sstune.commands.source import Source, default_parent, descend, starts_from_default
 from sstune.commands.train import measurement
-from sstune.commands.victim import victim_of, views
+from sstune.commands.victim import said_of, victim_of, views
 from sstune.interrupt import StopFlag
-from sstune.packing import pack
 from sstune.quantities import parse_eps
 from sstune.runs import Run
 from sstune.schema import AttackConfig, Gradient, IteratedConfig, RunConfig
@@ -46,11 +45,8 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     """Robust accuracy at each eps through each gradient; per-sample outcomes go to ``outcomes.npz``."""
     config = run.config
     data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
-    for note in data.notes:
-        print(f"  {note}", flush=True)
     victim = victim_of(config, source, data, device)
-    n, n_clean = len(victim.clean), int(victim.clean.sum())
-    print(f"  clean {n_clean}/{n} right", flush=True)
+    n = len(victim.clean)
     outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)
     measured = []
     for view in views(config, victim, data):
@@ -63,24 +59,16 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
             outcome = _cell(victim, method, view, eps, size, key, outcomes, smaller, stop)
             smaller = outcome if config.attack.cascade else None
             correct = int(outcome.right.sum())
-            print(f"  {config.attack.name} {key}: {correct}/{n} right", flush=True)
+            counts = {} if config.attack.targeted is None else {"reached": outcome.reached(victim.clean)}
+            reached = f", {counts['reached']} at their target" if counts else ""
+            print(f"  {config.attack.name} {key}: {correct}/{n} right{reached}", flush=True)
             gradient = None if view.gradient is Gradient.none else str(view.gradient)
             cell = {"attack": config.attack.name, "gradient": gradient, "eps": eps, "source": view.source}
-            measured.append(measurement("test", n, correct, **cell, **summary(outcome)))
+            measured.append(measurement("test", n, correct, **cell, **counts, **summary(outcome)))
     if config.attack.save_images:
         save_images(run.directory, config.attack, victim, outcomes.cells, data.classes)
-    clean = measurement("test", n, n_clean, outcomes=pack(victim.clean.numpy()))
-    return {
-        "n_classes": data.n_classes,
-        "measurements": [clean, *measured],
-        "seconds": sum(entry["seconds"] for entry in measured),
-        "precision": "float32",
-        "compiled": str(config.compile) if config.compile else None,
-        "datasets": {
-            "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
-        },
-        "skipped": data.skipped_summary,
-    }
+    seconds = sum(entry["seconds"] for entry in measured)
+    return said_of(config, data, victim, measured) | {"seconds": seconds}
 
 
 def _cell(

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sstune import attacks, backbones, datasets, rules
 from sstune.attacks import audit as checks
@@ -15,7 +16,7 @@ from sstune.commands.outcomes import Outcomes, summary
 from sstune.commands.pictures import save_images
 from sstune.commands.source import Source
 from sstune.commands.train import measurement
-from sstune.commands.victim import own, surrogate, victim_of
+from sstune.commands.victim import own, said_of, surrogate, victim_of
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.quantities import parse_eps
@@ -32,8 +33,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     victim = victim_of(config, source, data, device)
     outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)
     evidence = evidence_of(config, victim, data, outcomes, stop)
-    n, n_clean = len(victim.clean), int(victim.clean.sum())
-    print(f"  clean {n_clean}/{n} right", flush=True)
+    n = len(victim.clean)
     found = []
     for check in checks.audit(evidence, config.audit.skip):
         found.append(check)
@@ -42,6 +42,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     if config.attack.save_images:
         shown = replace(config.attack, name="pgd")
         save_images(run.directory, shown, victim, evidence.telling(), data.classes)
+    usual = {key: cell for key, cell in evidence.cells.items() if _usual(cell, evidence)}
     worst = [
         measurement(
             "test", n, int(right.sum()), attack="audit", gradient=None, eps=eps, outcomes=pack(right.numpy())
@@ -49,23 +50,17 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
         for eps in evidence.eps
         for right in [evidence.worst_case(eps)]
     ]
-    return {
-        "n_classes": data.n_classes,
+    measured = [_measured(cell, gradient) for cell in usual.values() for gradient in _names(cell, evidence)]
+    return said_of(config, data, victim, [*measured, *worst]) | {
         "classes": data.classes,
-        "measurements": [measurement("test", n, n_clean, outcomes=pack(victim.clean.numpy())), *worst],
         "audit": {
             "verdict": str(verdict),
             "because": because,
             "not_run": {check.id: check.text for check in found if check.status is checks.Status.not_run},
             "checks": [asdict(check) for check in found],
-            "cells": [_cell(cell, n) for cell in evidence.cells.values()],
+            "cells": [_part(cell, n) for key, cell in evidence.cells.items() if key not in usual],
         },
         "seconds": sum(cell.outcome.seconds for cell in evidence.cells.values()),
-        "precision": "float32",
-        "datasets": {
-            "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
-        },
-        "skipped": data.skipped_summary,
     }
 
 
@@ -112,15 +107,36 @@ def evidence_of(
     )
 
 
-def _cell(cell: checks.Cell, n: int) -> dict[str, Any]:
-    """An attack of the audit in the format of a measurement; ``made_on``: which of the audit's ``n`` samples
-    it was made on, packed."""
-    gradient = None if cell.gradient is Gradient.none else str(cell.gradient)
-    labels = {"attack": cell.attack, "gradient": gradient, "eps": cell.eps, "source": cell.source}
-    right, made_on = cell.outcome.right, torch.zeros(n, dtype=torch.bool)
-    made_on[cell.index] = True
-    on = {"made_on": pack(made_on.numpy())}
-    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **on)
+def _usual(cell: checks.Cell, evidence: checks.Evidence) -> bool:
+    """Whether it is what ``sstune attack`` would measure, and no variation that only the audit makes."""
+    return " " not in cell.attack and len(cell.index) == evidence.n and cell.eps in evidence.eps
+
+
+def _names(cell: checks.Cell, evidence: checks.Evidence) -> list[Gradient]:
+    """The gradients that an attack was made through: of a network without feedback the one is both."""
+    one = cell.gradient is Gradient.rule and not evidence.has_feedback
+    return [Gradient.rule, Gradient.exact] if one else [cell.gradient]
+
+
+def _measured(cell: checks.Cell, gradient: Gradient, **more: str) -> dict[str, Any]:
+    """An attack of the audit as a measurement."""
+    name = None if gradient is Gradient.none else str(gradient)
+    labels = {"attack": cell.attack, "gradient": name, "eps": cell.eps, "source": cell.source}
+    right = cell.outcome.right
+    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **more)
+
+
+def _part(cell: checks.Cell, n: int) -> dict[str, Any]:
+    """The same of an attack that only the audit makes; packed, which of its ``n`` samples it was ``made_on``,
+    and which of them it stands for, ``among``."""
+    which = {"made_on": _flags(cell.index, n), "among": _flags(cell.among, n)}
+    return _measured(cell, cell.gradient, **which)
+
+
+def _flags(index: Tensor, n: int) -> str:
+    flags = torch.zeros(n, dtype=torch.bool)
+    flags[index] = True
+    return pack(flags.numpy())
 
 
 def present(run: Run, row: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,19 +45,30 @@ def make(spec: str) -> nn.Module:
             raise RequestError(f"model.import: {spec} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise RequestError(f"model.import: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
-    return copy.deepcopy(made).cpu()  # it will be converted in place, and theirs may be asked for again
+    try:  # it will be converted in place, and theirs may be asked for again
+        made = copy.deepcopy(made)
+    except RuntimeError:  # torch cannot copy every module, such as one with weight_norm
+        if isinstance(getattr(module, name), nn.Module):
+            what = f"model.import: {spec} cannot be copied"
+            raise RequestError(f"{what}; name a function that makes it") from None
+    return made.cpu()
 
 
 def digest(spec: str, network: nn.Module) -> str:
-    """sha256 over the network's structure, its tensors, and the source of the module that made it."""
+    """sha256 over the network's structure and tensors, and the source files of what made it and of its
+    modules' classes, but torch's; what these call elsewhere is not seen."""
     content = hashlib.sha256(repr(network).encode())
     for name, value in sorted(network.state_dict().items()):
         content.update(name.encode())
         if isinstance(value, Tensor):
             content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    source = inspect.getsourcefile(sys.modules[spec.partition(":")[0]])
-    if source:
-        content.update(Path(source).read_bytes())
+    modules = {spec.partition(":")[0], *(type(module).__module__ for module in network.modules())}
+    for name in sorted(modules):
+        source = (
+            None if name.partition(".")[0] == "torch" else getattr(sys.modules.get(name), "__file__", None)
+        )
+        if source:
+            content.update(Path(source).read_bytes())
     return content.hexdigest()
 
 

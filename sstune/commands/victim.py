@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from torch import nn
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
 from sstune.commands.source import Source, inherit, named_after, open_source
+from sstune.commands.train import measurement
+from sstune.packing import pack
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
 from sstune.training.forward import compiled
 
@@ -20,14 +23,35 @@ SAMPLE_SEED = 0
 def victim_of(
     config: RunConfig, source: Source, data: datasets.Splits, device: torch.device
 ) -> attacks.Victim:
-    """The network of ``source`` with ``config``'s rule, and the test samples that it is attacked with."""
+    """The network of ``source`` with ``config``'s rule, and the test samples that it is attacked with.
+
+    Prints what there is to know of them.
+    """
     task = tasks.build(config.task, data.n_classes)
     network = build(config, source, data, task.outputs).to(device)
-    network.to(memory_format=torch.channels_last)
     test, samples = data.test.sample(config.attack.n, SAMPLE_SEED)
     with rules.frozen_feedback(network), attacks.drawing_anew(device, "clean"):
         clean = tasks.evaluate(network, task, test, device).correct
+    for note in [*data.notes, f"clean {int(clean.sum())}/{len(clean)} right"]:
+        print(f"  {note}", flush=True)
     return attacks.Victim(network, test, samples, clean, device)
+
+
+def said_of(
+    config: RunConfig, data: datasets.Splits, victim: attacks.Victim, measured: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the row of every attack holds: ``measured`` after the clean accuracy, and on which data."""
+    n, n_clean = len(victim.clean), int(victim.clean.sum())
+    return {
+        "n_classes": data.n_classes,
+        "measurements": [measurement("test", n, n_clean, outcomes=pack(victim.clean.numpy())), *measured],
+        "precision": "float32",
+        "compiled": str(config.compile) if config.compile else None,
+        "datasets": {
+            "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
+        },
+        "skipped": data.skipped_summary,
+    }
 
 
 def build(config: RunConfig, source: Source, data: datasets.Splits, outputs: int) -> nn.Module:
@@ -39,6 +63,7 @@ def build(config: RunConfig, source: Source, data: datasets.Splits, outputs: int
     if source.network is not None:
         network = source.network
         imported.check_outputs(network, data.shape, outputs)
+        network.register_forward_pre_hook(_contiguous)
         if config.rule.name != "bp":
             rules.convert(network, config.rule, config.seed, example=torch.zeros(2, *data.shape))
         return network
@@ -57,7 +82,15 @@ def build(config: RunConfig, source: Source, data: datasets.Splits, outputs: int
     rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     if source.config is not None and source.config.rule == config.rule:
         source.load_feedback(network)
-    return network.eval()
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+def _contiguous(network: nn.Module, images: tuple[torch.Tensor]) -> torch.Tensor:
+    """A forward pre-hook: others' code may take views, which not every layout of the images allows.
+
+    A clone, since images of one channel call every layout contiguous.
+    """
+    return images[0].clone(memory_format=torch.contiguous_format)
 
 
 def views(config: RunConfig, victim: attacks.Victim, data: datasets.Splits) -> list[attacks.View]:
@@ -99,7 +132,6 @@ def surrogate(path: str, config: RunConfig, data: datasets.Splits, device: torch
                 f"init_from: {path} was trained on {taken.dataset.label}, not on {config.dataset.label}"
             )
         network = build(taken, source, data, data.n_classes).to(device)
-    network.to(memory_format=torch.channels_last)
     last = source.lineage[-1]
     name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]
     digest = str(last.get("identity") or last["sha256"])

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from sstune.report.measurements import RULES, rank
+from sstune.report.measurements import frame
 from sstune.report.rows import Row, eps_value, unique
-from sstune.report.variants import (
-    LABELS,
-    attack_settings,
-    labels_of,
-    model_settings,
-    name_variants,
-    without_seeds,
-)
+from sstune.report.variants import LABELS
 
 VERDICTS = {
     "MASKED": "attacks through this network's own gradient overstate its robustness",
@@ -93,57 +86,37 @@ def audit_table(rows: Iterable[Row]) -> pd.DataFrame:
     and the exact gradient and in the worst case over all that was tried; their gap in points. Of networks
     that were audited at different eps, what one lacks is left empty.
     """
-    rows = [row for row in unique(rows) if row.get("audit")]
-    records: list[dict[str, Any]] = [
-        {
-            **labels_of(row),
-            "attack": "audit",
-            "model": without_seeds(model_settings(row)),
-            "settings": without_seeds(attack_settings(row)),
-            "row": row,
-        }
-        for row in rows
-    ]
-    name_variants(records)
-    records.sort(key=lambda record: (*_place(record), record["row"]["config"]["seed"]))
-    listed = {eps: eps_value(row, eps) for row in rows for eps in row["config"]["attack"]["eps"]}
+    rows = unique(rows)
+    audited = {row["identity"]: row for row in rows if row.get("audit")}
+    if not audited:
+        return pd.DataFrame()
+    worst = frame(rows)
+    records = worst[(worst["attack"] == "audit") & worst["identity"].isin(audited.keys())]
+    records = records.drop_duplicates("identity")
+    listed = {eps: eps_value(row, eps) for row in audited.values() for eps in row["config"]["attack"]["eps"]}
     each_eps = sorted(listed, key=lambda eps: (listed[eps], eps))
     columns = [*LABELS, "variant", "seed", "n", "clean", *itertools.chain(*map(_columns, each_eps))]
-    lines = [_line(record, each_eps) for record in records]
+    lines = [_line(record, audited[record["identity"]], each_eps) for record in records.to_dict("records")]
     return pd.DataFrame(lines, columns=[*columns, "verdict", "because", "not run"])
-
-
-def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    labels = record["backbone"], record["dataset"], rank(record["rule"], RULES), record["scale"]
-    return *labels, record["variant"]
 
 
 def _columns(eps: str) -> list[str]:
     return [f"pgd {eps} rule", f"pgd {eps} exact", f"gap {eps} points", f"worst case {eps}"]
 
 
-def _line(record: Mapping[str, Any], each_eps: Sequence[str]) -> dict[str, Any]:
-    row = record["row"]
+def _line(record: Mapping[Hashable, Any], row: Row, each_eps: Sequence[str]) -> dict[str, Any]:
     audit, measured = row["audit"], [found for found in row["measurements"] if found["split"] == "test"]
     (clean,) = [found for found in measured if found["attack"] is None]
     line = {key: record[key] for key in (*LABELS, "variant")}
     line |= {"seed": row["config"]["seed"], "n": clean["n"], "clean": clean["correct"] / clean["n"]}
-    other = "exact" if any(cell["gradient"] == "exact" for cell in audit["cells"]) else _only_gradient(audit)
     for eps in each_eps:
         rule, exact, gap, worst = _columns(eps)
-        line[rule] = _accuracy(audit["cells"], "pgd", "rule", eps)
-        line[exact] = _accuracy(audit["cells"], "pgd", other, eps)
+        line[rule] = _accuracy(measured, "pgd", "rule", eps)
+        line[exact] = _accuracy(measured, "pgd", "exact", eps)
         line[gap] = None if None in (line[rule], line[exact]) else 100 * (line[rule] - line[exact])
         line[worst] = _accuracy(measured, "audit", None, eps)
     because, not_run = " ".join(audit["because"]), " ".join(audit["not_run"])
     return line | {"verdict": audit["verdict"], "because": because, "not run": not_run}
-
-
-def _only_gradient(audit: Audit) -> str | None:
-    """A network without feedback is attacked through its one gradient, which is rule's and exact; None where
-    the check that compares them did not run."""
-    (d1,) = [check for check in audit["checks"] if check["id"] == "D1"]
-    return None if d1["status"] == "not run" else "rule"
 
 
 def _accuracy(

@@ -9,13 +9,14 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sstune.packing import unpack
 from sstune.report.effort import UNITS, Curve, accuracy_after, complete, effort_figure, kind_of
-from sstune.report.looks import STYLE, legend_beside, style_of
+from sstune.report.looks import CHANCE, STYLE, legend_beside, style_of
 from sstune.report.measurements import GRADIENTS, attack_rank, rank
 from sstune.report.rows import Row, eps_value
 from sstune.report.variants import joined
@@ -24,11 +25,12 @@ from sstune.statistics import wilson
 Measurement = Mapping[str, Any]
 Key = tuple[str, str, str, str]
 Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 COLOURS = {"rule": "#D55E00", "exact": "#000000", "surrogate": "#009E73"}
 BLACK_BOX_COLOURS = {"square": "#0072B2", "rays": "#56B4E9", "noise": "#999999", "audit": "#CC79A7"}
-# Of attacks that are made on the first of the samples only, how many these are.
-LIMITS = {"noise": "black_box_n", "square": "black_box_n", "rays": "label_n"}
+# Where marks at one eps stand beside each other.
+BESIDE = {"noise": -0.15, "rays": 0.15}
 MARKERS = {"pgd": "o", "fgsm": "^", "square": "s", "rays": "D", "noise": "x", "audit": "v"}
 
 
@@ -36,8 +38,10 @@ def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
     """What there is to draw of an audit's row, each with its caption."""
     with matplotlib.style.context(STYLE):
         yield (
-            "Accuracy against eps (not to scale), with 95 % intervals. A black box or a transferred attack "
-            "below the white box, or rule above exact, is masking. After PGD: tried on what PGD has left.",
+            "Accuracy against eps (not to scale), with 95 % intervals. PGD through the rule's gradient above "
+            "the exact one, or a transferred attack below it, is masking. An attack on some samples only is "
+            "a mark, and the circle joined to it is what PGD leaves of the same: a mark below its circle is "
+            "masking. After PGD: tried on what PGD has left.",
             _against_eps(row),
         )
         for kind, unit in UNITS.items():
@@ -57,6 +61,8 @@ class Tried:
         n: samples that ``correct`` is counted among, of which ``n_clean`` were right before any attack.
         entered: how many were right when this one began. A black box that finds little among the samples
             that PGD has left is not tried on the others, which count as broken.
+        by_pgd: of an attack on some of the audit's samples, how many of the same PGD through the network's
+            own gradient leaves.
         found: ``[effort, samples]`` pairs, how many broke after how much.
     """
 
@@ -68,6 +74,7 @@ class Tried:
     n_clean: int
     entered: int
     correct: int
+    by_pgd: int | None
     found: list[list[int]]
 
     @property
@@ -80,6 +87,11 @@ class Tried:
         return joined(self.attack + "," * bool(view), view, after)
 
     @property
+    def series(self) -> str:
+        """The same in a legend, with how many samples it is of if not of all."""
+        return self.label if self.by_pgd is None else f"{self.label} ({self.n})"
+
+    @property
     def drawn(self) -> bool:
         """Whether it has a place in a figure; an attack with other settings ("pgd steps=40") has none."""
         return " " not in self.attack
@@ -89,12 +101,12 @@ def tried(row: Row) -> list[Tried]:
     """Everything that the audit attacked with, each series from small to large eps, the worst case last."""
     clean = clean_of(row)
     right = unpack(clean["outcomes"], clean["n"])
-    worst = [found for found in row["measurements"] if found["attack"] == "audit"]
+    attacked = [found for found in row["measurements"] if found["split"] == "test" and found["attack"]]
     parts: dict[Key, list[Measurement]] = {}
-    for cell in [*row["audit"]["cells"], *worst]:
+    for cell in [*row["audit"]["cells"], *attacked]:
         key = cell["attack"], cell["gradient"] or "", cell.get("source") or "", cell["eps"]
         parts.setdefault(key, []).append(cell)
-    found = [_tried(row, right, key, cells) for key, cells in parts.items()]
+    found = [_tried(right, key, parts) for key in parts]
     return sorted(found, key=lambda one: (*_series_rank(one), eps_value(row, one.eps)))
 
 
@@ -104,25 +116,33 @@ def clean_of(row: Row) -> Measurement:
     return clean
 
 
-def _tried(row: Row, right: Flags, key: Key, cells: Sequence[Measurement]) -> Tried:
+def _tried(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -> Tried:
     """One attack at one eps, from the parts that it was made in."""
-    made_on = np.zeros_like(right)
-    for cell in cells:
-        made_on |= unpack(cell["made_on"], len(right)) if "made_on" in cell else True
-    limit = LIMITS.get(key[0])
-    n = min(len(right), row["config"]["audit"][limit]) if limit else len(right)
     attack, gradient, source, eps = key
+    cells = parts[key]
+    among = _flags("among", cells, len(right))
+    by_pgd = None
+    if not among.all():
+        (pgd,) = parts["pgd", "rule", "", eps]
+        by_pgd = int(unpack(pgd["outcomes"], len(right))[among].sum())
     return Tried(
         attack,
         gradient,
         source,
         eps,
-        n=n,
-        n_clean=int(right[:n].sum()),
-        entered=int((made_on & right)[:n].sum()),
+        n=int(among.sum()),
+        n_clean=int((among & right).sum()),
+        entered=int((_flags("made_on", cells, len(right)) & right).sum()),
         correct=sum(cell["correct"] for cell in cells),
+        by_pgd=by_pgd,
         found=[pair for cell in cells for pair in cell.get("found") or []],
     )
+
+
+def _flags(name: str, cells: Sequence[Measurement], n: int) -> Flags:
+    """Which of ``n`` samples any of the cells names; one that names none is of all."""
+    flags = [unpack(cell[name], n) if name in cell else np.ones(n, bool) for cell in cells]
+    return np.logical_or.reduce(flags)
 
 
 def _series_rank(one: Tried) -> tuple[Any, ...]:
@@ -131,7 +151,7 @@ def _series_rank(one: Tried) -> tuple[Any, ...]:
 
 def _look(one: Tried) -> dict[str, Any]:
     return {
-        "label": one.label,
+        "label": one.series,
         "color": COLOURS[one.gradient] if one.gradient else BLACK_BOX_COLOURS.get(one.attack, "#999999"),
         "linestyle": style_of(one.attack, one.gradient),
         "marker": MARKERS.get(one.attack, "P"),
@@ -148,20 +168,43 @@ def _against_eps(row: Row) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     chance = 100 / row["n_classes"]
-    axes.axhline(chance, color="0.4", linestyle=":", linewidth=1.2, label=f"chance ({chance:.3g} %)")
-    for label in dict.fromkeys(one.label for one in shown):
-        series = [one for one in shown if one.label == label]
-        n = series[0].n
-        points = {0: series[0].n_clean} | {places[one.eps]: one.correct for one in series}
-        y = np.array([correct / n for correct in points.values()])
-        spread = np.abs(np.array([wilson(correct, n) for correct in points.values()]) - y[:, None]).T
-        axes.errorbar(list(points), 100 * y, 100 * spread, elinewidth=0.8, clip_on=False, **_look(series[0]))
+    axes.axhline(chance, **CHANCE, label=f"chance ({chance:.3g} %)")
+    for label in dict.fromkeys(one.series for one in shown):
+        series = [one for one in shown if one.series == label]
+        x = np.array([places[one.eps] for one in series], dtype=np.float64)
+        if series[0].by_pgd is None:
+            _curve(axes, x, series)
+        else:
+            _marks(axes, x + BESIDE.get(series[0].attack, 0.0), series)
     axes.set_xticks(list(places.values()), list(places))
     axes.set_ylim(0, 100)
     axes.set_xlabel("eps")
     axes.set_ylabel("accuracy (%)")
     legend_beside(figure, axes.get_legend_handles_labels()[0])
     return figure
+
+
+def _curve(axes: Axes, x: Floats, series: Sequence[Tried]) -> None:
+    """An attack on all samples, from the clean accuracy at 0 on."""
+    correct = [series[0].n_clean, *(one.correct for one in series)]
+    y, spread = _with_interval(correct, series[0].n)
+    axes.errorbar([0, *x], y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]))
+
+
+def _marks(axes: Axes, x: Floats, series: Sequence[Tried]) -> None:
+    """An attack on some of them, joined to what PGD leaves of the same; between eps nothing was measured."""
+    n = series[0].n
+    y, spread = _with_interval([one.correct for one in series], n)
+    white, _ = _with_interval([one.by_pgd or 0 for one in series], n)
+    axes.vlines(x, y, white, color="0.6", linewidth=0.8, zorder=1)
+    axes.plot(x, white, "o", markersize=5, fillstyle="none", color=COLOURS["rule"], clip_on=False)
+    axes.errorbar(x, y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]) | {"linestyle": "none"})
+
+
+def _with_interval(correct: Sequence[int], n: int) -> tuple[Floats, Floats]:
+    """Percentages, and how far Wilson's interval reaches below and above each, (2, len(correct))."""
+    y = np.array(correct) / n
+    return 100 * y, 100 * np.abs(np.array([wilson(one, n) for one in correct]) - y[:, None]).T
 
 
 def _efforts(row: Row, kind: str) -> Iterator[Curve]:

@@ -112,7 +112,8 @@ def _figures(row: Row) -> str:
 def _share(one: Tried) -> str:
     low, high = wilson(one.correct, one.n)
     interval = f"({100 * low:.1f} to {100 * high:.1f})".replace(" ", "\N{NO-BREAK SPACE}")
-    return f"{100 * one.correct / one.n:.1f}\n{interval}"
+    same = "" if one.by_pgd is None else f"\nPGD on the same: {100 * one.by_pgd / one.n:.1f}"
+    return f"{100 * one.correct / one.n:.1f}\n{interval}{same}"
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]], classes: Iterable[str] = ()) -> str:

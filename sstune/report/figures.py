@@ -13,7 +13,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sstune.report.looks import STYLE, Looks, each_network, legend_beside, looks_of, named, save, style_of
+from sstune.report.looks import (
+    CHANCE,
+    STYLE,
+    Looks,
+    each_network,
+    legend_beside,
+    looks_of,
+    named,
+    save,
+    style_of,
+)
 from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, rank
 from sstune.report.rows import Row
 from sstune.report.tables import lines
@@ -46,7 +56,7 @@ def _figure(cells: pd.DataFrame, title: str, chance: float) -> Figure:
     looks = looks_of(zip(cells["rule"], cells["variant"], strict=True))
     for (row, scale), (column, attack) in itertools.product(enumerate(scales), enumerate(attacks)):
         axes = panels[row, column]
-        axes.axhline(100 * chance, color="0.4", linestyle=":", linewidth=1.2)
+        axes.axhline(100 * chance, **CHANCE)
         axes.set_title(f"{attack}, scale {scale}" if scale else attack)
         _panel(axes, _shown(cells[cells["scale"].isin(["", scale])], attack), looks, _unit(attack))
     for axes, attack in zip(panels[-1], attacks, strict=True):
@@ -129,7 +139,7 @@ def _legend(cells: pd.DataFrame, looks: Looks, chance: float) -> list[Line2D]:
     series = sorted(_series(cells), key=lambda pair: rank(pair[1], GRADIENTS))
     styles = {_label(attack, gradient): style_of(attack, gradient) for attack, gradient in series}
     handles += [Line2D([], [], color="0.4", linestyle=style, label=label) for label, style in styles.items()]
-    return [*handles, Line2D([], [], color="0.4", linestyle=":", label=f"chance ({100 * chance:.3g} %)")]
+    return [*handles, Line2D([], [], **CHANCE, label=f"chance ({100 * chance:.3g} %)")]
 
 
 def _label(attack: str, gradient: str) -> str:

@@ -42,6 +42,7 @@ BLACK_BOX_STYLES: dict[str, LineStyleType] = {
     "audit": (0, (1, 1)),
 }
 OTHER_STYLE: LineStyleType = "-."
+CHANCE: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}  # of the line at 1 / classes
 MARKERS = "os^Dv*XP"
 # the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time
 STYLE: list[str | Path | dict[str, Any]] = [

@@ -17,6 +17,22 @@ LABELS = ["backbone", "dataset", "rule", "scale"]
 # What belongs to the single measurement, and what changes no figure.
 _NOT_SETTINGS = ("name", "eps", "gradient", "norm", "save_images")
 
+# Of an attack's configuration: how its network's training images and labels were treated is its parent's.
+_OF_TRAINING = {
+    "dataset": (
+        "crop_padding",
+        "crop_scale",
+        "flip",
+        "transforms",
+        "cutout",
+        "val_fraction",
+        "train_n",
+        "shots",
+        "subset_seed",
+    ),
+    "task": ("label_smoothing", "adversarial", "adversarial_eps", "adversarial_step_size"),
+}
+
 Settings = dict[str, str]
 
 
@@ -34,6 +50,8 @@ def labels_of(row: Row) -> dict[str, str]:
 def name_variants(records: Sequence[dict[str, Any]]) -> None:
     """Add ``variant`` and its halves, ``model_variant`` and ``attack_variant``.
 
+    Adversarial training is always named: no reader shall take such a network for another.
+
     Args:
         records: each with :data:`LABELS`, ``attack``, and its ``model`` and ``settings`` without seeds.
     """
@@ -41,6 +59,9 @@ def name_variants(records: Sequence[dict[str, Any]]) -> None:
     # an attack run in two ways is not one attack: say so across all rules on a dataset, which readers compare
     _name_part(records, "settings", ["backbone", "dataset", "attack"], _differences)
     for record in records:
+        adversary = record["model"].get("task.adversarial", "null")
+        if adversary != "null" and "task.adversarial=" not in record["model_variant"]:
+            record["model_variant"] = joined(record["model_variant"], f"task.adversarial={adversary}")
         record["variant"] = joined(record["model_variant"], record["attack_variant"])
 
 
@@ -99,7 +120,7 @@ def model_settings(row: Row) -> Settings:
         settings = {"command": row["command"]} | flatten(config)
     else:
         sections = ("backbone", "dataset", "task", "rule")
-        settings = flatten({key: config[key] for key in sections if key in config})
+        settings = flatten({key: _of_attack(key, config[key]) for key in sections if key in config})
         if ancestors and "config" in ancestors[-1]:
             trained = _stage(ancestors.pop())
             changed = [key for key, value in settings.items() if trained.get(key, value) != value]
@@ -114,6 +135,10 @@ def model_settings(row: Row) -> Settings:
     return settings
 
 
+def _of_attack(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in _OF_TRAINING.get(section, ())}
+
+
 def attack_settings(row: Row) -> Settings:
     """How the row attacked; name, norm, eps and gradient belong to the single measurement.
 
@@ -125,9 +150,9 @@ def attack_settings(row: Row) -> Settings:
     settings |= flatten(audit, "audit.")
     if attack.get("cascade"):
         settings["attack.eps"] = " ".join(sorted(attack["eps"], key=lambda eps: eps_value(row, eps)))
-    sources = {cell.get("source") for cell in row.get("audit", {}).get("cells", [])} - {None, ""}
-    if sources:
-        settings["audit.surrogate"] = " ".join(sorted(sources))
+    if "audit" in row:
+        sources = {found.get("source") for found in row["measurements"]} - {None, ""}
+        settings |= {"audit.surrogate": " ".join(sorted(sources))} if sources else {}
     return settings
 
 

@@ -10,6 +10,7 @@ from sstune.schema import (
     AscentConfig,
     AttackConfig,
     ClassificationConfig,
+    Draws,
     Gradient,
     IteratedConfig,
     LibraryConfig,
@@ -65,6 +66,9 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
         yield f"attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
     if attack.eot > 1 and not (climbs or attack.name.startswith(("apgd", "audit"))):
         yield f"attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for {attack.name}"
+    draws = attack.redraw or getattr(config.rule, "redraw", None)
+    if attack.eot > 1 and config.rule.name == "brsf" and draws != Draws.forward:
+        yield "attack.eot: averages gradients of different draws, so brsf needs attack.redraw=forward"
     if attack.name == "audit":
         usual = AttackConfig()
         for key in ("gradient", "cascade", "eight_bit"):

@@ -350,8 +350,26 @@ class TestSquare:
         if fits:
             make("square")("", Subject(network), batch, 0.1)
         else:
-            with pytest.raises(RequestError, match=r"square images, not for 8x16 pixels"):
+            with pytest.raises(RequestError, match=r"square in Linf is not for images of 8x16 pixels"):
                 make("square")("", Subject(network), batch, 0.1)
+
+    @pytest.mark.parametrize("norm", list(Norm))
+    @pytest.mark.parametrize("size", [3, 4, 5, 8, 9, 10, 12, 14, 15, 16, 18, 24, 28, 32])
+    def test_images_that_the_search_cannot_begin_on_are_refused(self, size: int, norm: Norm) -> None:
+        """And no others."""
+        network = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 4))
+        images = torch.rand(2, 1, size, size)
+        batch = Batch(images, network(images).argmax(1), None, range(2))
+        attack: Any = make("square", norm=norm)
+        subject = Subject(network)
+        try:
+            with torch.no_grad(), torch.random.fork_rng([]):
+                attack.made(subject, network(images), 0.1)(images, batch.labels)
+        except (RuntimeError, ZeroDivisionError):
+            with pytest.raises(RequestError, match=rf"in {norm} is not for images of {size}x{size} pixels$"):
+                attack("", subject, batch, 0.1)
+        else:
+            attack("", subject, batch, 0.1)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

@@ -17,7 +17,7 @@ from sstune.commands import audit
 from sstune.commands.source import descend
 from sstune.composition import compose
 from sstune.interrupt import Stopped
-from sstune.packing import unpack
+from sstune.packing import pack, unpack
 
 Ask = Callable[..., Any]
 QUICK = [
@@ -87,18 +87,27 @@ class TestOfARun:
         printed = [text.split()[0] for text in answer.out.splitlines() if text.startswith("  D")]
         assert printed == [check["id"] for check in found["checks"]]
 
-        clean, *worst = row["measurements"]
+        clean, *attacked = row["measurements"]
         assert (clean["attack"], clean["n"]) == (None, 60)
+        usual, worst = attacked[:-2], attacked[-2:]
+        assert {(entry["attack"], entry["gradient"], entry["eps"]) for entry in usual} == {
+            *(("pgd", gradient, eps) for gradient in ("rule", "exact") for eps in ("16/255", "48/255")),
+            *(("fgsm", "rule", eps) for eps in ("16/255", "48/255")),
+        }
         assert [(entry["attack"], entry["eps"]) for entry in worst] == [
             ("audit", "16/255"),
             ("audit", "48/255"),
         ]
         right = unpack(clean["outcomes"], 60)
-        for cell in found["cells"]:
+        everything = pack(np.ones(60))
+        for cell in [*usual, *found["cells"]]:
             outcomes = unpack(cell["outcomes"], cell["n"])
             assert outcomes.sum() == cell["correct"]
-            on = unpack(cell["made_on"], 60)
+            on = unpack(cell.get("made_on", everything), 60)
             assert on.sum() == cell["n"]
+            among = unpack(cell.get("among", everything), 60)
+            of = {"noise": 40, "square": 40, "rays": 30}.get(cell["attack"], 60)
+            assert (among.sum(), bool((on & ~among).any())) == (of, False)
             assert not (outcomes & ~right[on]).any()
             if cell["eps"] == "16/255":
                 smaller = unpack(worst[0]["outcomes"], 60)
@@ -106,7 +115,7 @@ class TestOfARun:
         d1 = found["checks"][1]
         by_view = {
             cell["gradient"]: cell["correct"]
-            for cell in found["cells"]
+            for cell in usual
             if (cell["attack"], cell["eps"]) == ("pgd", "48/255")
         }
         assert d1["figure"] >= 100 * (by_view["rule"] - by_view["exact"]) / 60
@@ -138,7 +147,8 @@ class TestOfARun:
         row = row_of(tmp_path)
         d8 = row["audit"]["checks"][8]
         assert (d8["id"], d8["n"]) == ("D8", 60)
-        assert {cell["source"].split("@")[0] for cell in row["audit"]["cells"]} == {"", "resnet20-brsf-s0"}
+        sources = {entry["source"].split("@")[0] for entry in row["measurements"] if entry.get("source")}
+        assert sources == {"resnet20-brsf-s0"}
 
     @pytest.mark.parametrize(
         ("override", "said"),
@@ -202,8 +212,17 @@ class TestOfAnImport:
                      "audit.strict=true")  # fmt: skip
         assert answer.errors == []
         assert answer.status == 0
-        found = row_of(tmp_path)["audit"]
+        row = row_of(tmp_path)
+        found = row["audit"]
         assert (found["verdict"], found["because"]) == ("NOT MASKED", ["D5", "D7", "D13"])
+        pgd = [
+            {key: value for key, value in entry.items() if key != "gradient"}
+            for gradient in ("rule", "exact")
+            for entry in row["measurements"]
+            if (entry["attack"], entry["gradient"]) == ("pgd", gradient)
+        ]
+        assert len(pgd) == 4
+        assert pgd[:2] == pgd[2:]  # its one gradient is both
         assert found["checks"][1]["text"] == "no feedback: the network's gradient is the exact one"
 
     def test_with_a_rule_of_ours(self, ask: Ask, imports: None, tmp_path: Path) -> None:

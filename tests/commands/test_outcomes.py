@@ -167,6 +167,18 @@ class TestFile:
             assert not same(outcomes(run), plain), change
         assert len(names) == 6
 
+    def test_a_targeted_attack_says_how_often_it_reached_its_target(
+        self, attack: Attack, finetuned: Path
+    ) -> None:
+        run = attack(finetuned, *PGD, "attack.targeted=runner_up")
+        found, measured = outcomes(run), row_of(run)["measurements"]
+        assert "reached" not in measured[0]
+        reached = [entry["reached"] for entry in measured[1:]]
+        assert reached == [int((found[f"{cell}/broken"] & found["clean"]).sum()) for cell in CELLS]
+        assert max(reached) > 0
+        plain = row_of(attack(finetuned, *PGD))["measurements"]
+        assert not any("reached" in entry for entry in plain)
+
 
 class TestDraws:
     """Of feedback under attack, where neither the run nor the attack freezes it."""

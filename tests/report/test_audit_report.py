@@ -15,6 +15,7 @@ from sstune.packing import pack
 from sstune.report.audit import WORDS, audit_table, audit_text
 from sstune.report.audit_figures import tried
 from sstune.report.audit_page import audit_page
+from sstune.report.pairs import gap_table
 from sstune.report.tables import to_csv, to_text
 from sstune.statistics import wilson
 
@@ -35,7 +36,10 @@ def check(name: str, status: str, figure: float | None = 1.5, **changes: Any) ->
 def cell(
     attack: str, gradient: str | None, eps: str, kept: str, made_on: str = "", **more: Any
 ) -> dict[str, Any]:
-    """``kept``: "x" for each sample that stayed right, of those that ``made_on`` has a "1" for (or all)."""
+    """``kept``: "x" for each sample that stayed right, of those that ``made_on`` has a "1" for (or all).
+
+    In ``made_on``, of each sample: "1" if the attack was made on it, "0" if it only stands for it, else ".".
+    """
     right = [character == "x" for character in kept]
     entry = {
         "split": "test",
@@ -46,21 +50,32 @@ def cell(
         "seconds": 1.0,
     }
     entry |= {"n": len(right), "correct": sum(right), "outcomes": pack(right), "found": [], **more}
-    return entry | ({"made_on": pack([character == "1" for character in made_on])} if made_on else {})
+    if not made_on:
+        return entry
+    return entry | {
+        "made_on": pack([character == "1" for character in made_on]),
+        "among": pack([character != "." for character in made_on]),
+    }
 
 
 @pytest.fixture
 def row(make: Any) -> Any:
-    """usf, eight samples, the last two wrong without attack; a black box on six, by labels on three."""
+    """usf, eight samples, the second and the last wrong without attack; a black box on six of them, by labels
+    on three."""
     row = make.attack(make.finetune("usf"), "audit", counts={"1/255": (0, 0), "2/255": (0, 0)}, n=8, clean=6)
     row["config"]["audit"] = {"black_box_n": 6, "label_n": 3, "skip": []}
-    make.remember(row, {"clean": "xxxxxx.."})
+    make.remember(row, {"clean": "x.xxxxx."})
+    steps = {"found": [[0, 1], [3, 1]]}
     row["measurements"] = [
         row["measurements"][0],
-        cell("audit", None, "1/255", "xx......"),
+        cell("pgd", "rule", "1/255", "x.xxxx.."),
+        cell("pgd", "rule", "2/255", "x.x.xx..", **steps),
+        cell("pgd", "exact", "1/255", "x.x....."),
+        cell("pgd", "exact", "2/255", "........"),
+        cell("mifgsm", "surrogate", "2/255", "x.x.....", source="bp@1"),
+        cell("audit", None, "1/255", "x.x....."),
         cell("audit", None, "2/255", "........"),
     ]
-    steps = {"found": [[0, 1], [3, 1]]}
     row["audit"] = {
         "verdict": "MASKED",
         "because": ["D1", "D7"],
@@ -73,17 +88,14 @@ def row(make: Any) -> Any:
             check("D15", "report", 0.25, unit="cosine"),
         ],
         "cells": [
-            cell("pgd", "rule", "1/255", "xxxxx..."),
-            cell("pgd", "rule", "2/255", "xxxx....", **steps),
-            cell("pgd", "exact", "1/255", "xx......"),
-            cell("pgd", "exact", "2/255", "........"),
-            cell("pgd steps=40", "rule", "2/255", "xxx....."),
-            cell("square", None, "2/255", "x...", "11110000", found=[[5, 3]]),
-            cell("square", None, "2/255", "..", "00001100", found=[[9, 2]]),
-            cell("rays", None, "2/255", "xx", "11000000"),
-            cell("mifgsm", "surrogate", "2/255", "xx......", source="bp@1"),
+            cell("pgd steps=40", "rule", "2/255", "x.x.x..."),
+            cell("square", None, "2/255", "x.", "10100000", found=[[5, 1]]),
+            cell("square", None, "2/255", "..", "00010010", found=[[9, 2]]),
+            cell("rays", None, "2/255", "xx", "1..01..."),
         ],
     }
+    for part in row["audit"]["cells"][1:3]:
+        part["among"] = pack([character == "1" for character in "11110011"])
     row |= {"git": {"commit": "c" * 40, "dirty": True}, "versions": {"torch": "2.x"}}
     return row
 
@@ -151,21 +163,18 @@ class TestTable:
             "0.625000,0.250000,37.500000,0.250000,0.500000,0.000000,50.000000,0.000000,MASKED,D1 D7,D8\n"
         )
 
-    def test_a_network_without_feedback_has_one_gradient(self, row: Any) -> None:
-        row["audit"]["cells"] = [one for one in row["audit"]["cells"] if one["gradient"] != "exact"]
-        line = audit_table([row]).iloc[0]
-        assert (line["pgd 1/255 exact"], line["gap 1/255 points"]) == (0.625, 0)
-        row["audit"]["checks"][1]["status"] = "not run"  # then nobody has looked
-        line = audit_table([row]).iloc[0]
-        assert line[["pgd 1/255 exact", "gap 1/255 points"]].isna().all()
-
     def test_nothing_without_audits(self, make: Any) -> None:
         assert len(audit_table([make.attack(make.finetune())])) == 0
 
-    def test_the_worst_case_is_in_the_tables_of_accuracy(self, row: Any) -> None:
+    def test_what_was_measured_is_in_the_tables_of_accuracy(self, row: Any) -> None:
         text = to_text([row])
-        assert re.search(r"^usf +75\.0 +25\.0 +0\.0$", text, re.MULTILINE)
-        assert "audit: the worst case over all that an audit tried" in text
+        assert re.search(r"^usf( +[\d.]+)+ +25\.0 +0\.0$", text, re.MULTILINE)
+        assert "audit: the worst case over all that an audit tried" in " ".join(text.split())
+        gaps = gap_table([row])
+        assert list(zip(gaps["attack"], gaps["eps"], gaps["gap_points"], strict=True)) == [
+            ("pgd", "1/255", pytest.approx(37.5)),
+            ("pgd", "2/255", pytest.approx(50)),
+        ]
 
     def test_audits_in_two_ways_are_told_apart(self, row: Any, make: Any) -> None:
         other = {**row, "identity": "f" * 64, "config": {**row["config"], "audit": {"black_box_n": 9}}}
@@ -177,22 +186,23 @@ class TestTable:
 
 class TestTried:
     def test_the_parts_of_a_black_box_are_put_together(self, row: Any) -> None:
-        """Square was made on four samples that PGD had left, and on the two others that were right."""
+        """Square was made on two samples that PGD had left, and on the two others that were right."""
         found = {(one.label, one.eps): one for one in tried(row)}
         square = found["square", "2/255"]
-        assert (square.n, square.n_clean, square.entered, square.correct) == (6, 6, 6, 1)
-        assert square.found == [[5, 3], [9, 2]]
+        assert (square.n, square.n_clean, square.entered, square.correct) == (6, 4, 4, 1)
+        assert square.by_pgd == 2
+        assert square.found == [[5, 1], [9, 2]]
 
     def test_what_pgd_has_broken_stays_broken(self, row: Any) -> None:
         """RayS was made on two of the three samples that labels are asked of."""
         (rays,) = [one for one in tried(row) if one.attack == "rays"]
-        assert (rays.label, rays.n, rays.n_clean, rays.entered, rays.correct) == (
-            "rays after PGD",
-            3,
-            3,
-            2,
-            2,
-        )
+        assert (rays.label, rays.series) == ("rays after PGD", "rays after PGD (3)")
+        assert (rays.n, rays.n_clean, rays.entered, rays.correct, rays.by_pgd) == (3, 3, 2, 2, 2)
+
+    def test_an_attack_on_all_samples_stands_beside_no_other(self, row: Any) -> None:
+        for one in tried(row):
+            if one.attack in ("pgd", "mifgsm", "audit"):
+                assert (one.n, one.n_clean, one.entered, one.by_pgd) == (8, 6, 6, None)
 
     def test_labels_and_order(self, row: Any) -> None:
         labels = list(dict.fromkeys(one.label for one in tried(row)))

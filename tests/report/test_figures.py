@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sstune.report.figures import accuracy_against_eps
-from sstune.report.looks import COLOURS
+from sstune.report.looks import CHANCE, COLOURS
 
 
 def campaign(make: Any, scales: tuple[str, ...] = ("unit",), **changes: Any) -> list[Any]:
@@ -57,7 +57,7 @@ def test_curves_by_hand(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
     assert curves(pgd)[COLOURS["usf"], "--"] == near([(0, 90), (4, 51)])
     assert curves(pgd)[COLOURS["bp"], "-"] == near([(0, 90), (4, 0)])
     for axes in (fgsm, pgd):
-        chance = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+        chance = [line for line in axes.get_lines() if line.get_color() == CHANCE["color"]]
         assert [set(line.get_ydata()) for line in chance] == [{10.0}]
     # a band for usf, which has two seeds, at both gradients, and none for bp: 51 +- 1.41 %
     band = pgd.collections[-1].get_paths()[0].vertices[:, 1]
@@ -77,7 +77,7 @@ def test_a_row_for_each_scale_and_bp_in_every_row(make: Any, drawn: list[Figure]
         f"{attack}, scale {scale}" for scale in ("unit", "xavier") for attack in ("fgsm", "pgd")
     ]
     for axes in panels:
-        assert {colour for colour, _ in curves(axes)} == {COLOURS["bp"], COLOURS["usf"], "0.4"}
+        assert {colour for colour, _ in curves(axes)} == {COLOURS["bp"], COLOURS["usf"], CHANCE["color"]}
 
 
 def test_clean_accuracy_is_of_the_whole_test_set_where_nothing_else_is_known(

@@ -274,6 +274,24 @@ def test_pictures_kept_make_no_other_attack(make: Any) -> None:
     assert set(table(rows)["seeds"]) == {1}
 
 
+def test_how_an_attack_would_have_trained_is_no_matter(make: Any) -> None:
+    """It attacks the parent's network, which its own configuration of training images does not change."""
+    parent = make.finetune("usf", dataset__crop_padding=4)
+    other = make.attack(parent, "fgsm")
+    other["config"]["dataset"]["crop_padding"] = 0
+    other["config"]["task"]["label_smoothing"] = 0.1
+    found = table([parent, make.attack(parent), other])
+    assert set(found["variant"]) == {""}
+    assert set(found["attack"]) == {"clean", "pgd", "fgsm"}
+
+
+def test_adversarial_training_is_always_named(make: Any) -> None:
+    parent = make.finetune("bp", task__adversarial="pgd7")
+    assert set(table([parent, make.attack(parent)])["variant"]) == {"task.adversarial=pgd7"}
+    both = table([parent, make.finetune("bp")])
+    assert sorted(both["variant"]) == ["", "task.adversarial=pgd7"]
+
+
 def test_an_audits_surrogate_is_a_setting(make: Any) -> None:
     """It is in no configuration, but the worst case depends on it."""
     parent = make.finetune("usf")
@@ -281,7 +299,8 @@ def test_an_audits_surrogate_is_a_setting(make: Any) -> None:
     for source, correct in (("a@1", 20), ("b@2", 10)):
         row = views(make, parent, [("", "", "8/255", correct)], "audit", note=source)
         del row["config"]["attack"]["note"]  # made the identities differ
-        rows.append(row | {"audit": {"cells": [{"source": source}, {"source": ""}]}})
+        row["measurements"].append(row["measurements"][-1] | {"attack": "mifgsm", "source": source})
+        rows.append(row | {"audit": {}})
     found = table(rows)
     audits = found[found["attack"] == "audit"]
     assert list(audits["variant"]) == ["audit.surrogate=a@1", "audit.surrogate=b@2"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sstune.attacks.audit.check import Check, Status
 from sstune.attacks.audit.evidence import Evidence
-from sstune.attacks.audit.paired import Paired, largest
+from sstune.attacks.audit.paired import Paired, beyond, largest
 from sstune.attacks.outcome import Outcome
 
 BEATEN = 0.2  # points
@@ -35,9 +35,8 @@ def d8(evidence: Evidence) -> Check:
         return Check(Status.not_run, None, "points", THRESHOLD, None, text)
     pairs = {eps: Paired.of(evidence.pgd(evidence.own, eps), evidence.transfer(eps)) for eps in evidence.eps}
     eps, pair, masked = largest(pairs, BEATEN)
-    status = Status.masked if masked else Status.ok
     text = f"at {eps} transfer leaves {pair.second:.1f} %, PGD through the own gradient {pair.first:.1f} %"
-    return Check(status, pair.difference, "points", THRESHOLD, evidence.n, text)
+    return Check(beyond(pair, BEATEN, masked), pair.difference, "points", THRESHOLD, evidence.n, text)
 
 
 def _black_box(evidence: Evidence, name: str, attack: BlackBox, samples: Tensor) -> Check:

@@ -43,6 +43,7 @@ class Cell:
     source: str
     outcome: Outcome
     index: Tensor  # which of the audit's samples it was made on
+    among: Tensor  # which of them it stands for: the others of these PGD has broken already
 
 
 @dataclass
@@ -116,15 +117,16 @@ class Evidence:
         return self._attack("mifgsm", config, self.surrogate, eps)
 
     def noise(self, eps: str) -> Outcome:
-        return self._attack("noise", NoiseConfig("noise", [eps]), self._blind, eps, self.black_box_samples)
+        some = self.black_box_samples
+        return self._attack("noise", NoiseConfig("noise", [eps]), self._blind, eps, some, some)
 
     def square(self, eps: str, index: Tensor, part: str) -> Outcome:
         config = SquareConfig("square", [eps], queries=self.config.square_queries)
-        return self._attack("square", config, self._blind, eps, index, part)
+        return self._attack("square", config, self._blind, eps, index, self.black_box_samples, part)
 
     def rays(self, eps: str, index: Tensor, part: str) -> Outcome:
         config = RaysConfig("rays", [eps], queries=self.config.label_queries)
-        return self._attack("rays", config, self._blind, eps, index, part)
+        return self._attack("rays", config, self._blind, eps, index, self.label_samples, part)
 
     @property
     def black_box_samples(self) -> Tensor:
@@ -157,12 +159,14 @@ class Evidence:
         view: View,
         eps: str,
         index: Tensor | None = None,
+        among: Tensor | None = None,
         part: str = "",
     ) -> Outcome:
         key = " ".join(filter(None, [label, view.gradient, view.source, eps, part]))
         if key not in self.cells:
-            index = torch.arange(self.n) if index is None else index
+            everything = torch.arange(self.n)
+            index, among = (everything if which is None else which for which in (index, among))
             attack = ATTACKS[config.name](config, self.seed)
             outcome = self.run(key, self.victim.take(index), attack, view, eps)
-            self.cells[key] = Cell(label, view.gradient, eps, view.source, outcome, index)
+            self.cells[key] = Cell(label, view.gradient, eps, view.source, outcome, index, among)
         return self.cells[key].outcome

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sstune.attacks.audit.check import Status
 from sstune.attacks.outcome import Outcome
 from sstune.statistics import mcnemar
 
@@ -61,6 +62,13 @@ def largest(pairs: Mapping[str, Paired], threshold: float) -> tuple[str, Paired,
     beaten = {name: pair for name, pair in pairs.items() if pair.beaten(threshold, len(pairs))}
     name = max(beaten or pairs, key=lambda name: pairs[name].difference)
     return name, pairs[name], bool(beaten)
+
+
+def beyond(pair: Paired, threshold: float, masked: bool) -> Status:
+    """What a check says whose figure is a difference: beyond the threshold but by chance, it warns."""
+    if masked:
+        return Status.masked
+    return Status.warn if pair.difference > threshold else Status.ok
 
 
 def points(share: Tensor) -> float:

@@ -10,7 +10,7 @@ from sstune.attacks.audit.check import Check, Status
 from sstune.attacks.audit.evidence import Evidence
 from sstune.attacks.evaluation import attacked_through, check_zero_eps
 from sstune.attacks.registry import ATTACKS, Batch
-from sstune.attacks.validity import InvalidAttack
+from sstune.attacks.validity import InvalidAttack, differ
 from sstune.datasets import batches
 from sstune.rules import eval_mode
 from sstune.schema import AttackLoss, PgdConfig
@@ -18,7 +18,6 @@ from sstune.schema import AttackLoss, PgdConfig
 REPEATS = 5
 LOOKED_AT = 64
 FEWEST_RIGHT = 24  # of fewer, not even a third less would be a significant difference at four eps
-SAME = 1e-3  # relative to the largest entry; float32 rounding is far below
 
 
 def probe(evidence: Evidence, n: int = LOOKED_AT) -> Batch:
@@ -48,12 +47,11 @@ def d0(evidence: Evidence) -> Check:
         found.append("logits are not finite")
     if changed:
         found.append(f"a forward pass in eval mode changes {changed[0]}")
-    if not _differ(outputs, again) and _differ(alone, outputs[:half]):
+    if not differ(outputs, again) and differ(alone, outputs[:half]):
         found.append("a sample's logits depend on the other samples of its batch")
     try:
         pgd = ATTACKS["pgd"](PgdConfig("pgd", [], steps=2), evidence.seed)
-        if not _differ(outputs, again):
-            check_zero_eps(evidence.victim, pgd, evidence.own, LOOKED_AT)
+        check_zero_eps(evidence.victim, pgd, evidence.own, LOOKED_AT)
     except InvalidAttack as error:
         found.append(str(error))
     status = Status.error if found else Status.ok
@@ -65,7 +63,7 @@ def d11(evidence: Evidence) -> Check:
     """Random outputs or gradients: an attack must average over them."""
     outputs, gradients = repeated(evidence)
     random = [name for name, values in (("outputs", outputs), ("input gradients", gradients)) if
-              any(_differ(values[0], other) for other in values[1:])]  # fmt: skip
+              any(differ(values[0], other) for other in values[1:])]  # fmt: skip
     averaged = evidence.own.eot > 1
     status = Status.ok if not random else Status.report if averaged else Status.warn
     text = "the same in every repeat"
@@ -99,8 +97,3 @@ def d12(evidence: Evidence) -> Check:
 
 def _tensors(network: torch.nn.Module) -> dict[str, Tensor]:
     return dict([*network.named_parameters(), *network.named_buffers()])
-
-
-def _differ(one: Tensor, other: Tensor) -> bool:
-    """By more than rounding."""
-    return float((one - other).abs().max()) > SAME * float(one.abs().max())

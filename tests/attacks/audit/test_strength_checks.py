@@ -186,7 +186,7 @@ class TestD15:
         for number, (eps, on, broken) in enumerate(data.draw(cells)):
             index = torch.tensor(sorted(on), dtype=torch.long)
             outcome = Outcome.begin(torch.tensor([s not in broken for s in sorted(on)], dtype=torch.bool))
-            evidence.cells[str(number)] = Cell("pgd", Gradient.rule, eps, "", outcome, index)
+            evidence.cells[str(number)] = Cell("pgd", Gradient.rule, eps, "", outcome, index, index)
             for larger in evidence.eps:
                 if parse_eps(eps) <= parse_eps(larger):
                     expected[larger] -= on & broken

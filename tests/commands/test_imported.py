@@ -1,0 +1,112 @@
+"""Networks that others' code makes: all that torch runs can be attacked, and a change is another run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sstune.commands.imported import check_outputs, digest, make
+from sstune.schema import RequestError
+
+Ask = Callable[..., Any]
+NETS = """
+import torch
+from torch import nn
+
+class Views(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(64, 10)
+
+    def forward(self, images):
+        hidden = nn.functional.max_pool2d(self.conv(images).relu(), 2)
+        return self.linear(hidden.view(-1, 64))
+
+class Cut(Views):
+    def forward(self, images):
+        return super().forward(images.detach())
+
+class Noisy(Views):
+    def forward(self, images):
+        return super().forward(images + 0.3 * torch.randn_like(images))
+"""
+FACTORY = """
+import others_nets
+from torch import nn
+
+def views():
+    return others_nets.Views().eval()
+
+def cut():
+    return others_nets.Cut().eval()
+
+def noisy():
+    return others_nets.Noisy().eval()
+
+def normed():
+    network = others_nets.Views().eval()
+    nn.utils.weight_norm(network.conv)
+    return network
+
+shared = normed()
+"""
+LINE = ["dataset=digits", "attack.n=40", "attack.eps=[24/255]", "threads=1", "device=cpu"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "others_nets.py").write_text(NETS)
+    (tmp_path / "others_factory.py").write_text(FACTORY)
+    yield tmp_path
+    for name in ("others_nets", "others_factory"):
+        sys.modules.pop(name, None)
+
+
+def measured(folder: Path) -> list[dict[str, Any]]:
+    (path,) = folder.glob("runs/attack/*/result.json")
+    found: list[dict[str, Any]] = json.loads(path.read_text())["measurements"]
+    return found
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd", "fab_t"])
+@pytest.mark.parametrize("name", ["views", "cut", "noisy"])
+def test_can_be_attacked(name: str, attack: str, ask: Ask, folder: Path) -> None:
+    """It takes views; it has no gradient; it never judges twice alike."""
+    line = [*LINE, f"attack={attack}", "attack.steps=3"]
+    answer = ask("attack", f"model.import=others_factory:{name}", *line)
+    assert (answer.status, answer.errors) == (0, [])
+    clean, _, exact = measured(folder)
+    if name == "cut":
+        assert exact["correct"] == clean["correct"] > 0
+
+
+def test_may_have_weights_that_torch_cannot_copy(folder: Path) -> None:
+    network = make("others_factory:normed")
+    check_outputs(network, (1, 8, 8), 10)
+    with pytest.raises(RequestError, match=r"^model.import: others_factory:shared cannot be copied; name a"):
+        make("others_factory:shared")
+
+
+def test_a_class_that_changes_elsewhere_is_another_network(folder: Path) -> None:
+    before = digest("others_factory:views", make("others_factory:views"))
+    assert digest("others_factory:views", make("others_factory:views")) == before
+    (folder / "others_nets.py").write_text(NETS.replace("return self.linear", "return -self.linear"))
+    assert digest("others_factory:views", make("others_factory:views")) != before
+
+
+def test_a_network_elsewhere_is_not_touched(folder: Path) -> None:
+    (folder / "others_one.py").write_text("import others_nets\nnetwork = others_nets.Views()\n")
+    theirs = __import__("others_one").network
+    ours = make("others_one:network")
+    torch.nn.init.zeros_(ours.linear.weight)
+    assert theirs.linear.weight.abs().sum() > 0
+    sys.modules.pop("others_one")
