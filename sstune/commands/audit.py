@@ -108,8 +108,9 @@ def evidence_of(
 
 
 def _usual(cell: checks.Cell, evidence: checks.Evidence) -> bool:
-    """Whether it is what ``sstune attack`` would measure, and no variation that only the audit makes."""
-    return " " not in cell.attack and len(cell.index) == evidence.n and cell.eps in evidence.eps
+    """Whether it is what ``sstune attack`` would measure, and no variation that only the audit makes: other
+    settings, other eps, or a black box at one eps on some of the samples."""
+    return cell.gradient is not Gradient.none and " " not in cell.attack and cell.eps in evidence.eps
 
 
 def _names(cell: checks.Cell, evidence: checks.Evidence) -> list[Gradient]:

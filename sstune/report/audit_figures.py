@@ -39,9 +39,9 @@ def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
     with matplotlib.style.context(STYLE):
         yield (
             "Accuracy against eps (not to scale), with 95 % intervals. PGD through the rule's gradient above "
-            "the exact one, or a transferred attack below it, is masking. An attack on some samples only is "
-            "a mark, and the circle joined to it is what PGD leaves of the same: a mark below its circle is "
-            "masking. After PGD: tried on what PGD has left.",
+            "the exact one, or a transferred attack below it, is masking. A black box, made at one eps and on "
+            "some samples, is a mark, and the circle joined to it is what PGD leaves of these: a mark below "
+            "its circle is masking. After PGD: tried on what PGD has left.",
             _against_eps(row),
         )
         for kind, unit in UNITS.items():
@@ -61,8 +61,8 @@ class Tried:
         n: samples that ``correct`` is counted among, of which ``n_clean`` were right before any attack.
         entered: how many were right when this one began. A black box that finds little among the samples
             that PGD has left is not tried on the others, which count as broken.
-        by_pgd: of an attack on some of the audit's samples, how many of the same PGD through the network's
-            own gradient leaves.
+        by_pgd: of a black box, which has only some of the audit's samples, how many of the same PGD through
+            the network's own gradient leaves.
         found: ``[effort, samples]`` pairs, how many broke after how much.
     """
 
@@ -88,7 +88,7 @@ class Tried:
 
     @property
     def series(self) -> str:
-        """The same in a legend, with how many samples it is of if not of all."""
+        """The same in a legend, a black box with how many samples it is of."""
         return self.label if self.by_pgd is None else f"{self.label} ({self.n})"
 
     @property
@@ -122,7 +122,7 @@ def _tried(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -
     cells = parts[key]
     among = _flags("among", cells, len(right))
     by_pgd = None
-    if not among.all():
+    if not gradient and attack != "audit":
         (pgd,) = parts["pgd", "rule", "", eps]
         by_pgd = int(unpack(pgd["outcomes"], len(right))[among].sum())
     return Tried(
