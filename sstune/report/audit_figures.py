@@ -27,6 +27,12 @@ Key = tuple[str, str, str, str]
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
+AGAINST_EPS = (
+    "Accuracy against eps (not to scale), with 95 % intervals. PGD through the rule's gradient above the "
+    "exact one, or a transferred attack below it, is masking. A black box, made at one eps and on some "
+    "samples, is a mark, and the circle joined to it is what PGD leaves of these: a mark below its circle"
+    " is masking. After PGD: tried on what PGD has left."
+)
 COLOURS = {"rule": "#D55E00", "exact": "#000000", "surrogate": "#009E73"}
 BLACK_BOX_COLOURS = {"square": "#0072B2", "rays": "#56B4E9", "noise": "#999999", "audit": "#CC79A7"}
 # Where marks at one eps stand beside each other.
@@ -37,13 +43,7 @@ MARKERS = {"pgd": "o", "fgsm": "^", "square": "s", "rays": "D", "noise": "x", "a
 def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
     """What there is to draw of an audit's row, each with its caption."""
     with matplotlib.style.context(STYLE):
-        yield (
-            "Accuracy against eps (not to scale), with 95 % intervals. PGD through the rule's gradient above "
-            "the exact one, or a transferred attack below it, is masking. A black box, made at one eps and on "
-            "some samples, is a mark, and the circle joined to it is what PGD leaves of these: a mark below "
-            "its circle is masking. After PGD: tried on what PGD has left.",
-            _against_eps(row),
-        )
+        yield AGAINST_EPS, _against_eps(row)
         for kind, unit in UNITS.items():
             curves = list(_efforts(row, kind))
             if curves:
