@@ -15,6 +15,7 @@ from sstune.commands.imported import check_outputs, digest, make
 from sstune.schema import RequestError
 
 Ask = Callable[..., Any]
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # the one that cannot be copied
 NETS = """
 import torch
 from torch import nn
