@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def _figure(cells: pd.DataFrame, dataset: str) -> Figure:
     sources = sorted(cells["source"].unique(), key=_own_last)
     targets = list(cells["target"].unique())
     width, height = 0.45 * len(targets) + 0.3, 0.28 * len(sources) + 0.3
-    figure = Figure(figsize=(width * len(each_eps) + 2.2, height * len(attacks) + 1.4), layout="constrained")
+    names = max(len(line) for target in targets for line in _wrapped(target).split("\n"))
+    beside = 2.2, 0.9 + 0.075 * names  # names run down; the layout gives up where there is no room for them
+    size = width * len(each_eps) + beside[0], height * len(attacks) + beside[1]
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(attacks), len(each_eps), sharex=True, sharey=True, squeeze=False)
     for (attack, variant), line in zip(attacks, panels, strict=True):
@@ -70,9 +74,13 @@ def _panel(axes: Axes, grid: pd.DataFrame) -> None:
             colour = "white" if value < 50 else "black"
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour)
     axes.set_yticks(range(len(grid.index)), grid.index)
-    axes.set_xticks(range(len(grid.columns)), grid.columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xticks(range(len(grid.columns)), map(_wrapped, grid.columns), rotation=90)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def _wrapped(target: str) -> str:
+    return textwrap.fill(target, 24)
 
 
 def _sources(cells: pd.DataFrame) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from sstune.report.transfer import transfer_map
@@ -55,3 +56,13 @@ def test_another_way_to_attack_is_another_row_of_panels(
 def test_without_transfer_there_is_no_map(make: Any, tmp_path: Path) -> None:
     assert transfer_map([make.attack(make.finetune("usf"))], tmp_path / "transfer") == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib's, where a layout collapses
+def test_long_names_have_room(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
+    nets = [make.finetune("bp", task__adversarial="pgd7", task__label_smoothing=0.25 * i) for i in range(2)]
+    transfer_map([transferred(make, net, {("a@1", "4/255"): 10}) for net in nets], tmp_path / "transfer")
+    (axes,) = drawn[0].axes
+    assert all("task.adversarial=pgd7" in text.get_text() for text in axes.get_xticklabels())
+    top = max(text.get_window_extent().y1 for text in axes.get_xticklabels())
+    assert top <= axes.get_window_extent().y0  # below the panel
