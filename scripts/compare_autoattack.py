@@ -45,8 +45,8 @@ PARTS = {
     "square": ["square"],
 }
 TABLE = [
-    "attack", "eps", "n", "clean", "ours", "reference", "difference", "samples", "images", "within", "seconds",
-    "reference_seconds",
+    "attack", "eps", "n", "clean", "ours", "reference", "difference", "samples", "images", "within",
+    "seconds", "reference_seconds",
 ]  # fmt: skip
 BATCH_SIZE = 250
 TOLERANCE = 0.5  # points of robust accuracy
