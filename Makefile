@@ -96,6 +96,7 @@ reproduce-audit: .venv/installed  ## the masking audit of converted, faulty and 
 	$(BIN)/sstune finetune experiment=adversarial_cifar10_jpeg dataset.root=$(CIFAR) init_from=$(RESNET20)
 	$(AUDIT) init_from=$(RESNET20) rule=bp,sham,pfa_o
 	$(AUDIT) init_from=$(RESNET20) rule=usf,frsf,brsf,fa rule.scale=xavier,weight_rms
+	$(AUDIT) init_from=$(RESNET20) rule=brsf rule.scale=xavier,weight_rms attack.redraw=forward
 	$(AUDIT) 'init_from=runs/adversarial-cifar10-jpeg/finetune/*'
 	CHECKPOINT=$(RESNET20) $(AUDIT) attack.n=150 audit.black_box_n=80 audit.label_n=50 \
 	    model.import=$(subst $(space),$(comma),$(FAULTS:%=scripts.faults:%))

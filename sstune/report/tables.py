@@ -49,10 +49,11 @@ def lines(rows: Iterable[Row]) -> pd.DataFrame:
     cells = _over_seeds(frame(rows), [*net, "attack_variant", *CELL, "eps_value", "n"])
     parts = []
     for _, own in cells.groupby(net, sort=False):
-        for choice in own["attack_variant"].unique():
-            if choice or not own["attack_variant"].any():
-                part = own[own["attack_variant"].isin(["", choice])]
-                parts.append(part.assign(variant=joined(part["model_variant"].iloc[0], choice)))
+        in_one_way = own.groupby("attack")["attack_variant"].transform("nunique") == 1
+        everywhere = in_one_way & (own["attack_variant"] == "")
+        for choice in own.loc[~everywhere, "attack_variant"].unique() if not everywhere.all() else [""]:
+            part = own[everywhere | (own["attack_variant"] == choice)]
+            parts.append(part.assign(variant=joined(part["model_variant"].iloc[0], choice)))
     return pd.concat(parts, ignore_index=True)[[*LONG, "eps_value"]]
 
 

@@ -285,6 +285,17 @@ def test_how_an_attack_would_have_trained_is_no_matter(make: Any) -> None:
     assert set(found["attack"]) == {"clean", "pgd", "fgsm"}
 
 
+def test_an_attack_as_usual_and_otherwise_are_two_lines(make: Any) -> None:
+    """A setting that a row leaves out, as usual ones are, names no line; the other's does."""
+    parent = make.finetune("usf")
+    rows = [parent, make.attack(parent, counts={"8/255": (500, 100)})]
+    rows += [make.attack(parent, counts={"8/255": (400, 90)}, loss="margin"), make.attack(parent, "fgsm")]
+    found = wide(rows)
+    assert list(found.index.get_level_values("variant")) == ["", "attack.loss=margin"]
+    assert list(found["pgd", "8/255", "rule"]) == [0.5, 0.4]
+    assert list(found["fgsm", "8/255", "exact"]) == [0.1, 0.1]
+
+
 def test_adversarial_training_is_always_named(make: Any) -> None:
     parent = make.finetune("bp", task__adversarial="pgd7")
     assert set(table([parent, make.attack(parent)])["variant"]) == {"task.adversarial=pgd7"}
