@@ -172,7 +172,9 @@ class TestEveryOne:
         self, name: str, norm: Norm, network: Network, test_split: Split
     ) -> None:
         victim = victim_of(network, test_split)
-        check_zero_eps(victim, make(name, norm=norm), View(Gradient.exact, network), 20)
+        view = View(Gradient.exact, network)
+        check_zero_eps(victim, make(name, norm=norm), view, 20)
+        assert torch.equal(robust(victim, make(name, norm=norm), view, 0.0, 20).right, victim.clean)
 
     @pytest.mark.parametrize("gradient", OWN)
     def test_process_and_network_are_left_as_they_were(
