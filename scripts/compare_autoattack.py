@@ -75,6 +75,7 @@ def ours(victim: Victim, forward: Forward, name: str, eps: float, seed: int) -> 
 
 
 def config_of(name: str) -> AttackConfig:
+    """As ``sstune attack`` composes it."""
     return compose("attack", [f"attack={name}"]).attack
 
 
@@ -89,10 +90,12 @@ def theirs(victim: Victim, forward: Forward, name: str, eps: float, seed: int) -
 
 
 def pixels(victim: Victim) -> Tensor:
+    """The images under attack, (n, C, H, W) in [0,1]."""
     return torch.cat([images for images, _ in datasets.batches(victim.split, BATCH_SIZE, "cpu")]).contiguous()
 
 
 def timed(side: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor, float]:
+    """What ``side`` gives, and in how many seconds."""
     began = time.perf_counter()
     return (*side(*arguments), round(time.perf_counter() - began, 1))
 

@@ -58,20 +58,25 @@ class Quantise(nn.Module):
 
 
 def saturated() -> nn.Module:
+    """Logits times 10,000."""
     return nn.Sequential(resnet20(), Times10000()).eval()
 
 
 def randomly_resized() -> nn.Module:
+    """Images resized and padded at random."""
     return nn.Sequential(RandomResize(), resnet20()).eval()
 
 
 def flat_relu() -> nn.Module:
+    """Images through a ReLU without a derivative."""
     return nn.Sequential(FlatReLU(), resnet20()).eval()
 
 
 def quantised() -> nn.Module:
+    """Images in 32 levels."""
     return nn.Sequential(Quantise(), resnet20()).eval()
 
 
 def left_in_train_mode() -> nn.Module:
+    """Nobody called ``.eval()``."""
     return resnet20().train()

@@ -188,7 +188,17 @@ class TestValidate:
             (
                 {"attack": "apgd"},
                 {"attack.gradient": ["surrogate"], "attack.surrogates": ["."]},
-                ["attack.gradient: surrogate is for fgsm, pgd, mifgsm and transfer, not for apgd"],
+                [],
+            ),
+            (
+                {"attack": "square"},
+                {"attack.gradient": ["surrogate"], "attack.surrogates": ["."]},
+                ["attack.gradient: square uses none, leave it away"],
+            ),
+            (
+                {"attack": "audit"},
+                {"attack.gradient": ["surrogate"], "attack.surrogates": ["."]},
+                ["attack.gradient: the audit chooses its attacks itself, leave it away"],
             ),
             (
                 {"attack": "apgd"},

@@ -75,6 +75,7 @@ class Outcome:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Outcome:
+        """What :meth:`arrays` gave."""
         values: dict[str, Any] = {}
         for item in fields(cls):
             array = np.asarray(arrays[item.name])

@@ -41,7 +41,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     verdict, because = checks.verdict(found, config.audit.skip)
     if config.attack.save_images:
         shown = replace(config.attack, name="pgd")
-        save_images(run.directory, shown, victim, evidence.telling(), data.classes)
+        save_images(run.directory, shown, victim, evidence.shown(), data.classes)
     usual = {key: cell for key, cell in evidence.cells.items() if _usual(cell, evidence)}
     worst = [
         measurement(
@@ -76,7 +76,7 @@ def evidence_of(
     def run(
         key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
     ) -> attacks.Outcome:
-        size = attack.config.batch_size or config.attack.batch_size or attacks.largest_batch(victim, view)
+        size = config.attack.batch_size or attack.config.batch_size or attacks.largest_batch(victim, view)
         begun = outcomes.get(key)
         if begun is None:
             images = victim.images(config.attack.save_images if attack.name == "pgd" else 0)

@@ -37,21 +37,20 @@ def make(spec: str) -> nn.Module:
     if not hasattr(module, name):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise RequestError(f"model.import: {module_name} has no {name!r}, {nearest(name, known)}")
-    made = getattr(module, name)
-    if not isinstance(made, nn.Module):
-        try:
-            made = made()
-        except Exception as error:
-            raise RequestError(f"model.import: {spec} raised {type(error).__name__}: {error}") from error
+    found = getattr(module, name)
+    try:
+        made = found if isinstance(found, nn.Module) else found()
+    except Exception as error:
+        raise RequestError(f"model.import: {spec} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise RequestError(f"model.import: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
     try:  # it will be converted in place, and theirs may be asked for again
-        made = copy.deepcopy(made)
-    except RuntimeError:  # torch cannot copy every module, such as one with weight_norm
-        if isinstance(getattr(module, name), nn.Module):
+        return copy.deepcopy(made).cpu()
+    except Exception as error:  # a module with weight_norm, a lock, an open file, ... has no copy
+        if made is found:
             what = f"model.import: {spec} cannot be copied"
-            raise RequestError(f"{what}; name a function that makes it") from None
-    return made.cpu()
+            raise RequestError(f"{what}; name a function that makes it") from error
+        return made.cpu()
 
 
 def digest(spec: str, network: nn.Module) -> str:

@@ -131,6 +131,7 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
         config = replace(config, dataset=parent.config.dataset)
     else:
         config = inherit(config, source, asked, INHERITED_BY[config.command])
+        validate(config)  # what is inherited has to go with what is asked for
     return Run(config, source.lineage, fingerprint(config.dataset), surrogates), source
 
 

@@ -26,6 +26,7 @@ WORDS = {
     "report": "reported",
     "not run": "not run",
 }
+AMISS = ("warn", "masked", "error")
 ANSI = {"warn": "33", "masked": "1;31", "error": "1;31", "not run": "2"}
 HEADER = ("id", "check", "figure", "threshold", "n", "verdict")
 GAP = "  "
@@ -84,7 +85,8 @@ def audit_table(rows: Iterable[Row]) -> pd.DataFrame:
 
     Accuracies in [0, 1], of the audit's ``n`` samples: clean, and at each eps under PGD through the rule's
     and the exact gradient and in the worst case over all that was tried; their gap in points. Of networks
-    that were audited at different eps, what one lacks is left empty.
+    that were audited at different eps, what one lacks is left empty. After the verdict: the checks that it
+    rests on, those that found something amiss (a warning or worse), and those that did not run.
     """
     rows = unique(rows)
     audited = {row["identity"]: row for row in rows if row.get("audit")}
@@ -97,7 +99,7 @@ def audit_table(rows: Iterable[Row]) -> pd.DataFrame:
     each_eps = sorted(listed, key=lambda eps: (listed[eps], eps))
     columns = [*LABELS, "variant", "seed", "n", "clean", *itertools.chain(*map(_columns, each_eps))]
     lines = [_line(record, audited[record["identity"]], each_eps) for record in records.to_dict("records")]
-    return pd.DataFrame(lines, columns=[*columns, "verdict", "because", "not run"])
+    return pd.DataFrame(lines, columns=[*columns, "verdict", "because", "amiss", "not run"])
 
 
 def _columns(eps: str) -> list[str]:
@@ -116,7 +118,8 @@ def _line(record: Mapping[Hashable, Any], row: Row, each_eps: Sequence[str]) -> 
         line[gap] = None if None in (line[rule], line[exact]) else 100 * (line[rule] - line[exact])
         line[worst] = _accuracy(measured, "audit", None, eps)
     because, not_run = " ".join(audit["because"]), " ".join(audit["not_run"])
-    return line | {"verdict": audit["verdict"], "because": because, "not run": not_run}
+    amiss = " ".join(check["id"] for check in audit["checks"] if check["status"] in AMISS)
+    return line | {"verdict": audit["verdict"], "because": because, "amiss": amiss, "not run": not_run}
 
 
 def _accuracy(

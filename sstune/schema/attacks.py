@@ -55,6 +55,8 @@ class IteratedConfig(AscentConfig):
 
 @dataclass
 class PgdConfig(IteratedConfig):
+    """``restarts`` from random points of the ball, or one from the image itself."""
+
     restarts: int = 1
     random_start: bool = True
 
@@ -75,17 +77,23 @@ class LibraryConfig(AttackConfig):
 
 @dataclass
 class ApgdConfig(LibraryConfig):
+    """``steps`` from each of ``restarts`` starts (towards each class, where it is targeted)."""
+
     steps: int = 100
     restarts: int = 1
 
 
 @dataclass
 class SquareConfig(LibraryConfig):
+    """``queries`` of the scores, for each sample."""
+
     queries: int = 5000
 
 
 @dataclass
 class RaysConfig(AttackConfig):
+    """``queries`` of the predicted label, for each sample."""
+
     queries: int = 2000
 
 

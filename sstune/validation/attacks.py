@@ -28,6 +28,7 @@ CHECKS = tuple(f"D{number}" for number in range(16))
 
 
 def attack_problems(config: RunConfig) -> Iterator[str]:
+    """What is wrong with the attack or audit that ``config`` asks for, as ``key: what was expected``."""
     attack = config.attack
     if not attack.eps:
         yield "attack.eps: needs at least one value"
@@ -53,8 +54,6 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     if attack.norm not in NORMS.get(attack.name, tuple(Norm)):
         yield f"attack.norm: {attack.name} works in Linf only"
     climbs = isinstance(attack, AscentConfig)
-    if Gradient.surrogate in attack.gradient and not climbs:
-        yield f"attack.gradient: surrogate is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
     if (Gradient.surrogate in attack.gradient) != bool(attack.surrogates):
         yield "attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"
     named = [("attack.surrogates", path) for path in attack.surrogates]
@@ -82,6 +81,7 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
 
 
 def adversary_problems(task: ClassificationConfig) -> Iterator[str]:
+    """What is wrong with the attack that ``task`` trains against."""
     try:
         if task.adversarial is not None:
             parse_adversary(task.adversarial)

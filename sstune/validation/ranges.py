@@ -60,6 +60,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 
 def out_of_range(config: RunConfig) -> Iterator[str]:
+    """Every number outside :data:`RANGES`, as ``key: what was expected``."""
     for key, (low, high, open_below) in RANGES.items():
         section, _, name = key.rpartition(".")
         owner = getattr(config, section) if section else config

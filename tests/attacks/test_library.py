@@ -153,6 +153,22 @@ class TestAgainstTheReference:
         for name in NAMES:
             assert compose("attack", [f"attack={name}"]).attack.batch_size == 250
 
+    @pytest.mark.parametrize("name", ["apgd", "apgd_t", "fab_t"])
+    def test_through_a_surrogate_it_is_the_reference_on_that(
+        self, name: str, network: Network, other: Network, test_split: Split
+    ) -> None:
+        """What the surrogate gets wrong is left as it is."""
+        victim, attack, eps = victim_of(network, test_split), make(name, seed=11), EPS[Norm.Linf]
+        view = View(Gradient.surrogate, other, "other")
+        right = robust(victim, attack, view, eps, len(test_split)).right
+        batch = right_batch(network, test_split)
+        with torch.no_grad(), torch.random.fork_rng([]):
+            images = theirs(name, other, attack, eps, seed=11).perturb(batch.images.clone(), batch.labels)
+            assert torch.equal(right[victim.clean], ~batch.broken(network(images)))
+            wrong = batch.broken(other(batch.images))
+        assert torch.equal(images[wrong], batch.images[wrong])
+        assert 0 < int(right.sum()) < int(victim.clean.sum())
+
 
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryOne:

@@ -58,6 +58,16 @@ Attack = Callable[..., Path]
 
 
 class TestOfARun:
+    @pytest.mark.parametrize("attack", ["pgd", "audit"])
+    def test_what_is_inherited_has_to_go_with_what_is_asked_for(
+        self, attack: str, finetuned: Path, ask: Ask
+    ) -> None:
+        """The run's rule is brsf, the command's default is not."""
+        answer = ask("attack", f"init_from={finetuned}", f"attack={attack}", "attack.eot=4")
+        assert answer.status == 2
+        wanted = "attack.eot: averages gradients of different draws, so brsf needs attack.redraw=forward"
+        assert answer.errors == [f"sstune: {wanted}"]
+
     def test_it_is_the_parents_network_by_the_parents_rule(self, attack: Attack, finetuned: Path) -> None:
         row, parent = row_of(attack(finetuned, *PGD)), row_of(finetuned)
         for section in ("backbone", "dataset", "task", "rule", "seed"):

@@ -244,7 +244,7 @@ class TestOfAnImport:
             for path in tmp_path.glob("runs/attack/*/outcomes.npz"):
                 path.unlink()
         assert timeless(rows[0]["audit"]) == timeless(rows[1]["audit"])
-        assert rows[0]["audit"]["checks"][11]["status"] == "warn"
+        assert rows[0]["audit"]["checks"][11]["status"] == "error"
         assert rows[0]["audit"]["verdict"] != "NOT MASKED"
 
     def test_of_two_classes_and_fewer_samples_than_black_box_n(

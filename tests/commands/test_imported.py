@@ -39,6 +39,7 @@ class Noisy(Views):
         return super().forward(images + 0.3 * torch.randn_like(images))
 """
 FACTORY = """
+import threading
 import others_nets
 from torch import nn
 
@@ -50,6 +51,14 @@ def cut():
 
 def noisy():
     return others_nets.Noisy().eval()
+
+def locked():
+    network = others_nets.Views().eval()
+    network.lock = threading.Lock()
+    return network
+
+def broken():
+    raise KeyError("weights")
 
 def normed():
     network = others_nets.Views().eval()
@@ -90,11 +99,19 @@ def test_can_be_attacked(name: str, attack: str, ask: Ask, folder: Path) -> None
         assert exact["correct"] == clean["correct"] > 0
 
 
-def test_may_have_weights_that_torch_cannot_copy(folder: Path) -> None:
-    network = make("others_factory:normed")
+@pytest.mark.parametrize("name", ["normed", "locked"])
+def test_may_be_one_that_cannot_be_copied(name: str, folder: Path) -> None:
+    network = make(f"others_factory:{name}")
     check_outputs(network, (1, 8, 8), 10)
     with pytest.raises(RequestError, match=r"^model.import: others_factory:shared cannot be copied; name a"):
         make("others_factory:shared")
+
+
+def test_a_factory_that_fails_is_named(folder: Path) -> None:
+    with pytest.raises(
+        RequestError, match=r"^model.import: others_factory:broken raised KeyError: 'weights'"
+    ):
+        make("others_factory:broken")
 
 
 def test_a_class_that_changes_elsewhere_is_another_network(folder: Path) -> None:

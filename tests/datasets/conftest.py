@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sstune.schema import FolderConfig
+from sstune import backbones, datasets, rules
+from sstune.attacks import ATTACKS, Victim, View, robust
+from sstune.schema import BackboneConfig, FolderConfig, Gradient, PgdConfig, RuleConfig
 
 COUNTS = {"train": 10, "test": 4}  # images per class
 CLASSES = ["eight", "one", "zero"]
@@ -87,3 +90,28 @@ def photograph() -> Callable[..., Path]:
         return path
 
     return photograph
+
+
+@pytest.fixture
+def check_zero_eps() -> Callable[[datasets.Splits], None]:
+    """Fails unless with eps = 0 test images are judged as without an attack, through either gradient."""
+
+    def check_zero_eps(splits: datasets.Splits) -> None:
+        torch.manual_seed(0)
+        same = [0.5] * splits.channels
+        network = backbones.build(BackboneConfig("resnet20"), splits.shape, splits.n_classes, same, same)
+        rules.convert(network.backbone, RuleConfig("usf"), seed=0)
+        network.eval()
+        split = splits.test.take(datasets.spread(20, len(splits.test)))
+        with torch.no_grad():
+            (logits,) = (network(images) for images, _ in datasets.batches(split, 20, torch.device("cpu")))
+        split.labels[::2] = logits.argmax(1)[::2]  # it has learned nothing; half of them shall be right
+        clean = logits.argmax(1) == split.labels
+        assert 10 <= int(clean.sum()) < 20
+        victim = Victim(network, split, torch.arange(20), clean, torch.device("cpu"))
+        pgd = ATTACKS["pgd"](PgdConfig("pgd", ["0"], steps=2), 0)
+        for gradient in (Gradient.rule, Gradient.exact):
+            right = robust(victim, pgd, View(gradient, network), 0.0, 7).right
+            assert torch.equal(right, clean)
+
+    return check_zero_eps

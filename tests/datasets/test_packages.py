@@ -19,11 +19,12 @@ import torch
 from scipy.io import savemat
 from torchvision.datasets import CIFAR100, SVHN, FashionMNIST, Flowers102, Imagenette
 
-from sstune.datasets import fingerprint, load, trees
+from sstune.datasets import Splits, fingerprint, load, trees
 from sstune.datasets.archive import scan
 from sstune.schema import DownloadedFolderConfig, MnistConfig, RequestError, TorchvisionConfig
 
 Photograph = Callable[..., Path]
+CheckZeroEps = Callable[[Splits], None]
 
 
 def md5(path: Path) -> str:
@@ -209,6 +210,10 @@ class TestInstallation:
         assert [path for path in Path(config.root).rglob("*") if path.is_file()] == [mine]
 
 
+def test_zero_eps_changes_no_judgement(prepared: Prepared, check_zero_eps: CheckZeroEps) -> None:
+    check_zero_eps(load(prepared[0]))
+
+
 def test_cifar100_is_torchvisions(cifar100: Prepared) -> None:
     splits = load(cifar100[0])
     oracle = CIFAR100(cifar100[0].root, train=False)
@@ -276,7 +281,7 @@ def test_imagenette_may_be_a_tree_of_ones_own_and_must_be_whole(imagenette: Prep
         load(config)
 
 
-def test_fashion_mnist_is_read_from_its_own_folder(tmp_path: Path) -> None:
+def test_fashion_mnist_is_read_from_its_own_folder(tmp_path: Path, check_zero_eps: CheckZeroEps) -> None:
     config = MnistConfig(name="fashion_mnist", root=str(tmp_path), download=False, padding=2)
     with pytest.raises(RequestError) as caught:
         load(config)
@@ -298,6 +303,7 @@ def test_fashion_mnist_is_read_from_its_own_folder(tmp_path: Path) -> None:
             file.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes())
     splits = load(config)
     assert splits.classes == FashionMNIST.classes
+    check_zero_eps(splits)
     assert [len(splits.train), len(splits.val), len(splits.test)] == [54_000, 6_000, 10_000]
     assert splits.shape == (1, 32, 32)
     assert torch.equal(splits.test.images[:, 0, 16, 16].long(), splits.test.labels * 20)

@@ -7,7 +7,7 @@ import pickle
 import socket
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from sstune.schema import DigitsConfig, MnistConfig, RequestError, TorchvisionCo
 
 def contents(split: Split) -> set[bytes]:
     return {image.numpy().tobytes() for image in split.images}
+
+
+CheckZeroEps = Callable[[Splits], None]
 
 
 class TestRegistry:
@@ -172,8 +175,9 @@ class TestMnist:
         numbers = pixels[:, 0] + 251 * pixels[:, 1]
         assert torch.equal(numbers.sort().values, torch.arange(60_000, dtype=torch.int32))
 
-    def test_padding(self, files: tuple[Path, dict[str, np.ndarray]]) -> None:
+    def test_padding(self, files: tuple[Path, dict[str, np.ndarray]], check_zero_eps: CheckZeroEps) -> None:
         plain, padded = load(self.config(files[0])), load(self.config(files[0], padding=2))
+        check_zero_eps(padded)
         assert padded.shape == (1, 32, 32)
         for one, other in ((plain.train, padded.train), (plain.test, padded.test)):
             assert torch.equal(one.images, other.images[:, :, 2:-2, 2:-2])
@@ -235,9 +239,16 @@ class TestCifar10:
         assert not [path for path in root.iterdir() if path.name.startswith(".")]
 
     @pytest.mark.usefixtures("server")
-    def test_is_downloaded_once(self, root: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    def test_is_downloaded_once(
+        self,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        closed_port: int,
+        check_zero_eps: CheckZeroEps,
+    ) -> None:
         splits = load(self.config(root))
         self.check(splits, root)
+        check_zero_eps(splits)
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{closed_port}/gone")
         again = load(self.config(root, download=False))
         assert again.train.digest == splits.train.digest

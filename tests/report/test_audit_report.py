@@ -158,10 +158,17 @@ class TestTable:
         assert to_csv(audit_table([row])) == (
             "backbone,dataset,rule,scale,variant,seed,n,clean,"
             "pgd 1/255 rule,pgd 1/255 exact,gap 1/255 points,worst case 1/255,"
-            "pgd 2/255 rule,pgd 2/255 exact,gap 2/255 points,worst case 2/255,verdict,because,not run\n"
+            "pgd 2/255 rule,pgd 2/255 exact,gap 2/255 points,worst case 2/255,"
+            "verdict,because,amiss,not run\n"
             "resnet20,cifar10-jpeg,usf,weight_rms,,0,8,0.750000,"
-            "0.625000,0.250000,37.500000,0.250000,0.500000,0.000000,50.000000,0.000000,MASKED,D1 D7,D8\n"
+            "0.625000,0.250000,37.500000,0.250000,0.500000,0.000000,50.000000,0.000000,"
+            "MASKED,D1 D7,D1 D7,D8\n"
         )
+
+    def test_what_is_amiss(self, row: Any) -> None:
+        """Whether or not the verdict rests on it."""
+        row["audit"]["checks"] += [check("D10", "warn"), check("D11", "error"), check("D12", "ok")]
+        assert audit_table([row])["amiss"].tolist() == ["D1 D7 D10 D11"]
 
     def test_nothing_without_audits(self, make: Any) -> None:
         assert len(audit_table([make.attack(make.finetune())])) == 0

@@ -49,16 +49,17 @@ class Check:
 
 # NOT MASKED rests on these; each can say MASKED.
 DECIDING = ("D1", "D5", "D7", "D8", "D13")
-# Where these warn, the white-box attack was no fair one, and its failure proves nothing.
-UNFAIR = ("D10", "D11")
+# Where these warn, there is no telling: something did better than the network's own gradient, if not by more
+# than chance, or gradients are missing or random, so that an attack may fail for that alone.
+UNSURE = ("D1", "D7", "D8", "D10", "D11", "D13")
 
 
 def verdict(checks: Sequence[Check], skipped: Sequence[str] = ()) -> tuple[Verdict, list[str]]:
     """The overall verdict, and the ids of the checks that it rests on.
 
-    INCONCLUSIVE: the figures are invalid (D0), or nobody has looked whether they are; or nothing says MASKED,
-    but a deciding check did not run and was not ``skipped`` on purpose, or none is left to decide, or
-    gradients vanish or are random, so that the attack may fail for that.
+    INCONCLUSIVE: the figures are invalid, or nobody has looked whether they are (D0); or nothing says MASKED,
+    but a deciding check did not run and was not ``skipped`` on purpose, none is left to decide, or one of
+    :data:`UNSURE` warns.
     """
 
     def with_status(among: Sequence[str], *wanted: Status) -> list[str]:
@@ -71,7 +72,8 @@ def verdict(checks: Sequence[Check], skipped: Sequence[str] = ()) -> tuple[Verdi
     if masked := [check.id for check in checks if check.status is Status.masked]:
         return Verdict.masked, masked
     missing = [name for name in with_status(DECIDING, Status.not_run) if name not in skipped]
-    if doubtful := missing + with_status(UNFAIR, Status.warn):
+    unsure = with_status(UNSURE, Status.warn)
+    if doubtful := [check.id for check in checks if check.id in (*missing, *unsure)]:
         return Verdict.inconclusive, doubtful
     if decided := with_status(DECIDING, Status.ok, Status.warn):
         return Verdict.not_masked, decided

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from sstune.schema import (
 )
 
 STEPS = 20
+LARGE = ("64/255", "1.0")  # more than any network withstands, and every image whatever
+SMALLEST = 1 / 64 / 255
 
 # ``(key, victim, attack, view, eps) -> outcome``: makes an attack, or remembers that it was made.
 Run = Callable[[str, Victim, Attack, View, str], Outcome]
@@ -56,7 +59,7 @@ class Evidence:
         surrogate: another network to transfer from, if there is one.
         has_feedback: whether ``own`` and ``exact`` differ at all.
         n_classes: of the dataset.
-        eps: from small to large.
+        eps: those asked for, from small to large.
     """
 
     victim: Victim
@@ -73,17 +76,37 @@ class Evidence:
 
     @property
     def n(self) -> int:
+        """How many samples there are."""
         return len(self.victim.clean)
 
     @property
     def largest(self) -> str:
+        """The largest eps asked for."""
         return self.eps[-1]
+
+    @cached_property
+    def telling(self) -> list[str]:
+        """The eps asked for, and beyond them as many as it takes to tell, from small to large.
+
+        Where the attack through the network's own gradient leaves nearly all or nearly nothing, so may any
+        other. So eps is halved until it leaves half of the samples that were right or more, and doubled, up
+        to 64/255, until it leaves half or less.
+        """
+        found = list(self.eps)
+        while parse_eps(found[0]) > SMALLEST and self._beyond_half(found[0]) < 0:
+            found.insert(0, f"{255 * parse_eps(found[0]) / 2:g}/255")
+        while parse_eps(found[-1]) < parse_eps(LARGE[0]) and self._beyond_half(found[-1]) > 0:
+            found.append(f"{min(max(255 * parse_eps(found[-1]) * 2, 1), 64):g}/255")
+        return found
 
     @property
     def middle(self) -> str:
         """The eps at which the attack through the network's own gradient tells most: about half are left."""
-        half = int(self.victim.clean.sum()) / 2
-        return min(self.eps, key=lambda eps: abs(float(self.pgd(self.own, eps).right.sum()) - half))
+        return min(self.telling, key=lambda eps: abs(self._beyond_half(eps)))
+
+    def _beyond_half(self, eps: str) -> float:
+        """How many more than half of the samples that were right PGD leaves."""
+        return int(self.pgd(self.own, eps).right.sum()) - int(self.victim.clean.sum()) / 2
 
     @property
     def constant(self) -> float:
@@ -93,8 +116,8 @@ class Evidence:
     def contested(self, samples: Tensor) -> str:
         """The largest eps at which the attack through the network's own gradient leaves enough of ``samples``
         for another attack to show that it is stronger; the smallest, where it never does."""
-        left = {eps: int(self.pgd(self.own, eps).right[samples].sum()) for eps in self.eps}
-        return next((eps for eps in reversed(self.eps) if left[eps] >= FEWEST), self.eps[0])
+        left = {eps: int(self.pgd(self.own, eps).right[samples].sum()) for eps in self.telling}
+        return next((eps for eps in reversed(self.telling) if left[eps] >= FEWEST), self.telling[0])
 
     def pgd(self, view: View, eps: str, **changes: Any) -> Outcome:
         """PGD-20 from one random start, steps of eps/4, unless ``changes`` say otherwise."""
@@ -102,12 +125,13 @@ class Evidence:
         label = " ".join(["pgd", *(f"{key}={value}" for key, value in changes.items())])
         return self._attack(label, config, self._same(view), eps)
 
-    def telling(self) -> dict[str, Outcome]:
+    def shown(self) -> dict[str, Outcome]:
         """PGD at the eps that tells most, through each gradient that the network has; to be looked at."""
         eps, views = self.middle, (self.own, self.exact) if self.has_feedback else (self.own,)
         return {f"{view.gradient} {eps}": self.pgd(view, eps) for view in views}
 
     def fgsm(self, view: View, eps: str) -> Outcome:
+        """One step of size eps."""
         return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._same(view), eps)
 
     def transfer(self, eps: str) -> Outcome:
@@ -117,23 +141,28 @@ class Evidence:
         return self._attack("mifgsm", config, self.surrogate, eps)
 
     def noise(self, eps: str) -> Outcome:
+        """The best of 100 random perturbations, on the samples for black boxes."""
         some = self.black_box_samples
         return self._attack("noise", NoiseConfig("noise", [eps]), self._blind, eps, some, some)
 
     def square(self, eps: str, index: Tensor, part: str) -> Outcome:
+        """Square on the samples at ``index``, which are the ``part`` of those for black boxes."""
         config = SquareConfig("square", [eps], queries=self.config.square_queries)
         return self._attack("square", config, self._blind, eps, index, self.black_box_samples, part)
 
     def rays(self, eps: str, index: Tensor, part: str) -> Outcome:
+        """RayS on the samples at ``index``, which are the ``part`` of those for attacks by labels."""
         config = RaysConfig("rays", [eps], queries=self.config.label_queries)
         return self._attack("rays", config, self._blind, eps, index, self.label_samples, part)
 
     @property
     def black_box_samples(self) -> Tensor:
+        """Indices, (at most ``audit.black_box_n``,)."""
         return spread(self.config.black_box_n, self.n)
 
     @property
     def label_samples(self) -> Tensor:
+        """Indices, (at most ``audit.label_n``,)."""
         return spread(self.config.label_n, self.n)
 
     def worst_case(self, eps: str) -> Tensor:

@@ -32,7 +32,7 @@ def d1(evidence: Evidence) -> Check:
         return Check(Status.report, 0.0, "points", threshold, evidence.n, text)
     pairs = {
         eps: Paired.of(evidence.pgd(evidence.own, eps), evidence.pgd(evidence.exact, eps))
-        for eps in evidence.eps
+        for eps in evidence.telling
     }
     eps, gap, masked = largest(pairs, GAP)
     text = f"at {eps} the rule's gradient leaves {gap.first:.1f} %, the exact one {gap.second:.1f} %"

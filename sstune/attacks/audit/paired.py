@@ -38,6 +38,7 @@ class Paired:
 
     @property
     def second(self) -> float:
+        """Robust accuracy under the second, in percent."""
         return self.first - self.difference
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sstune.attacks.audit import black_box
 from sstune.attacks.audit.check import Check, Status
-from sstune.attacks.audit.evidence import Evidence
+from sstune.attacks.audit.evidence import LARGE, Evidence
 from sstune.attacks.audit.paired import Paired, points
 from sstune.quantities import parse_eps
 from sstune.statistics import wilson
@@ -17,7 +17,6 @@ from sstune.statistics import wilson
 WEAKER = 0.5  # points
 CONVERGED = 1.0  # points
 FAILED = 1.0  # percent left at eps 1.0 by an attack that does not work; a few may need more than 20 steps
-LARGE = ("64/255", "1.0")  # more than any network withstands, and every image whatever
 
 
 def d3(evidence: Evidence) -> Check:
@@ -57,9 +56,9 @@ def d5(evidence: Evidence) -> Check:
     masked = _surely_above(whole, FAILED / 100)
     if _surely_above(large, chance):
         status = Status.warn
-        pair, complete = black_box.against(evidence, evidence.rays, evidence.label_samples, LARGE[0])
+        pair = Paired.of(*black_box.against(evidence, evidence.rays, evidence.label_samples, LARGE[0]))
         text += f"; RayS breaks {pair.only_first} of {pair.n_first} that are left at {LARGE[0]}"
-        masked |= complete and pair.beaten(black_box.BEATEN)
+        masked |= pair.beaten(black_box.BEATEN)
     figure = points(large) if points(large) > 100 * chance else points(whole)
     threshold = f"<= {100 * chance:.3g}, then 0"
     return Check(Status.masked if masked else status, figure, "%", threshold, evidence.n, text)

@@ -60,12 +60,16 @@ def d0(evidence: Evidence) -> Check:
 
 
 def d11(evidence: Evidence) -> Check:
-    """Random outputs or gradients: an attack must average over them."""
+    """Random outputs or gradients: an attack must average over them.
+
+    Where outputs are random, samples that were attacked together share a draw, and their figures its luck.
+    """
     outputs, gradients = repeated(evidence)
     random = [name for name, values in (("outputs", outputs), ("input gradients", gradients)) if
               any(differ(values[0], other) for other in values[1:])]  # fmt: skip
     averaged = evidence.own.eot > 1
-    status = Status.ok if not random else Status.report if averaged else Status.warn
+    unfair = Status.error if "outputs" in random else Status.warn
+    status = Status.ok if not random else Status.report if averaged else unfair
     text = "the same in every repeat"
     if random:
         text = f"{' and '.join(random)} differ from pass to pass"

@@ -45,7 +45,7 @@ class TestPlantedFaults:
     def test_random_resizing_is_random(self, network: Network, audited: Audited) -> None:
         evidence = audited(nn.Sequential(faults["RandomResize"](), network).eval())
         check = d11(evidence)
-        assert check.status is Status.warn
+        assert check.status is Status.error
         assert check.text.startswith("outputs and input gradients differ")
 
     def test_train_mode_is_an_error(self, network: Network, audited: Audited) -> None:
@@ -166,10 +166,10 @@ class TestD11:
     def test_a_random_input_is_random_in_both(self, network: Network, audited: Audited) -> None:
         evidence = audited(Drops(network).eval())
         check = d11(evidence)
-        assert (check.status, check.figure) == (Status.warn, 2)
+        assert (check.status, check.figure) == (Status.error, 2)
         assert d0(evidence).status is Status.ok  # random is not invalid
 
-    @pytest.mark.parametrize(("noise", "status"), [(1e-6, "ok"), (1e-2, "warn")])
+    @pytest.mark.parametrize(("noise", "status"), [(1e-6, "ok"), (1e-2, "error")])
     def test_rounding_is_not_random(
         self, noise: float, status: str, network: Network, audited: Audited
     ) -> None:

@@ -35,15 +35,23 @@ class TestOfChecks:
             ({"D8": "not_run"}, ["D8"], "NOT MASKED", ["D1", "D5", "D7", "D13"]),
             ({"D8": "not_run", "D7": "not_run"}, ["D8"], "INCONCLUSIVE", ["D7"]),
             ({"D8": "not_run", "D1": "masked"}, [], "MASKED", ["D1"]),
-            *[({name: "warn"}, [], "INCONCLUSIVE", [name]) for name in ("D10", "D11")],
-            *[({name: "warn"}, [], "NOT MASKED", DECIDED) for name in ("D2", "D3", "D4", "D6", "D9", "D12")],
-            ({"D7": "warn"}, [], "NOT MASKED", DECIDED),
+            *[
+                ({name: "warn"}, [], "INCONCLUSIVE", [name])
+                for name in ("D1", "D7", "D8", "D10", "D11", "D13")
+            ],
+            *[
+                ({name: "warn"}, [], "NOT MASKED", DECIDED)
+                for name in ("D2", "D3", "D4", "D5", "D6", "D9", "D12")
+            ],
+            ({"D7": "warn", "D8": "not_run"}, [], "INCONCLUSIVE", ["D7", "D8"]),
+            ({"D7": "warn", "D1": "masked"}, [], "MASKED", ["D1"]),
             ({"D1": "report"}, [], "NOT MASKED", ["D5", "D7", "D8", "D13"]),
             ({"D11": "report"}, [], "NOT MASKED", DECIDED),
             ({"D10": "warn", "D7": "masked"}, [], "MASKED", ["D7"]),
             ({"D0": "error"}, [], "INCONCLUSIVE", ["D0"]),
             ({"D0": "error", "D1": "masked"}, [], "INCONCLUSIVE", ["D0"]),  # figures mean nothing
             ({"D4": "error"}, [], "INCONCLUSIVE", ["D4"]),
+            ({"D11": "error", "D7": "masked"}, [], "INCONCLUSIVE", ["D11"]),
             ({"D0": "not_run"}, ["D0"], "INCONCLUSIVE", ["D0"]),  # nobody looked whether they do
             (dict.fromkeys(DECIDED, "not_run"), DECIDED, "INCONCLUSIVE", DECIDED),  # cleared by nothing
             ({**dict.fromkeys(DECIDED, "not_run"), "D5": "ok"}, DECIDED, "NOT MASKED", ["D5"]),
@@ -90,6 +98,15 @@ class TestOfNetworks:
         judged, because, found = self.judge(audited(network))
         assert (judged, because) == (Verdict.inconclusive, ["D8"])
         assert "audit.surrogate" in found["D8"].text
+
+    @pytest.mark.parametrize("eps", [["1/255"], ["96/255", "1.0"]])
+    def test_does_not_depend_on_eps_at_which_there_is_nothing_to_tell(
+        self, eps: list[str], network: Network, converted: Callable[[str], Network], audited: Audited
+    ) -> None:
+        """Everything or nothing withstands, through whatever gradient."""
+        assert self.judge(audited(converted("frsf"), eps=eps))[0] is Verdict.masked
+        found = list(audit(audited(network, eps=eps), ["D8"]))
+        assert verdict(found, ["D8"]) == (Verdict.not_masked, ["D5", "D7", "D13"])
 
     def test_of_an_honestly_robust_network_is_not_masked(self, audited: Audited) -> None:
         """Which half of a black and white image is white withstands any eps below a half."""
@@ -159,7 +176,7 @@ def test_random_networks_are_audited_alike_each_time(network: Network, audited: 
         found.append(list(audit(audited(noisy), ["D4", "D8", "D13"])))
         assert torch.equal(torch.get_rng_state(), state)
     assert found[0] == found[1]
-    assert found[0][11].status is Status.warn
+    assert found[0][11].status is Status.error
 
 
 class Noise(nn.Module):
