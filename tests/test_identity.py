@@ -115,7 +115,8 @@ class TestIdentity:
         assert before == identity(copy.deepcopy(config), "parent", "data")
         for key, changed in changes(config):
             unused = NOT_SEMANTIC | (INERT_OF_A_START if hasattr(config.rule, "start") else INERT)
-            if not isinstance(config.attack, LibraryConfig):  # which draw for a batch, not for a sample
+            in_batches = isinstance(config.attack, LibraryConfig) or config.attack.name == "audit"
+            if not in_batches:  # they draw for a sample
                 unused = unused | {"attack.batch_size"}
             if config.attack.name != "audit":
                 unused = unused | {f"audit.{item.name}" for item in dataclasses.fields(config.audit)}

@@ -58,7 +58,12 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
             "because": because,
             "not_run": {check.id: check.text for check in found if check.status is checks.Status.not_run},
             "checks": [asdict(check) for check in found],
-            "cells": [_part(cell, n) for key, cell in evidence.cells.items() if key not in usual],
+            "cells": [
+                _part(cell, gradient, n)
+                for key, cell in evidence.cells.items()
+                if key not in usual
+                for gradient in _names(cell, evidence)
+            ],
         },
         "seconds": sum(cell.outcome.seconds for cell in evidence.cells.values()),
     }
@@ -127,11 +132,11 @@ def _measured(cell: checks.Cell, gradient: Gradient, **more: str) -> dict[str, A
     return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **more)
 
 
-def _part(cell: checks.Cell, n: int) -> dict[str, Any]:
+def _part(cell: checks.Cell, gradient: Gradient, n: int) -> dict[str, Any]:
     """The same of an attack that only the audit makes; packed, which of its ``n`` samples it was ``made_on``,
     and which of them it stands for, ``among``."""
     which = {"made_on": _flags(cell.index, n), "among": _flags(cell.among, n)}
-    return _measured(cell, cell.gradient, **which)
+    return _measured(cell, gradient, **which)
 
 
 def _flags(index: Tensor, n: int) -> str:

@@ -171,11 +171,11 @@ def _against_eps(row: Row) -> Figure:
     axes.axhline(chance, **CHANCE, label=f"chance ({chance:.3g} %)")
     for label in dict.fromkeys(one.series for one in shown):
         series = [one for one in shown if one.series == label]
-        x = np.array([places[one.eps] for one in series], dtype=np.float64)
+        x = [places[one.eps] for one in series]
         if series[0].by_pgd is None:
-            _curve(axes, x, series)
+            _curve(axes, x, series, len(places))
         else:
-            _marks(axes, x + BESIDE.get(series[0].attack, 0.0), series)
+            _marks(axes, np.array(x) + BESIDE.get(series[0].attack, 0.0), series)
     axes.set_xticks(list(places.values()), list(places))
     axes.set_ylim(0, 100)
     axes.set_xlabel("eps")
@@ -184,11 +184,12 @@ def _against_eps(row: Row) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, x: Floats, series: Sequence[Tried]) -> None:
-    """An attack on all samples, from the clean accuracy at 0 on."""
+def _curve(axes: Axes, x: Sequence[int], series: Sequence[Tried], n_places: int) -> None:
+    """An attack on all samples, from the clean accuracy at 0 on; it breaks off where it was not made."""
+    y, spread = np.full(n_places, np.nan), np.full((2, n_places), np.nan)
     correct = [series[0].n_clean, *(one.correct for one in series)]
-    y, spread = _with_interval(correct, series[0].n)
-    axes.errorbar([0, *x], y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]))
+    y[[0, *x]], spread[:, [0, *x]] = _with_interval(correct, series[0].n)
+    axes.errorbar(np.arange(n_places), y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]))
 
 
 def _marks(axes: Axes, x: Floats, series: Sequence[Tried]) -> None:
@@ -208,12 +209,15 @@ def _with_interval(correct: Sequence[int], n: int) -> tuple[Floats, Floats]:
 
 
 def _efforts(row: Row, kind: str) -> Iterator[Curve]:
-    """A panel for each attack and eps, its gradients in it, up to the most that any sample took."""
+    """A panel for each attack and eps, its gradients in it, up to the most that any sample took: at the eps
+    asked for, and where a black box was tried."""
+    made = tried(row)
+    each_eps = {*row["config"]["attack"]["eps"], *(one.eps for one in made if one.by_pgd is not None)}
     shown = [
         one
-        for one in tried(row)
+        for one in made
         if one.drawn and not one.source and one.attack != "fgsm" and kind_of(one.attack) == kind
-        if one.eps in row["config"]["attack"]["eps"] and complete(one.found, one.entered, one.correct)
+        if one.eps in each_eps and complete(one.found, one.entered, one.correct)
     ]
     most = {one.attack: 0 for one in shown}
     for one in shown:

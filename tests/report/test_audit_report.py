@@ -7,13 +7,16 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 
 from sstune.packing import pack
 from sstune.report.audit import WORDS, audit_table, audit_text
-from sstune.report.audit_figures import tried
+from sstune.report.audit_figures import AGAINST_EPS, audit_figures, tried
 from sstune.report.audit_page import audit_page
 from sstune.report.pairs import gap_table
 from sstune.report.tables import to_csv, to_text
@@ -217,6 +220,43 @@ class TestTried:
             *("mifgsm, from bp@1", "pgd, rule", "pgd, exact", "pgd steps=40, rule"),
             *("square", "rays after PGD", "worst case"),
         ]
+
+
+class TestFigures:
+    @pytest.fixture
+    def figures(self, row: Any) -> dict[str, Figure]:
+        """PGD and RayS were also tried at an eps between two that were asked for."""
+        steps = {"found": [[0, 1], [1, 1], [3, 2]]}
+        row["audit"]["cells"] += [
+            cell("pgd", "rule", "1.5/255", "x.x.....", **steps | {"found": [[0, 1], [3, 3]]}),
+            cell("pgd", "rule", "64/255", "........", found=[[0, 6]]),
+            cell("rays", None, "1.5/255", "..", "1.1.....", found=[[7, 2]]),
+        ]
+        return dict(audit_figures(row))
+
+    def test_lines_break_off_where_an_attack_was_not_made(self, figures: dict[str, Figure]) -> None:
+        (axes,) = figures[AGAINST_EPS].axes
+        ticks = [label.get_text() for label in axes.get_xticklabels()]
+        assert ticks == ["0", "1/255", "1.5/255", "2/255", "64/255"]
+        drawn = {
+            bars.get_label(): np.asarray(bars.lines[0].get_ydata(), float)
+            for bars in axes.containers
+            if isinstance(bars, ErrorbarContainer)
+        }
+        nan = float("nan")
+        assert drawn["pgd, rule"] == pytest.approx([75, 62.5, 25, 50, 0], nan_ok=True)
+        assert drawn["pgd, exact"] == pytest.approx([75, 25, nan, 0, nan], nan_ok=True)
+        assert drawn["worst case"] == pytest.approx([75, 25, nan, 0, nan], nan_ok=True)
+
+    def test_effort_is_shown_where_a_black_box_was_tried(self, figures: dict[str, Figure]) -> None:
+        titles = [
+            axes.get_title()
+            for caption, figure in figures.items()
+            if caption != AGAINST_EPS
+            for axes in figure.axes
+        ]
+        assert [title for title in titles if "1.5/255" in title] == ["eps 1.5/255"] * 2  # steps and queries
+        assert not [title for title in titles if "64/255" in title]
 
 
 class Page(HTMLParser):

@@ -49,8 +49,8 @@ class Check:
 
 # NOT MASKED rests on these; each can say MASKED.
 DECIDING = ("D1", "D5", "D7", "D8", "D13")
-# Where these warn, there is no telling: something did better than the network's own gradient, if not by more
-# than chance, or gradients are missing or random, so that an attack may fail for that alone.
+# Where these warn, there is no telling: something seems to do better than the network's own gradient, or
+# gradients are missing or random, so that an attack may fail for that alone.
 UNSURE = ("D1", "D7", "D8", "D10", "D11", "D13")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -30,7 +30,8 @@ from sstune.schema import (
 
 STEPS = 20
 LARGE = ("64/255", "1.0")  # more than any network withstands, and every image whatever
-SMALLEST = 1 / 64 / 255
+SMALLEST, HUGE = 1 / 64 / 255, parse_eps(LARGE[0])
+ALIKE = 1.1  # an eps is not looked for between two of a smaller ratio
 
 # ``(key, victim, attack, view, eps) -> outcome``: makes an attack, or remembers that it was made.
 Run = Callable[[str, Victim, Attack, View, str], Outcome]
@@ -86,27 +87,41 @@ class Evidence:
 
     @cached_property
     def telling(self) -> list[str]:
-        """The eps asked for, and beyond them as many as it takes to tell, from small to large.
+        """The eps asked for, and others until one tells, from small to large.
 
         Where the attack through the network's own gradient leaves nearly all or nearly nothing, so may any
-        other. So eps is halved until it leaves half of the samples that were right or more, and doubled, up
-        to 64/255, until it leaves half or less.
+        other. So there shall be an eps at which it leaves a quarter to three quarters of what was right.
         """
         found = list(self.eps)
-        while parse_eps(found[0]) > SMALLEST and self._beyond_half(found[0]) < 0:
-            found.insert(0, f"{255 * parse_eps(found[0]) / 2:g}/255")
-        while parse_eps(found[-1]) < parse_eps(LARGE[0]) and self._beyond_half(found[-1]) > 0:
-            found.append(f"{min(max(255 * parse_eps(found[-1]) * 2, 1), 64):g}/255")
+        while radius := self._nearer(found):
+            found = sorted([*found, f"{255 * radius:g}/255"], key=parse_eps)
         return found
+
+    def _nearer(self, tried: Sequence[str]) -> float | None:
+        """An eps that may tell, if none of ``tried`` does: doubled, halved or between two of them; None where
+        there is nothing left to try."""
+        share = {parse_eps(eps): 0.5 + self._beyond_half(eps) for eps in tried}
+        if any(0.25 <= left <= 0.75 for left in share.values()):
+            return None
+        small = max((radius for radius, left in share.items() if left > 0.75), default=0.0)
+        large = min((radius for radius, left in share.items() if left < 0.25), default=None)
+        if large is None:
+            return min(max(2 * small, 1 / 255), HUGE) if small < HUGE else None
+        if large <= SMALLEST or large < ALIKE * small:
+            return None
+        return large / 2 if large / 2 > small else (small + large) / 2
 
     @property
     def middle(self) -> str:
         """The eps at which the attack through the network's own gradient tells most: about half are left."""
-        return min(self.telling, key=lambda eps: abs(self._beyond_half(eps)))
+        return self._nearest_half(self.telling)
+
+    def _nearest_half(self, among: Sequence[str]) -> str:
+        return min(among, key=lambda eps: abs(self._beyond_half(eps)))
 
     def _beyond_half(self, eps: str) -> float:
-        """How many more than half of the samples that were right PGD leaves."""
-        return int(self.pgd(self.own, eps).right.sum()) - int(self.victim.clean.sum()) / 2
+        """Which share of the samples that were right PGD leaves, less a half."""
+        return int(self.pgd(self.own, eps).right.sum()) / max(int(self.victim.clean.sum()), 1) - 0.5
 
     @property
     def constant(self) -> float:
@@ -126,8 +141,11 @@ class Evidence:
         return self._attack(label, config, self._same(view), eps)
 
     def shown(self) -> dict[str, Outcome]:
-        """PGD at the eps that tells most, through each gradient that the network has; to be looked at."""
-        eps, views = self.middle, (self.own, self.exact) if self.has_feedback else (self.own,)
+        """PGD at the eps asked for that tells most, through each gradient there is; to be looked at."""
+        eps, views = (
+            self._nearest_half(self.eps),
+            (self.own, self.exact) if self.has_feedback else (self.own,),
+        )
         return {f"{view.gradient} {eps}": self.pgd(view, eps) for view in views}
 
     def fgsm(self, view: View, eps: str) -> Outcome:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sstune.attacks.ascent import cross_entropy, loss_gradient
 from sstune.attacks.audit.check import Check, Status
 from sstune.attacks.audit.evidence import Evidence
-from sstune.attacks.audit.paired import Paired, beyond, largest, points
+from sstune.attacks.audit.paired import Paired, points, strongest
 from sstune.attacks.evaluation import View, attacked_through
 from sstune.attacks.registry import Batch
 from sstune.datasets import batches
@@ -34,9 +34,9 @@ def d1(evidence: Evidence) -> Check:
         eps: Paired.of(evidence.pgd(evidence.own, eps), evidence.pgd(evidence.exact, eps))
         for eps in evidence.telling
     }
-    eps, gap, masked = largest(pairs, GAP)
+    eps, gap, status = strongest(pairs, GAP)
     text = f"at {eps} the rule's gradient leaves {gap.first:.1f} %, the exact one {gap.second:.1f} %"
-    return Check(beyond(gap, GAP, masked), gap.difference, "points", threshold, evidence.n, text)
+    return Check(status, gap.difference, "points", threshold, evidence.n, text)
 
 
 def d2(evidence: Evidence) -> Check:

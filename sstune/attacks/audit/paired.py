@@ -12,6 +12,7 @@ from sstune.attacks.outcome import Outcome
 from sstune.statistics import mcnemar
 
 LEVEL = 0.05
+SUSPECT = 0.2  # fewer than four samples that only one of two attacks breaks are no reason to doubt
 FEWEST = 6  # so many samples that only one of two attacks breaks are significant, five are not
 
 
@@ -46,30 +47,26 @@ class Paired:
         """First less second, in points: how much stronger the second attack is."""
         return 100 * (self.only_first - self.only_second) / self.n
 
-    def significant(self, comparisons: int = 1) -> bool:
-        """Whether the difference is more than chance (McNemar, 5 %, shared by so many comparisons)."""
-        return mcnemar(self.only_first, self.only_second) < LEVEL / comparisons
+    def beaten(self, threshold: float, level: float = LEVEL) -> bool:
+        """Whether the second attack is stronger by more than ``threshold`` points, and by more than chance
+        (McNemar)."""
+        return self.difference > threshold and mcnemar(self.only_first, self.only_second) < level
 
-    def beaten(self, threshold: float, comparisons: int = 1) -> bool:
-        """Whether the second attack is stronger by more than ``threshold`` points, and not by chance."""
-        return self.difference > threshold and self.significant(comparisons)
-
-
-def largest(pairs: Mapping[str, Paired], threshold: float) -> tuple[str, Paired, bool]:
-    """Where the second attack is the stronger by most, and whether it beats the first there or anywhere.
-
-    Where it does so somewhere, only such places are looked at.
-    """
-    beaten = {name: pair for name, pair in pairs.items() if pair.beaten(threshold, len(pairs))}
-    name = max(beaten or pairs, key=lambda name: pairs[name].difference)
-    return name, pairs[name], bool(beaten)
+    def judged(self, threshold: float, comparisons: int = 1) -> Status:
+        """What a check says that asks whether the second attack beats the first, one of so many comparisons,
+        which share the level: MASKED if it surely does, a warning if it seems to."""
+        for status, level in ((Status.masked, LEVEL), (Status.warn, SUSPECT)):
+            if self.beaten(threshold, level / comparisons):
+                return status
+        return Status.ok
 
 
-def beyond(pair: Paired, threshold: float, masked: bool) -> Status:
-    """What a check says whose figure is a difference: beyond the threshold but by chance, it warns."""
-    if masked:
-        return Status.masked
-    return Status.warn if pair.difference > threshold else Status.ok
+def strongest(pairs: Mapping[str, Paired], threshold: float) -> tuple[str, Paired, Status]:
+    """Where the second attack is ahead by most, of the places where it is so most surely."""
+    found = {name: pair.judged(threshold, len(pairs)) for name, pair in pairs.items()}
+    status = next(each for each in (Status.masked, Status.warn, Status.ok) if each in found.values())
+    name = max((name for name in pairs if found[name] is status), key=lambda name: pairs[name].difference)
+    return name, pairs[name], status
 
 
 def points(share: Tensor) -> float:

@@ -56,7 +56,7 @@ def d5(evidence: Evidence) -> Check:
     masked = _surely_above(whole, FAILED / 100)
     if _surely_above(large, chance):
         status = Status.warn
-        pair = Paired.of(*black_box.against(evidence, evidence.rays, evidence.label_samples, LARGE[0]))
+        pair, _ = black_box.against(evidence, evidence.rays, evidence.label_samples, LARGE[0])
         text += f"; RayS breaks {pair.only_first} of {pair.n_first} that are left at {LARGE[0]}"
         masked |= pair.beaten(black_box.BEATEN)
     figure = points(large) if points(large) > 100 * chance else points(whole)

@@ -74,6 +74,7 @@ def d11(evidence: Evidence) -> Check:
     if random:
         text = f"{' and '.join(random)} differ from pass to pass"
         text += f"; averaged over {evidence.own.eot}" if averaged else ": use attack.eot"
+        text += ", and attack.batch_size=1 if a draw is for a whole batch" if "outputs" in random else ""
     return Check(status, float(len(random)), "of 2 vary", "0", len(outputs[0]), text)
 
 

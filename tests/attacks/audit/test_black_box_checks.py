@@ -29,7 +29,6 @@ class TestOnPlannedOutcomes:
 
     def evidence(self, planned: Audited, attack: str, pgd: int, left: int, others: torch.Tensor) -> Evidence:
         outcomes = {"pgd rule 2/255": 60, "pgd rule 8/255": pgd, f"{attack} none 8/255 left": left}
-        outcomes["pgd restarts=5 rule 8/255"] = pgd
         return planned({**outcomes, f"{attack} none 8/255 others": others}, 100, EPS, clean=90)
 
     def withstood(self, pgd: int, n: int) -> torch.Tensor:
@@ -41,7 +40,9 @@ class TestOnPlannedOutcomes:
         ("left", "others", "status", "figure"),
         [
             (40, 50, "ok", 0),  # what can matter no more is not asked for
-            (35, 0, "warn", 5),  # five cannot be significant
+            (37, 0, "ok", 3),
+            (36, 0, "warn", 4),  # four may be chance, p = 0.125
+            (35, 0, "warn", 5),
             (35, 5, "ok", 0),
             (34, 0, "masked", 6),
             (34, 1, "warn", 5),  # 6 to 1 is p = 0.125
@@ -59,19 +60,6 @@ class TestOnPlannedOutcomes:
         assert (found.status, found.figure, found.n) == (status, pytest.approx(figure), 100)
         both = {f"{attack} none 8/255 {part}" for part in ("left", "others")}
         assert made(evidence) == (both if left < 40 else {f"{attack} none 8/255 left"})
-
-    @pytest.mark.parametrize(("starts", "status"), [(40, "warn"), (36, "warn"), (35, "ok"), (30, "ok")])
-    def test_five_starts_may_make_up_for_what_may_be_chance(
-        self, check: Diagnostic, attack: str, planned: Audited, starts: int, status: str
-    ) -> None:
-        """The black box leaves 35, which is five fewer than PGD."""
-        evidence = self.evidence(planned, attack, 40, 35, self.withstood(40, 0))
-        run = planned({"pgd restarts=5 rule 8/255": starts}, 100, EPS, clean=90).run
-        usual = evidence.run
-        evidence.run = lambda key, *rest: (run if "restarts" in key else usual)(key, *rest)
-        found = check(evidence)
-        assert (found.status, found.figure) == (status, pytest.approx(starts - 35))
-        assert found.text.endswith(f"PGD through the own gradient 40.0 %, from five starts {starts}.0 %")
 
     def test_looks_where_the_white_box_has_left_something(
         self, check: Diagnostic, attack: str, planned: Audited
@@ -129,7 +117,6 @@ class TestD8:
     ) -> None:
         left = {f"pgd rule {each}": 50 if each == "2/255" else 40 for each in eps}
         left |= {f"mifgsm surrogate other {each}": k for each, k in transfer.items()}
-        left["pgd restarts=5 rule 8/255"] = 40
         assert d8(planned(left, n, eps, clean=80)).status == status
 
     def test_makes_all_steps_on_the_other_network_through_its_exact_gradient(

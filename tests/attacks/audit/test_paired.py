@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from sstune.attacks.audit.paired import FEWEST, Paired, largest, points
+from sstune.attacks.audit.paired import FEWEST, Paired, points, strongest
 
 flags = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
 
@@ -24,21 +24,35 @@ def test_beaten_is_a_difference_above_the_threshold_that_a_binomial_test_confirm
     assert pair.second == pytest.approx(100 * sum(b for _, b in pairs) / len(pairs))
     assert pair.difference == pytest.approx(pair.first - pair.second)
     p = binomtest(only_one, only_one + only_two).pvalue if only_one + only_two else 1.0
-    stronger = 100 * (only_one - only_two) / len(pairs) > threshold and p < 0.05 / comparisons
-    assert pair.beaten(threshold, comparisons) == stronger
+    ahead = 100 * (only_one - only_two) / len(pairs) > threshold
+    assert pair.beaten(threshold, 0.05 / comparisons) == (ahead and p < 0.05 / comparisons)
+    expected = "masked" if p < 0.05 / comparisons else "warn" if p < 0.2 / comparisons else "ok"
+    assert pair.judged(threshold, comparisons) == (expected if ahead else "ok")
 
 
 def test_fewest_is_the_smallest_significant_number() -> None:
     assert binomtest(FEWEST, FEWEST).pvalue < 0.05 < binomtest(FEWEST - 1, FEWEST - 1).pvalue
 
 
-def test_the_largest_of_several_is_one_that_is_significant_if_any_is() -> None:
-    by_chance, sure = Paired(12, 3, 50, 100), Paired(8, 0, 50, 100)
-    assert by_chance.difference > sure.difference
-    assert largest({"a": by_chance, "b": sure}, 2.0) == ("b", sure, True)
-    assert largest({"a": by_chance}, 2.0) == ("a", by_chance, True)
-    several = {"a": by_chance, "b": Paired(5, 0, 50, 100), "c": Paired(0, 9, 50, 100)}
-    assert largest(several, 2.0) == ("a", by_chance, False)  # p = 0.035 is not below 0.05 / 3
+def test_three_samples_are_no_reason_to_doubt() -> None:
+    assert [Paired(k, 0, 50, 100).judged(0.2) for k in (0, 3, 4, 5, 6)] == [
+        "ok",
+        "ok",
+        "warn",
+        "warn",
+        "masked",
+    ]
+
+
+def test_the_strongest_of_several_is_one_that_is_surely_so_if_any_is() -> None:
+    seems, sure = Paired(12, 3, 50, 100), Paired(8, 0, 50, 100)
+    assert seems.difference > sure.difference
+    assert strongest({"a": seems, "b": sure}, 2.0) == ("b", sure, "masked")
+    assert strongest({"a": seems}, 2.0) == ("a", seems, "masked")
+    several = {"a": seems, "b": Paired(5, 0, 50, 100), "c": Paired(0, 9, 50, 100)}
+    assert strongest(several, 2.0) == ("a", seems, "warn")  # p = 0.035 is not below 0.05 / 3
+    chance = {"a": Paired(20, 12, 50, 100), "b": Paired(2, 2, 50, 100)}
+    assert strongest(chance, 2.0) == ("a", chance["a"], "ok")
 
 
 def test_points_are_percent() -> None:

@@ -99,7 +99,7 @@ class TestOfNetworks:
         assert (judged, because) == (Verdict.inconclusive, ["D8"])
         assert "audit.surrogate" in found["D8"].text
 
-    @pytest.mark.parametrize("eps", [["1/255"], ["96/255", "1.0"]])
+    @pytest.mark.parametrize("eps", [["1/255"], ["96/255", "1.0"], ["0", "96/255"]])
     def test_does_not_depend_on_eps_at_which_there_is_nothing_to_tell(
         self, eps: list[str], network: Network, converted: Callable[[str], Network], audited: Audited
     ) -> None:
