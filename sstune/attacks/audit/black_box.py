@@ -12,7 +12,7 @@ from sstune.attacks.audit.paired import Paired, strongest
 from sstune.attacks.outcome import Outcome
 
 BEATEN = 0.2  # points
-THRESHOLD = f"<= {BEATEN:g}"
+THRESHOLD = f"<= {BEATEN:g} or chance"
 
 # ``(eps, samples, part) -> outcome`` of an attack on those of the audit's samples.
 BlackBox = Callable[[str, Tensor, str], Outcome]

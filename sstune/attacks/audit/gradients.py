@@ -26,7 +26,7 @@ ALIGNED = 0.5
 
 def d1(evidence: Evidence) -> Check:
     """The same attack through the rule's gradient and through the exact one."""
-    threshold = f"<= {GAP:g}"
+    threshold = f"<= {GAP:g} or chance"
     if not evidence.has_feedback:
         text = "no feedback: the network's gradient is the exact one"
         return Check(Status.report, 0.0, "points", threshold, evidence.n, text)
