@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +63,13 @@ def test_the_row_is_complete(trained: Path) -> None:
     how = {"precision", "device", "threads", "deterministic", "versions", "git"}
     assert set(row) >= what | measured | how
     assert trained.name.endswith(row["identity"][:12])
-    assert (row["command"], row["device"], row["threads"], row["precision"]) == ("train", "cpu", 1, "float32")
+    assert (row["command"], row["threads"], row["precision"]) == ("train", 1, "float32")
+    model, capability = row["device"].removeprefix("cpu (").removesuffix(")").rsplit(", ", 1)
+    assert capability == torch.backends.cpu.get_cpu_capability()
+    if platform.machine() == "x86_64" and shutil.which("lscpu"):
+        described = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+        assert re.search(rf"^Model name: +{re.escape(model)}$", described, re.MULTILINE)
+    assert model
     assert row["n_classes"] == 10
     assert row["seconds"] > 0
     for entry in row["measurements"]:
