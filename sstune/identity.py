@@ -122,10 +122,9 @@ def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
     inert: dict[str, tuple[str, ...]] = {}
     if getattr(config.rule, "start", None) is Start.weights:
         inert["rule"] = ("scale",)  # that of a random start
-    library = isinstance(config.attack, LibraryConfig)
-    if config.attack.name == "audit":  # where it is left open, that of each attack holds
-        library = config.attack.batch_size is not None
-    if not library and config.command == "attack":
+    attack = config.attack  # if an audit leaves it open, that of each of its attacks holds
+    in_batches = isinstance(attack, LibraryConfig) or (attack.name == "audit" and attack.batch_size)
+    if not in_batches and config.command == "attack":
         inert["attack"] = ("batch_size",)  # draws are keyed by sample
     if config.dataset.train_n is None and config.dataset.shots is None:
         inert["dataset"] = ("subset_seed",)

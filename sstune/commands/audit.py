@@ -119,8 +119,9 @@ def _usual(cell: checks.Cell, evidence: checks.Evidence) -> bool:
 
 
 def _names(cell: checks.Cell, evidence: checks.Evidence) -> list[Gradient]:
-    """The gradients that an attack was made through: of a network without feedback the one is both."""
-    one = cell.gradient is Gradient.rule and not evidence.has_feedback
+    """The gradients that an attack was made through: of a network without feedback the one is both, but only
+    the plain attacks are shown for both."""
+    one = cell.gradient is Gradient.rule and not evidence.has_feedback and " " not in cell.attack
     return [Gradient.rule, Gradient.exact] if one else [cell.gradient]
 
 

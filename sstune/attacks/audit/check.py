@@ -71,9 +71,9 @@ def verdict(checks: Sequence[Check], skipped: Sequence[str] = ()) -> tuple[Verdi
         return Verdict.inconclusive, unseen
     if masked := [check.id for check in checks if check.status is Status.masked]:
         return Verdict.masked, masked
-    missing = [name for name in with_status(DECIDING, Status.not_run) if name not in skipped]
-    unsure = with_status(UNSURE, Status.warn)
-    if doubtful := [check.id for check in checks if check.id in (*missing, *unsure)]:
+    open_ = [name for name in with_status(DECIDING, Status.not_run) if name not in skipped]
+    open_ += with_status(UNSURE, Status.warn)
+    if doubtful := [check.id for check in checks if check.id in open_]:
         return Verdict.inconclusive, doubtful
     if decided := with_status(DECIDING, Status.ok, Status.warn):
         return Verdict.not_masked, decided

@@ -142,10 +142,8 @@ class Evidence:
 
     def shown(self) -> dict[str, Outcome]:
         """PGD at the eps asked for that tells most, through each gradient there is; to be looked at."""
-        eps, views = (
-            self._nearest_half(self.eps),
-            (self.own, self.exact) if self.has_feedback else (self.own,),
-        )
+        eps = self._nearest_half(self.eps)
+        views = (self.own, self.exact) if self.has_feedback else (self.own,)
         return {f"{view.gradient} {eps}": self.pgd(view, eps) for view in views}
 
     def fgsm(self, view: View, eps: str) -> Outcome:
