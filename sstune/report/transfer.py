@@ -49,14 +49,15 @@ def _figure(cells: pd.DataFrame, dataset: str) -> Figure:
     sources = sorted(cells["source"].unique(), key=_own_last)
     targets = list(cells["target"].unique())
     width, height = 0.45 * len(targets) + 0.3, 0.28 * len(sources) + 0.3
-    names = max(len(line) for target in targets for line in _wrapped(target).split("\n"))
-    beside = 2.2, 0.9 + 0.075 * names  # names run down; the layout gives up where there is no room for them
+    labels = [_wrapped(joined(attack, f"({variant})" if variant else "")) for attack, variant in attacks]
+    # attacks stand upright, names run down; the layout gives up where there is no room for them
+    beside = 2.0 + 0.075 * _widest(labels), 0.9 + 0.075 * _widest(map(_wrapped, targets))
     size = width * len(each_eps) + beside[0], height * len(attacks) + beside[1]
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(attacks), len(each_eps), sharex=True, sharey=True, squeeze=False)
-    for (attack, variant), line in zip(attacks, panels, strict=True):
-        line[0].set_ylabel(joined(attack, f"({variant})" if variant else ""))
+    for (attack, variant), label, line in zip(attacks, labels, panels, strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for eps, axes in zip(each_eps, line, strict=True):
             axes.set_title(f"eps {eps}")
             shown = (cells["attack"] == attack) & (cells["attack_variant"] == variant) & (cells["eps"] == eps)
@@ -79,8 +80,12 @@ def _panel(axes: Axes, grid: pd.DataFrame) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _wrapped(target: str) -> str:
-    return textwrap.fill(target, 24)
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, 24)
+
+
+def _widest(names: Iterable[str]) -> int:
+    return max(len(line) for name in names for line in name.split("\n"))
 
 
 def _sources(cells: pd.DataFrame) -> list[str]:
