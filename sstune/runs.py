@@ -6,6 +6,7 @@ a ``result.json`` is done. That file is written last and atomically.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import socket
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -34,8 +36,14 @@ class Locked(Exception):
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content; taken once per process and (path, size, time of modification)."""
+    """sha256 of a file's content; taken once per process and (path, size, time of modification).
+
+    Raises:
+        OSError: it cannot be read, or is no regular file: reading a FIFO or a device might never end.
+    """
     status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, f"is a {kind_of(status)}, not a file", str(path))
     return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
@@ -43,6 +51,12 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kind_of(status: os.stat_result) -> str:
+    """What lies at a path that is no regular file, in words."""
+    kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "device")
 
 
 @contextmanager
@@ -82,6 +96,13 @@ def name_of(ancestor: dict[str, Any]) -> str | None:
     return ancestor.get("identity") or ancestor.get("sha256")
 
 
+class Earlier(NamedTuple):
+    """A fingerprint as earlier versions took it, and when the data was last changed (s since the epoch)."""
+
+    fingerprint: str
+    changed: float
+
+
 class Run:
     """A run's directory ``<out>/<command>/<label>-<identity>`` and what lies in it."""
 
@@ -91,11 +112,22 @@ class Run:
         lineage: list[dict[str, Any]],
         data: str | None,
         surrogates: Sequence[str] = (),
+        earlier: Earlier | None = None,
     ) -> None:
-        parent = lineage[-1] if lineage else {}
+        """A run that was begun under an ``earlier`` fingerprint, and not before the data was last changed,
+        is this one: it keeps its identity and directory."""
         self.config = config
         self.lineage = lineage
-        self.identity = identity(config, name_of(parent), data, surrogates)
+        self.identity, self.directory = self._name(data, surrogates)
+        if earlier is not None and not self.directory.exists():
+            name, directory = self._name(earlier.fingerprint, surrogates)
+            begun = directory / "config.yaml"
+            if begun.exists() and begun.stat().st_mtime >= earlier.changed:
+                self.identity, self.directory = name, directory
+
+    def _name(self, data: str | None, surrogates: Sequence[str]) -> tuple[str, Path]:
+        config, parent = self.config, self.lineage[-1] if self.lineage else {}
+        found = identity(config, name_of(parent), data, surrogates)
         rule = semantic(config)["rule"]
         parts = [
             config.backbone.name,
@@ -107,7 +139,7 @@ class Run:
         if config.command == "attack":
             parts.insert(0, config.attack.name)
         label = "-".join(part for part in parts if part)
-        self.directory = Path(config.out) / config.command / f"{label}-{self.identity[:12]}"
+        return found, Path(config.out) / config.command / f"{label}-{found[:12]}"
 
     def result(self) -> dict[str, Any] | None:
         """The row of the finished run, or None."""
@@ -169,7 +201,8 @@ class Run:
             **measured,
         }
         write_json(self.directory / "result.json", row)
-        (self.directory / "checkpoint.pt").unlink(missing_ok=True)
+        for name in ("checkpoint.pt", "data.json"):  # the row says what they said
+            (self.directory / name).unlink(missing_ok=True)
         return row
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from sstune import attacks, backbones, datasets
+from sstune import attacks
 from sstune.commands import audit
+from sstune.commands.data import load
 from sstune.commands.execution import once
 from sstune.commands.finetune import finetune
 from sstune.commands.outcomes import Outcomes, summary
@@ -44,7 +45,7 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
     """Robust accuracy at each eps through each gradient; per-sample outcomes go to ``outcomes.npz``."""
     config = run.config
-    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
+    data = load(run, source)
     victim = victim_of(config, source, data, device)
     n = len(victim.clean)
     outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sstune import attacks, backbones, datasets, rules
+from sstune import attacks, datasets, rules
 from sstune.attacks import audit as checks
+from sstune.commands.data import load
 from sstune.commands.outcomes import Outcomes, summary
 from sstune.commands.pictures import save_images
 from sstune.commands.source import Source
@@ -29,7 +30,7 @@ from sstune.schema import Gradient, RunConfig
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
     """The audit's checks, and the robust accuracy that survives everything tried (attack ``audit``)."""
     config = run.config
-    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
+    data = load(run, source)
     victim = victim_of(config, source, data, device)
     outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)
     evidence = evidence_of(config, victim, data, outcomes, stop)

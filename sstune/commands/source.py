@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from sstune import rules
 from sstune.backbones import Network, load_third_party
 from sstune.commands import imported
 from sstune.composition import compose, restore
-from sstune.datasets import fingerprint
+from sstune.datasets import earlier_fingerprint, fingerprint
 from sstune.identity import TRAINING_KEYS
 from sstune.runs import Run, file_digest, name_of, read_result
 from sstune.schema import BackboneConfig, FinetuneConfig, RequestError, RuleConfig, RunConfig
@@ -36,13 +36,15 @@ class Source:
     """Weights to start from, and where they came from.
 
     ``config`` is that of the run that made them, None for a third-party file. ``lineage`` lists all
-    ancestors, oldest first. ``network`` is there already where somebody else's code makes it.
+    ancestors, oldest first. ``network`` is there already where somebody else's code makes it. ``datasets``:
+    number and digest of the images of each split that the run had.
     """
 
     path: Path
     lineage: list[dict[str, Any]]
     config: RunConfig | None
     network: nn.Module | None = None
+    datasets: dict[str, Any] = field(default_factory=dict)
 
     def load_weights(self, network: Network) -> list[str]:
         """Load forward weights only, into a network not yet converted; notes on what was replaced."""
@@ -70,13 +72,16 @@ def open_source(path: Path) -> Source:
     """
     path = path.expanduser()
     if not path.is_dir():
-        return Source(path, [{"file": path.name, "sha256": file_digest(path)}], None)
+        try:
+            return Source(path, [{"file": path.name, "sha256": file_digest(path)}], None)
+        except OSError as error:
+            raise RequestError(f"init_from: cannot read {path}: {error.strerror or error}") from error
     row = read_result(path)
     if row is None or not (path / MODEL).exists():
         raise RequestError(f"init_from: {path} is not a finished train or finetune run")
     config = restore(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
     ancestor = {key: row[key] for key in ("command", "identity", "config")}
-    return Source(path / MODEL, [*row["lineage"], ancestor], config)
+    return Source(path / MODEL, [*row["lineage"], ancestor], config, datasets=row.get("datasets", {}))
 
 
 def inherit(config: RunConfig, source: Source, asked: set[str], sections: tuple[str, ...]) -> RunConfig:
@@ -123,7 +128,7 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
     surrogates = surrogate_names(config)
     if config.model["import"] is not None:
         config, source = descend_from_import(config, asked)
-        return Run(config, source.lineage, fingerprint(config.dataset), surrogates), source
+        return run_of(config, source.lineage, surrogates), source
     if parent:
         config = replace(config, init_from=str(parent.directory))
     source = open_source(Path(str(config.init_from)))
@@ -132,7 +137,7 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
     else:
         config = inherit(config, source, asked, INHERITED_BY[config.command])
         validate(config)  # what is inherited has to go with what is asked for
-    return Run(config, source.lineage, fingerprint(config.dataset), surrogates), source
+    return run_of(config, source.lineage, surrogates), source
 
 
 def descend_from_import(config: RunConfig, asked: set[str]) -> tuple[RunConfig, Source]:
@@ -149,6 +154,16 @@ def descend_from_import(config: RunConfig, asked: set[str]) -> tuple[RunConfig, 
     config = replace(config, backbone=BackboneConfig(name=spec), rule=rule)
     lineage = [{"file": spec, "sha256": imported.digest(spec, network)}]
     return config, Source(Path(spec), lineage, None, network)
+
+
+def run_of(config: RunConfig, lineage: list[dict[str, Any]], surrogates: Sequence[str] = ()) -> Run:
+    """The run of a configuration on the data as it lies there now.
+
+    Raises:
+        RequestError: the data cannot be read.
+    """
+    data, earlier = fingerprint(config.dataset), earlier_fingerprint(config.dataset)
+    return Run(config, lineage, data, surrogates, earlier)
 
 
 def surrogate_names(config: RunConfig) -> list[str]:
@@ -173,7 +188,7 @@ def named_after(config: RunConfig) -> Iterator[None]:
 def planned(config: RunConfig, asked: set[str]) -> Run | None:
     """The run that a configuration stands for; None while one that it starts from has yet to be made."""
     if config.command == "train":
-        return Run(config, [], fingerprint(config.dataset))
+        return run_of(config, [])
     parent = None
     if starts_from_default(config):
         parent = planned(default_parent(config), asked)

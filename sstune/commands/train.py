@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from sstune import backbones, datasets, rules, tasks, training
+from sstune.commands.data import described, load
 from sstune.commands.execution import once
-from sstune.commands.source import MODEL, Source
+from sstune.commands.source import MODEL, Source, run_of
 from sstune.interrupt import StopFlag
 from sstune.runs import Run, atomic_write, write_text
 from sstune.schema import RequestError, RunConfig
@@ -23,7 +24,7 @@ from sstune.schema import RequestError, RunConfig
 
 def train(config: RunConfig, asked: set[str], wait: bool = False) -> Run:
     """Train from random or hub weights; with ``wait``, for another process that is at work on it."""
-    run = Run(config, lineage=[], data=datasets.fingerprint(config.dataset))
+    run = run_of(config, [])
     once(run, lambda run, device, stop: learn(run, None, device, stop), wait)
     return run
 
@@ -38,7 +39,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
     world = training.join()
     published = backbones.preprocessing(config.backbone)
     with world.first_before_others():  # it decodes or downloads what the others then find
-        data = datasets.load(config.dataset, published, config.workers)
+        data = load(run, source, world.first)
     task = tasks.build(config.task, data.n_classes)
     network = backbones.build(
         source.settled(config.backbone) if source else config.backbone,
@@ -117,10 +118,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         "notes": notes,
         "layers": asdict(conversion),
         "alignment": [_known(asdict(layer)) for layer in trainer.alignment()],
-        "datasets": {
-            name: {"n": len(split), "digest": split.digest}
-            for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
-        },
+        "datasets": described(data),
         "skipped": data.skipped_summary,
     }
 

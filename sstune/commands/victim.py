@@ -51,6 +51,7 @@ def said_of(
             "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
         },
         "skipped": data.skipped_summary,
+        "notes": data.notes,
     }
 
 

@@ -1,7 +1,7 @@
 """Where images come from: sources, their splits, and the loader that feeds them to a network."""
 
 from sstune.datasets import small, trees  # noqa: F401  # they register the sources
-from sstune.datasets.archive import fingerprint
+from sstune.datasets.archive import earlier_fingerprint, fingerprint
 from sstune.datasets.decoding import Preprocessing
 from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.loader import Loader, batches
@@ -18,6 +18,7 @@ __all__ = [
     "Splits",
     "batches",
     "default_workers",
+    "earlier_fingerprint",
     "fingerprint",
     "load",
     "spread",

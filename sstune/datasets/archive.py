@@ -5,43 +5,69 @@ Imports no torch: a run's identity is computed from here before anything heavy i
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import logging
-import os
+import lzma
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sstune.runs import file_digest
-from sstune.schema import DatasetConfig, DownloadedFolderConfig, FolderConfig, MnistConfig, RequestError
+from sstune.datasets.contents import Scan, is_image, refuse_oversized, scan, walk
+from sstune.runs import Earlier, file_digest
+from sstune.schema import (
+    DatasetConfig,
+    DownloadedFolderConfig,
+    FolderConfig,
+    MnistConfig,
+    RequestError,
+    printable,
+)
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"},
-)
-MAX_FILE_BYTES = 256 * 2**20  # an image file beyond this is a mistake or a trap; it is never read into memory
+_MAX_PADDING = 64 * 2**20  # bytes of zeros behind an archive's end; tar fills up a record, mostly of 10 KiB
 
 
 def fingerprint(config: DatasetConfig) -> str | None:
     """Content digest of the data a configuration names; part of a run's identity.
 
     Returns:
-        A folder dataset: sha256 (hex) of the archive, or of the sorted (relative path, size) of a directory's
-        images, which is quick but does not see a file edited to the same size. A dataset that torchvision
-        can download, from an image tree of one's own: that tree's. Other datasets: None.
+        A folder dataset: sha256 (hex) of the archive, or of names and contents of a directory's images. A
+        dataset that torchvision can download, from an image tree of one's own: that tree's. Other datasets:
+        None.
 
     Raises:
         RequestError: the root cannot be read.
     """
+    root = _own_images(config)
+    return None if root is None else digest(root, _kept_in(config))
+
+
+def earlier_fingerprint(config: DatasetConfig) -> Earlier | None:
+    """By what earlier versions knew a directory: names and sizes. None for what is no directory of images.
+
+    Raises:
+        RequestError: the root cannot be read.
+    """
+    root = _own_images(config)
+    if root is None or not root.is_dir():
+        return None
+    found = scanned(root, _kept_in(config))
+    return Earlier(found.names_and_sizes, found.changed)
+
+
+def _own_images(config: DatasetConfig) -> Path | None:
+    """The tree or archive whose images nobody else vouches for."""
     if not isinstance(config, FolderConfig | MnistConfig):
         return None
     root = Path(config.root).expanduser()
     downloaded = isinstance(config, DownloadedFolderConfig | MnistConfig)
     official = downloaded and (config.name == "flowers102" or not is_tree(root))  # flowers are no tree
-    return None if official else digests(root)[0]
+    return None if official else root
+
+
+def _kept_in(config: DatasetConfig) -> str:
+    assert isinstance(config, FolderConfig | MnistConfig)
+    return config.cache
 
 
 def is_tree(root: Path) -> bool:
@@ -49,59 +75,39 @@ def is_tree(root: Path) -> bool:
     return root.is_file() or (root / "train").is_dir()
 
 
-def digests(root: Path) -> tuple[str, str]:
-    """The fingerprint of ``root``, and a digest that also changes when a directory's files are modified.
+def digest(root: Path, kept_in: str) -> str:
+    """sha256 (hex) of an archive, or of names and contents of a directory's images.
 
-    An archive is hashed once per process and (path, size, time of modification), and its two digests are
-    equal. A directory is scanned once per process, see :func:`scan`.
+    An archive is hashed once per process and (path, size, time of modification); of a directory see
+    :func:`sstune.datasets.contents.scan`.
 
     Raises:
         RequestError: the root cannot be read.
     """
+    if root.is_dir():
+        return scanned(root, kept_in).content
     try:
-        if root.is_dir():
-            found = scan(root.resolve())
-            return found.lasting, found.momentary
-        digest = file_digest(root)
-        return digest, digest
+        return file_digest(root)
     except OSError as error:
-        raise RequestError(f"dataset.root: cannot read {root}: {error}") from error
+        raise _unreadable(root, error) from error
 
 
-@dataclass(frozen=True)
-class Scan:
-    """The image files below a directory: sorted relative paths, their sizes in bytes, and two digests.
-
-    ``lasting`` is the sha256 (hex) of names and sizes, ``momentary`` of times of modification, too.
-    """
-
-    names: list[str]
-    sizes: list[int]
-    lasting: str
-    momentary: str
-
-
-@functools.cache
-def scan(root: Path) -> Scan:
-    """List a directory, once per process: a sweep's cells share what the first of them found.
-
-    So a process takes a directory for what it was when first looked at, and images that are added, removed
-    or edited while it runs are seen by the next process. ``scan.cache_clear()`` forgets.
-
-    Args:
-        root: resolved, for it is the key under which the answer is kept.
+def scanned(root: Path, kept_in: str) -> Scan:
+    """:func:`scan` of a directory.
 
     Raises:
-        OSError: a directory or file cannot be read.
+        RequestError: it cannot be read; see also there.
     """
-    names, sizes = list(_tree(root)), []
-    lasting, momentary = hashlib.sha256(), hashlib.sha256()
-    for name in names:
-        status = (root / name).stat()
-        sizes.append(status.st_size)
-        lasting.update(os.fsencode(f"{name}\0{status.st_size}\0"))
-        momentary.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-    return Scan(names, sizes, lasting.hexdigest(), momentary.hexdigest())
+    try:
+        return scan(root.resolve(), kept_in)
+    except OSError as error:
+        raise _unreadable(root, error) from error
+
+
+def _unreadable(root: Path, error: OSError) -> RequestError:
+    where = Path(printable(error.filename)).name if isinstance(error.filename, str) else ""
+    inside = f"{where} in " if where and where != root.name else ""
+    return RequestError(f"dataset.root: cannot read {inside}{root}: {error.strerror or error}")
 
 
 def read(root: Path, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[str, bytes]]:
@@ -118,11 +124,10 @@ def read(root: Path, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[str
 
 def _read_tree(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     try:
-        for name in filter(wanted, _tree(root)):
-            _refuse_oversized(root, name, (root / name).stat().st_size)
+        for name in sorted(name for name, _ in walk(root) if wanted(name)):
             yield name, (root / name).read_bytes()
     except OSError as error:
-        raise RequestError(f"dataset.root: cannot read {root}: {error}") from error
+        raise _unreadable(root, error) from error
 
 
 def _read_archive(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -131,55 +136,54 @@ def _read_archive(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[s
         with tarfile.open(root, "r:*") as archive:
             for member in archive:
                 name = PurePosixPath(member.name.lstrip("/")).as_posix()
-                if member.isdir() or not (_is_image(name) and wanted(name)):
+                if member.isdir() or not (is_image(name) and wanted(name)):
                     continue
                 file = archive.extractfile(member) if member.isreg() else None
                 if file is None:
                     links += 1
                     continue
-                _refuse_oversized(root, name, member.size)
+                refuse_oversized(root, name, member.size)
                 yield name, file.read()
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
             _refuse_early_end(archive)
+        _refuse_trailing(root)
     except RequestError:
         raise
     except Exception as error:  # tarfile, zlib and lzma have their own each, and lzma may not be installed
-        raise RequestError(f"dataset.root: {root} is damaged or no tar archive: {error}") from error
+        reason = "no compression that is known" if "not be opened" in str(error) else printable(str(error))
+        raise RequestError(f"dataset.root: {root} is damaged or no tar archive: {reason}") from error
     if links:
         log.warning("%s: skipped %d links and special files that are named like images", root, links)
 
 
 def _refuse_early_end(archive: tarfile.TarFile) -> None:
-    """Behind the last member must lie zeros or nothing; tarfile itself takes a damaged header for the end."""
+    """An archive ends with two blocks of zeros, and with zeros behind them; tarfile itself takes a damaged
+    header, or the file's end wherever it is, for the archive's. Read to the end, for a compressed file says
+    only there whether it is whole."""
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+    end = archive.fileobj.read(2 * tarfile.BLOCKSIZE)
+    if end.strip(b"\0"):
         raise tarfile.ReadError(f"bad header at byte {archive.offset}")
+    if len(end) < 2 * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends early, without tar's two blocks of zeros")
+    for start in range(0, _MAX_PADDING, 2**20):
+        rest = archive.fileobj.read(2**20)
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError(f"there is something behind its end at byte {archive.offset + start}")
+        if not rest:
+            return
+    raise tarfile.ReadError(f"more than {_MAX_PADDING:,} zeros follow its end")
 
 
-def _refuse_oversized(root: Path, name: str, size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        limit = f"an image file may have {MAX_FILE_BYTES:,}"
-        raise RequestError(f"dataset.root: {name} in {root} has {size:,} bytes, {limit}")
-
-
-def _tree(root: Path) -> Iterator[str]:
-    """Relative paths of the image files below a directory, sorted; follows links, as ImageFolder does."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    names = []
-    for folder, _, files in os.walk(root, onerror=fail, followlinks=True):
-        prefix = Path(folder).relative_to(root)
-        names += [(prefix / file).as_posix() for file in files]
-    return iter(sorted(filter(_is_image, names)))
-
-
-def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
+def _refuse_trailing(root: Path) -> None:
+    """Python reads an .xz file to its end mark, and what follows it is nothing to it."""
+    with root.open("rb") as file:
+        if file.read(6) != b"\xfd7zXZ\0":
+            return
+        file.seek(-min(root.stat().st_size, 2**16), 2)
+        if not file.read().rstrip(b"\0").endswith(b"YZ"):
+            raise lzma.LZMAError("there is something behind the end of the compressed data")
 
 
 def may_be_placed(name: str) -> bool:

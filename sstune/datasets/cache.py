@@ -1,4 +1,4 @@
-"""What is kept on disk of a dataset: its decoded images, or only which of its files cannot be decoded.
+"""What is kept on disk of a dataset: its decoded images, which files cannot be decoded, their digests.
 
 Decoded images are one uncompressed .npz per archive and image size, whose checksums are what detects a
 damaged file. Files are written atomically, and a cache that cannot be used is never an error.
@@ -6,12 +6,14 @@ damaged file. Files are written atomically, and a cache that cannot be used is n
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +23,7 @@ import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise when decoding or the file's layout changes: older files are then no longer found
+_FORMAT = 2  # raise when decoding or the file's layout changes: older files are then no longer found
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +47,11 @@ def cache_file(directory: str, kind: str, digest: str, *details: object) -> Path
     """Where something about the data with this content digest is kept.
 
     Args:
-        kind: ``images`` (decoded, an .npz) or ``corrupt`` (a list, .json).
+        kind: ``images`` (decoded, .npz), ``corrupt`` (a list, .json) or ``contents`` (digests, .npz).
         details: what else it depends on, such as the size that images were resized to.
     """
     key = hashlib.sha256(":".join(map(str, (_FORMAT, digest, *details))).encode()).hexdigest()
-    suffix = {"images": ".npz", "corrupt": ".json"}[kind]
+    suffix = {"images": ".npz", "corrupt": ".json", "contents": ".npz"}[kind]
     return Path(os.path.expanduser(directory)) / f"{kind}-{key[:32]}{suffix}"
 
 
@@ -90,6 +92,43 @@ def load_corrupt(path: Path) -> dict[str, str] | None:
 def save_corrupt(path: Path, corrupt: dict[str, str]) -> None:
     """Write ``path`` whole or not at all; a full disk or an unwritable directory only warns."""
     _write(path, lambda file: file.write(json.dumps(corrupt, indent=1).encode()))
+
+
+Contents = tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.uint8]]
+"""Names [N] of files, their stamps [N, 3] and the sha256 of each [N, 32]; see datasets/contents.py."""
+
+
+def load_contents(path: Path) -> Contents | None:
+    """What is kept in ``path``; None when there is no such file or, with a warning, when it is damaged."""
+    try:
+        with np.load(path) as stored:
+            names = os.fsdecode(stored["names"].tobytes()).split("\0")
+            stamps, digests = stored["stamps"], stored["digests"]
+        if stamps.shape != (len(names), 3) or digests.shape != (len(names), 32):
+            raise ValueError(f"{len(names)} names, stamps {stamps.shape}, digests {digests.shape}")
+        return names, stamps, digests
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:
+        log.warning("cache %s cannot be used (%s): hashing again", path, error)
+        return None
+
+
+def save_contents(
+    path: Path, names: list[str], stamps: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]
+) -> None:
+    """Write ``path`` whole or not at all; a full disk or an unwritable directory only warns."""
+    encoded = np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
+    _write(path, lambda file: np.savez(file, names=encoded, stamps=stamps, digests=digests))
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Inside, no other process of this machine's user is so with the same ``name``."""
+    key = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"sstune-{os.getuid()}-{key}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _write(path: Path, content: Callable[[BinaryIO], object]) -> None:

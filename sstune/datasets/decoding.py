@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # of the content, whatever its name says
+MAX_PIXELS = 2**27  # of an image before or after it is resized; 384 MiB as RGB
+MAX_RATIO = 1000  # of the longer side to the shorter: resizing a strip of 60,000 x 1 takes gigabytes
+
+# What PIL warns of (bombs, metadata that cannot be read) is refused here, or does not matter to the pixels.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Preprocessing(Protocol):
@@ -65,6 +73,14 @@ class View:
             return width, int(width * image.height / image.width)
         return int(height * image.width / image.height), height
 
+    def check(self, image: Image.Image) -> None:
+        """Raise ValueError where an image would have to be enlarged to more than ``MAX_PIXELS``."""
+        width, height = self._covering(image)
+        if width * height > MAX_PIXELS:
+            raise ValueError(
+                f"{image.width:,} x {image.height:,} pixels would be resized to {width:,} x {height:,}"
+            )
+
     def _resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
         if size == image.size:
             return image
@@ -74,14 +90,52 @@ class View:
 def open_image(content: bytes, rgb: bool = False) -> Image.Image:
     """A decoded image of mode L where it is grey and ``rgb`` does not forbid it, otherwise of mode RGB.
 
+    It is turned upright as its EXIF orientation says. Of several frames the first is taken.
+
     Raises:
-        Exception: of nearly any kind, where the content is no whole image of at most 8 bits per channel. PIL
-            notices a file that ends early; a JPEG with wrong bytes in the middle may decode to wrong pixels.
+        Exception: of nearly any kind, where the content is no whole image of ``FORMATS``, of at most 8 bits
+            per channel and of a size that can be handled. PIL notices a file that ends early; a JPEG with
+            wrong bytes in the middle may decode to wrong pixels.
     """
-    with Image.open(io.BytesIO(content)) as opened:
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"pixels of mode {opened.mode}, expected 8 bits per channel")
-        return opened.convert("L" if opened.mode in ("1", "L") and not rgb else "RGB")
+    try:
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    with opened:
+        width, height = opened.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width:,} x {height:,} pixels, an image may have {MAX_PIXELS:,}")
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise ValueError(f"{width:,} x {height:,} pixels, one side may be {MAX_RATIO:,} times the other")
+        if _is_deep(opened):
+            raise ValueError("more than 8 bits per channel, expected 8")
+        upright = _upright(opened)
+        return upright.convert("L" if upright.mode in ("1", "L") and not rgb else "RGB")
+
+
+def _is_deep(opened: Image.Image) -> bool:
+    """Whether samples have more than 8 bits; of three or more channels PIL would cut them in silence."""
+    if opened.mode.startswith(("I", "F")) or max(_tiff_bits(opened), default=8) > 8:
+        return True
+    for tile in getattr(opened, "tile", None) or []:
+        args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(isinstance(arg, str) and ";16" in arg for arg in args):
+            return True
+        if opened.format == "PPM" and tile[0] != "raw" and isinstance(args[-1], int) and args[-1] > 255:
+            return True  # the largest value of a sample
+    return False
+
+
+def _tiff_bits(opened: Image.Image) -> tuple[int, ...]:
+    return tuple(opened.tag_v2.get(258, ())) if opened.format == "TIFF" else ()  # type: ignore[attr-defined]
+
+
+def _upright(opened: Image.Image) -> Image.Image:
+    opened.load()
+    try:
+        return ImageOps.exif_transpose(opened)
+    except Exception:  # of metadata that cannot be read; the pixels can
+        return opened
 
 
 def pixels(image: Image.Image) -> Pixels:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sstune.datasets.augmentation import Augmentation, random_boxes
 from sstune.datasets.decoding import View, open_image, pixels
-from sstune.schema import RequestError
+from sstune.schema import RequestError, printable
 from sstune.seeding import seed_from
 
 _AHEAD = 2  # batches that each worker process has read before they are asked for
@@ -77,10 +77,13 @@ class ImageFiles:
         """
         name = os.fsdecode(bytes(self.names[position]))
         try:
-            return open_image((self.root / name).read_bytes(), rgb=True)
+            image = open_image((self.root / name).read_bytes(), rgb=True)
+            if self.view is not None:
+                self.view.check(image)
+            return image
         except Exception as error:  # as many kinds as PIL has decoders
             raise RequestError(
-                f"dataset.root: cannot decode {name} in {self.root}: {error};"
+                f"dataset.root: cannot decode {printable(name)} in {self.root}: {error};"
                 " dataset.skip_corrupt=true leaves such images out"
             ) from error
 

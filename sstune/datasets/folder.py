@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from sstune.datasets import cache
-from sstune.datasets.archive import MAX_FILE_BYTES, digests, may_be_placed, place, read, scan
+from sstune.datasets.archive import digest, may_be_placed, place, read, scanned
 from sstune.datasets.cache import Decoded
 from sstune.datasets.decoding import Pixels, View, open_image, pixels
 from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.splits import Images, Split, Splits, split_off
-from sstune.schema import FolderConfig, RequestError
+from sstune.schema import FolderConfig, RequestError, printable
 
 Places = dict[str, str]
 """Where each wanted file of a directory belongs: its path -> ``<split>/<class>/<image>``."""
@@ -49,7 +49,7 @@ def load_folder(config: FolderConfig, root: Path | None = None, places: Places |
     images, paths, corrupt = (_listed if config.stream else _decoded)(config, root, places)
     if corrupt and not config.skip_corrupt:
         name, error = next(iter(corrupt.items()))
-        raise RequestError(f"dataset.root: cannot decode {name} in {root}: {error}; {_SKIP}")
+        raise RequestError(f"dataset.root: cannot decode {printable(name)} in {root}: {error}; {_SKIP}")
     return _arrange(images, paths, config, sorted(corrupt))
 
 
@@ -62,10 +62,15 @@ def _decoded(config: FolderConfig, root: Path, places: Places | None) -> Found:
         details += (config.crop_pct, str(config.interpolation))
     if places is not None:
         details += (hashlib.sha256(json.dumps(places, sort_keys=True).encode()).hexdigest(),)
-    path = cache.cache_file(config.cache, "images", digests(root)[1], *details)
+    content = digest(root, config.cache)
+    path = cache.cache_file(config.cache, "images", content, *details)
     decoded = cache.load(path)
     if decoded is None:
         decoded = decode(root, _view(config), config.skip_corrupt, places)
+        if root.is_dir():  # unless they are those that were hashed, others would be kept for them
+            scanned(root, config.cache).check_unchanged()
+        elif digest(root, config.cache) != content:
+            raise RequestError(f"dataset.root: {root} was changed while it was read; run it again")
         cache.save(path, decoded)
     return torch.from_numpy(decoded.images), decoded.paths, decoded.corrupt
 
@@ -73,24 +78,21 @@ def _decoded(config: FolderConfig, root: Path, places: Places | None) -> Found:
 def _listed(config: FolderConfig, root: Path, places: Places | None) -> Found:
     if root.is_file():
         raise RequestError(f"dataset.stream: needs a directory, {root} is an archive: unpack it")
-    momentary = digests(root)[1]
-    found = scan(root.resolve())
+    found = scanned(root, config.cache)
     placed = place(found.names) if places is None else places
     names = sorted(placed, key=lambda name: placed[name].split("/"))
-    size_of = dict(zip(found.names, found.sizes, strict=True))
+    size_of = dict(zip(found.names, found.stamps[:, 0].tolist(), strict=True))
     if not names:
         raise RequestError(f"dataset.root: no image <split>/<class>/<image> in {root}")
     _refuse_absent([name for name in names if name not in size_of], root)
     sizes = np.array([size_of[name] for name in names])
-    if sizes.max() > MAX_FILE_BYTES:
-        raise RequestError(f"dataset.root: {names[sizes.argmax()]} has more than {MAX_FILE_BYTES:,} bytes")
     encoded = np.array([name.encode(errors="surrogateescape") for name in names])
     files = ImageFiles(root, encoded, sizes, _view(config), default_workers())
     if not config.skip_corrupt:
         return files, [placed[name] for name in names], {}
 
     path = cache.cache_file(
-        config.cache, "corrupt", momentary, hashlib.sha256(b"\0".join(encoded)).hexdigest()
+        config.cache, "corrupt", found.content, hashlib.sha256(b"\0".join(encoded)).hexdigest()
     )
     corrupt = cache.load_corrupt(path)
     if corrupt is None:
@@ -132,11 +134,11 @@ def decode(
     area, channels = 0, 1
     for name, image in _decoded_files(root, view, wanted):
         if name in found or name in corrupt:
-            raise RequestError(f"dataset.root: {name} appears twice in {root}")
+            raise RequestError(f"dataset.root: {printable(name)} appears twice in {root}")
         if isinstance(image, Exception):
             if not skip_corrupt:
                 raise RequestError(
-                    f"dataset.root: cannot decode {name} in {root}: {image}; {_SKIP}"
+                    f"dataset.root: cannot decode {printable(name)} in {root}: {image}; {_SKIP}"
                 ) from image
             corrupt[name] = str(image)
             continue
@@ -165,7 +167,7 @@ def decode(
 def _refuse_absent(names: list[str], root: Path) -> None:
     if names:
         raise RequestError(
-            f"dataset.root: {len(names)} images are missing in {root}, the first is {names[0]}"
+            f"dataset.root: {len(names)} images are missing in {root}, the first is {printable(names[0])}"
         )
 
 
@@ -176,7 +178,7 @@ def _common_size(images: list[tuple[str, Pixels]], root: Path) -> tuple[int, int
             sizes = [f"{width}x{height}" for height, width in (expected, image.shape[:2])]
             raise RequestError(
                 f"dataset.image_size: must be set, for the images of {root} differ in size:"
-                f" {first} has {sizes[0]} pixels, {name} {sizes[1]}"
+                f" {printable(first)} has {sizes[0]} pixels, {printable(name)} {sizes[1]}"
             )
     return expected[0], expected[1]
 
@@ -202,7 +204,10 @@ def _decoded_files(
 def _decode_file(content: bytes, view: View | None) -> Pixels | Exception:
     try:
         image = open_image(content)
-        return pixels(image if view is None else view.centre(image))
+        if view is None:
+            return pixels(image)
+        view.check(image)
+        return pixels(view.centre(image))
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         return error
 
@@ -239,4 +244,4 @@ def _arrange(images: Images, paths: list[str], config: FolderConfig, skipped: li
         train, val = split_off(train, config.val_fraction, "dataset.val_fraction")
     else:
         val = take("val_split")
-    return Splits(train, val, test, classes, skipped)
+    return Splits(train, val, test, [printable(name) for name in classes], skipped)

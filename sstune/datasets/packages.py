@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sstune.datasets import cache
 from sstune.schema import RequestError
 
 
@@ -51,22 +49,13 @@ class Package:
         """
         found = self._open(root)
         if found is None:
-            with self._alone(root):
+            with cache.alone(f"{self.name}-{root.resolve()}"):  # no other process of this user installs it
                 if self._open(root) is None:  # nobody else has brought it meanwhile
                     self._install(root, download)
             found = self._open(root)
         if found is None:
             raise RequestError(f"dataset.root: the {self.name} files in {root} changed while they were read")
         return found
-
-    @contextmanager
-    def _alone(self, root: Path) -> Iterator[None]:
-        """Inside, no other process of this machine's user installs this package into ``root``."""
-        place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-        path = Path(tempfile.gettempdir()) / f"sstune-{os.getuid()}-{self.name}-{place}.lock"
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _open(self, root: Path) -> Any:
         """None where files are absent or differ from their md5."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sstune.datasets.files import ImageFiles
-from sstune.schema import RequestError
+from sstune.schema import RequestError, printable
 
 Images = Tensor | ImageFiles
 """uint8 [N, C, H, W], or files that are read as such when they are needed."""
@@ -107,13 +107,32 @@ def _described(tensor: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Three splits that share no sample, the classes' names by label, and the corrupt images left out."""
+    """Three splits that share no sample, the classes' names by label, and the corrupt images left out.
+
+    ``remarks``: what else whoever starts a run should know of these images.
+
+    Raises:
+        RequestError: a label is none of the classes.
+    """
 
     train: Split
     val: Split
     test: Split
     classes: list[str]
     skipped: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, split in self.named.items():
+            wrong = split.labels[(split.labels < 0) | (split.labels >= len(self.classes))]
+            if len(wrong):
+                what = f"label {int(wrong[0])}, expected 0 to {len(self.classes) - 1}"
+                raise RequestError(f"dataset.root: an image of the {name} split has the {what}")
+
+    @property
+    def named(self) -> dict[str, Split]:
+        """The splits by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
     def channels(self) -> int:
@@ -138,9 +157,9 @@ class Splits:
     def notes(self) -> list[str]:
         """What whoever starts a run should know, a line each."""
         if not self.skipped:
-            return []
-        names = ", ".join(self.skipped[:3]) + (", ..." if len(self.skipped) > 3 else "")
-        return [f"left out {len(self.skipped)} images that cannot be decoded: {names}"]
+            return self.remarks
+        names = ", ".join(map(printable, self.skipped[:3])) + (", ..." if len(self.skipped) > 3 else "")
+        return [f"left out {len(self.skipped)} images that cannot be decoded: {names}", *self.remarks]
 
     @property
     def skipped_summary(self) -> dict[str, int | list[str]]:

@@ -70,6 +70,7 @@ from sstune.schema.groups import (
 from sstune.schema.request import (
     RequestError,
     nearest,
+    printable,
 )
 from sstune.schema.run import (
     COMMANDS,
@@ -142,5 +143,6 @@ __all__ = [
     "VitConfig",
     "WeightMirrorConfig",
     "nearest",
+    "printable",
     "register",
 ]

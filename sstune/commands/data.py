@@ -1,0 +1,89 @@
+"""The images of a command, compared with those that its run began with and those that its weights come from.
+
+A run's identity holds the configuration of its data, and the fingerprint of one's own files. What neither
+notices (another version of a package's files, images edited below torchvision's folders, a tree that got
+another fingerprint as well) the digests of the splits do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+from sstune import backbones, datasets
+from sstune.commands.source import Source
+from sstune.identity import semantic
+from sstune.runs import Run, write_json
+from sstune.schema import RunConfig
+
+RECORD = "data.json"
+_STATE = ("checkpoint.pt", "outcomes.npz")
+# What a run does to its training images, and which of them it takes; not which images the splits hold.
+_OF_TRAINING = ("crop_padding", "crop_scale", "flip", "transforms", "cutout", "mean", "std")
+_SUBSET = ("train_n", "shots", "subset_seed")
+
+
+def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits:
+    """The splits of ``run``'s dataset; remarks on them say where they are not those of ``source``'s run.
+
+    State that was saved on other images is put aside: the run starts anew.
+
+    Args:
+        first: whether this process, of several, looks after the run's directory.
+    """
+    config = run.config
+    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
+    said = described(data)
+    if first:
+        _put_aside_if_other(run, said)
+    return replace(data, remarks=[*data.remarks, *_differences(run, source, said)])
+
+
+def described(data: datasets.Splits) -> dict[str, Any]:
+    """For a row: the number of images of each split, and their digest."""
+    return {name: {"n": len(split), "digest": split.digest} for name, split in data.named.items()}
+
+
+def _put_aside_if_other(run: Run, said: dict[str, Any]) -> None:
+    path = run.directory / RECORD
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # a new run, or one of before there was the file
+        before = said
+    except ValueError:
+        before = None  # damaged: nobody knows what the state was saved on
+    for name in _STATE if before != said else ():
+        state = run.directory / name
+        if state.exists():
+            os.replace(state, state.with_name(f"previous.{name}"))
+            print(f"  {state} was saved on other images: put aside as previous.{name}", flush=True)
+    write_json(path, said)
+
+
+def _differences(run: Run, source: Source | None, said: dict[str, Any]) -> list[str]:
+    """A line if splits of the same configuration hold other images here than for the source's run."""
+    if source is None or source.config is None:
+        return []
+    here, there = (_without(config, _OF_TRAINING) for config in (run.config, source.config))
+    compared = ["train", "val", "test"]
+    if here != there:
+        compared.remove("train")
+        here, there = (
+            {key: value for key, value in part.items() if key not in _SUBSET} for part in (here, there)
+        )
+    if here != there:  # another dataset, and meant to be
+        return []
+    before = source.datasets
+    other = [name for name in compared if name in before and before[name]["digest"] != said[name]["digest"]]
+    if not other:
+        return []
+    return [
+        f"the {' and '.join(other)} images are not those of {source.path.parent.name},"
+        " which this run starts from: what it learnt from may be tested here"
+    ]
+
+
+def _without(config: RunConfig, keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in semantic(config)["dataset"].items() if key not in keys}
