@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+import re
+import stat
+import warnings
+import zipfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -10,10 +15,13 @@ import torch
 from torch import Tensor
 
 from sstune.backbones.network import Network
-from sstune.schema import RequestError
+from sstune.runs import kind_of
+from sstune.schema import RequestError, printable
 
 _WRAPPERS = ("state_dict", "model")
 _PREFIX = "module."
+_SHOWN = 100  # characters of what does not fit; the rest is counted
+_MAX_EXPANSION = 4
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -27,26 +35,67 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = _content(path)
     except Exception as error:  # the unpickler raises nearly anything on a damaged or foreign file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RequestError(
-            f"init_from: {path} is not a checkpoint that can be read safely ({reason})"
+            f"init_from: {path} is not a checkpoint that can be read safely ({_reason(error)})"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise RequestError(f"init_from: {path} holds no state dict (a mapping of names to tensors)")
-    return {
+    state = {
         str(name).removeprefix(_PREFIX): value for name, value in content.items() if isinstance(value, Tensor)
     }
+    for name, value in state.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise RequestError(f"init_from: {path}: {printable(name)} is no tensor of plain numbers")
+    return state
 
 
 def _content(path: Path) -> Any:
-    if path.suffix != ".safetensors":
-        return torch.load(path, map_location="cpu", weights_only=True)
-    from safetensors.torch import load_file  # comes with timm
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a FIFO or a device might never end
+        raise ValueError(f"it is a {kind_of(status)}")
+    if not status.st_size:
+        raise ValueError("it is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how old or unusual a file is
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # comes with timm
 
-    return load_file(path)
+            return load_file(path)
+        _check_zip(path, status.st_size)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_zip(path: Path, size: int) -> None:
+    """torch stores tensors as they are, so what is compressed is a trap; and it takes no notice of checksums.
+
+    Raises:
+        ValueError: the entries are larger than the file, or one of them is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        expanded = sum(entry.file_size for entry in archive.infolist())
+        if expanded > _MAX_EXPANSION * size:
+            raise ValueError(f"its {size:,} bytes expand to {expanded:,}")
+        if damaged := archive.testzip():
+            raise ValueError(f"damaged: the checksum of {printable(damaged)} is wrong")
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, in a few words; torch's own advice is to run what is in it."""
+    text = " ".join(str(error).split())
+    if code := re.search(r"(?i)unsupported (?:global|class)[^.]*? (\w+(?:\.\w+)+)", text):
+        return f"it asks for {code[1]}, which could run code"
+    if isinstance(error, OSError):
+        return error.strerror or text
+    if type(error) is ValueError:
+        return text
+    if isinstance(error, pickle.UnpicklingError):
+        return "neither a zip of tensors nor a pickle of plain values"
+    return f"damaged or cut short: {printable(text[:60])}" if text else "damaged or cut short"
 
 
 def load_third_party(network: Network, path: Path) -> list[str]:
@@ -70,14 +119,20 @@ def load_third_party(network: Network, path: Path) -> list[str]:
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, own[name])
     faults = [f"missing {name}" for name in own if name not in state]
-    faults += [f"unexpected {name}" for name in state if name not in own]
+    faults += [f"unexpected {printable(name)}" for name in state if name not in own]
+    faults += [
+        f"{name} holds {str(state[name].dtype).removeprefix('torch.')}, not real numbers"
+        for name in own
+        if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
+    ]
     faults += [
         f"{name} is {_shape(state[name])}, expected {_shape(own[name])}"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
     if faults:
-        shown = ", ".join(faults[:8]) + (f", and {len(faults) - 8} more" if len(faults) > 8 else "")
+        n = max(1, sum(len(", ".join(faults[: n + 1])) <= _SHOWN for n in range(len(faults))))
+        shown = ", ".join(faults[:n]) + (f", and {len(faults) - n} more" if len(faults) > n else "")
         raise RequestError(f"init_from: {path} does not fit the backbone: {shown}")
     network.backbone.load_state_dict(state)
     return notes

@@ -71,6 +71,9 @@ def load(module: nn.Module, name: str, stem: str, new: tuple[str, ...]) -> list[
 
 def _state_dict(name: str) -> dict[str, Tensor]:
     """The published tensors by name, from torch.hub's cache or the network."""
+    file = _file(name)
+    if file.exists() and not file.is_file():
+        raise RequestError(f"backbone.pretrained: {file} is no regular file")
     try:
         return metadata(name).get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException) as error:
@@ -79,6 +82,8 @@ def _state_dict(name: str) -> dict[str, Tensor]:
             f"({type(error).__name__}); put {metadata(name).url} at {_file(name)} (below TORCH_HOME), or use "
             f"init_from=FILE"
         ) from error
+    except Exception as error:  # the unpickler raises nearly anything on a damaged file
+        raise RequestError(f"backbone.pretrained: {_file(name)} is damaged: remove it") from error
 
 
 def _file(name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -21,6 +21,10 @@ class Published(NamedTuple):
     name: str
     url: str
     md5: str
+
+
+class Damaged(Exception):
+    """A file of a package is not what was published; ``args``: its name, and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +49,27 @@ class Package:
         """torchvision's data sets in ``root``, installed first if need be.
 
         Raises:
-            RequestError: that is not possible; says which files to put where.
+            RequestError: that is not possible; says which files to put where, or which one is damaged.
         """
         found = self._open(root)
-        if found is None:
+        if isinstance(found, Exception):
             with cache.alone(f"{self.name}-{root.resolve()}"):  # no other process of this user installs it
-                if self._open(root) is None:  # nobody else has brought it meanwhile
-                    self._install(root, download)
+                found = self._open(root)
+                if isinstance(found, Exception):  # nobody else has brought it meanwhile
+                    self._install(root, download, found)
             found = self._open(root)
-        if found is None:
+        if isinstance(found, Exception):
             raise RequestError(f"dataset.root: the {self.name} files in {root} changed while they were read")
         return found
 
     def _open(self, root: Path) -> Any:
-        """None where files are absent or differ from their md5."""
+        """torchvision's error where files are absent, or are not what was published."""
         try:
             return self.open(root, False)
-        except (OSError, RuntimeError):
-            return None
+        except Exception as error:  # what its readers raise on damaged files is of any kind
+            return error
 
-    def _install(self, root: Path, download: bool) -> None:
+    def _install(self, root: Path, download: bool, fault: Exception) -> None:
         """Unpack what lies in ``root``, downloading the rest; ``root`` gets all of it or nothing."""
         from torchvision.datasets.utils import check_integrity
 
@@ -85,11 +90,43 @@ class Package:
                     return
             except (OSError, RuntimeError, HTTPException) as error:
                 reason = " ".join(str(error).split())
+        self._refuse_damaged(root, at_hand, fault, reason)
         files = ", ".join(f"{file.name} (from {file.url}, md5 {file.md5})" for file in self.files)
         raise RequestError(
             f"dataset.root: {self.name} is not in {root} and was not downloaded ({reason});"
             f" put {files} into {root / self.where}"
         )
+
+    def _refuse_damaged(self, root: Path, at_hand: list[Published], fault: Exception, reason: str) -> None:
+        """Raise RequestError if files are there and are not what was published."""
+        unlike = [
+            file for file in self.files if file not in at_hand and (root / self.where / file.name).exists()
+        ]
+        results = [result for result in self.results if (root / result).exists()]
+        if unlike:
+            name, why = unlike[0].name, f"its md5 is not {unlike[0].md5}"
+        elif results and isinstance(fault, Damaged):
+            name, why = fault.args
+        elif results and not self.where:
+            name, why = results[0], "or incomplete"
+        else:
+            return
+        raise RequestError(
+            f"dataset.root: {name} in {root} is damaged ({why}) and was not replaced ({reason[:60]})"
+        )
+
+
+def check_md5(folder: Path, files: Iterable[tuple[str, str]]) -> None:
+    """Compare files (name, md5) with what was published.
+
+    Raises:
+        Damaged: one of them is absent or another, although the folder is there.
+    """
+    from torchvision.datasets.utils import check_integrity
+
+    for name, md5 in files if folder.is_dir() else ():
+        if not check_integrity(folder / name, md5):
+            raise Damaged(name, f"its md5 is not {md5}" if (folder / name).exists() else "it is absent")
 
 
 def _bring(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sstune.datasets.archive import is_tree
 from sstune.datasets.folder import load_folder
-from sstune.datasets.packages import Package, Published
+from sstune.datasets.packages import Damaged, Package, Published, check_md5
 from sstune.datasets.sources import SOURCES
 from sstune.datasets.splits import Split, Splits, split_off
 from sstune.schema import (
@@ -25,6 +25,8 @@ from sstune.schema import (
     TorchvisionConfig,
 )
 
+_MNIST_IMAGES = {"train": 60_000, "t10k": 10_000}
+_IDX_IMAGES, _IDX_LABELS = b"\0\0\x08\x03", b"\0\0\x08\x01"  # bytes in three dimensions, in one
 _DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -51,7 +53,7 @@ def cifar(config: TorchvisionConfig) -> Splits:
         (Published(kind.filename, kind.url, kind.tgz_md5),),
         "",
         (kind.base_folder,),
-        lambda root, download: [kind(root, train=train, download=download) for train in (True, False)],
+        lambda root, download: _cifar_in(root, kind, download),
     )
     parts = package.opened(Path(config.root).expanduser(), config.download)
     train, test = (
@@ -59,6 +61,15 @@ def cifar(config: TorchvisionConfig) -> Splits:
         for part in parts
     )
     return _validated(train, test, list(parts[0].classes), config)
+
+
+def _cifar_in(root: Path, kind: Any, download: bool) -> list[Any]:
+    try:
+        return [kind(root, train=train, download=download) for train in (True, False)]
+    except RuntimeError:  # which does not say which of its files it is
+        meta = (kind.meta["filename"], kind.meta["md5"])
+        check_md5(root / kind.base_folder, [*map(tuple, kind.train_list + kind.test_list), meta])
+        raise
 
 
 @SOURCES.register("svhn")
@@ -101,7 +112,7 @@ def mnist(config: MnistConfig) -> Splits:
             tuple(Published(file, kind.mirrors[-1] + file, md5) for file, md5 in kind.resources),
             f"{kind.__name__}/raw",
             (kind.__name__,),
-            lambda root, download: [kind(root, train=train, download=download) for train in (True, False)],
+            lambda root, download: _mnist_in(root, kind, download),
         )
         parts = package.opened(root, config.download)
         train, test = (Split(part.data[:, None].contiguous(), part.targets.long()) for part in parts)
@@ -114,6 +125,32 @@ def mnist(config: MnistConfig) -> Splits:
         )
     train, val, test = (_padded(split, config.padding) for split in (splits.train, splits.val, splits.test))
     return Splits(train, val, test, splits.classes)
+
+
+def _mnist_in(root: Path, kind: Any, download: bool) -> list[Any]:
+    for part, n in _MNIST_IMAGES.items() if not download else ():
+        for what, head, each in (("images-idx3", _IDX_IMAGES, 28 * 28), ("labels-idx1", _IDX_LABELS, 1)):
+            file = root / kind.__name__ / "raw" / f"{part}-{what}-ubyte"
+            if file.is_file():
+                _check_idx(file, head + n.to_bytes(4, "big"), n * each, largest=9 if each == 1 else 255)
+    return [kind(root, train=train, download=download) for train in (True, False)]
+
+
+def _check_idx(file: Path, head: bytes, n_bytes: int, largest: int) -> None:
+    """torchvision takes the unpacked files of MNIST for good whatever they hold; their md5 is unpublished.
+
+    Raises:
+        Damaged: the file does not begin with ``head``, has another number of bytes behind its header, or one
+            of them is greater than ``largest``.
+    """
+    content = file.read_bytes()
+    header = 16 if head.startswith(_IDX_IMAGES) else 8
+    if not content.startswith(head):
+        raise Damaged(file.name, "it does not begin as that file does")
+    if len(content) != header + n_bytes:
+        raise Damaged(file.name, f"it has {len(content):,} bytes, not {header + n_bytes:,}")
+    if largest < 255 and max(content[header:]) > largest:
+        raise Damaged(file.name, f"it holds the label {max(content[header:])}")
 
 
 def _as_folder(config: MnistConfig) -> FolderConfig:

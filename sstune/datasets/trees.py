@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,19 +115,21 @@ def tiny_imagenet(config: FolderConfig) -> Splits:
 
 def _tiny_places(config: FolderConfig, root: Path) -> Places:
     try:
-        classes = (root / "wnids.txt").read_text().split()
-        labelled = [
-            line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").read_text().splitlines()
-        ]
+        classes = _text(root / "wnids.txt").split()
+        lines = _text(root / "val" / "val_annotations.txt").splitlines()
+        labelled = {name: wnid for name, wnid, *_ in (line.split("\t") for line in lines)}
         places = {
             f"train/{wnid}/images/{file.name}": f"train/{wnid}/{file.name}"
             for wnid in classes
             for file in (root / "train" / wnid / "images").iterdir()
         }
-    except (OSError, ValueError) as error:
-        expected = "wnids.txt, train/<wnid>/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt"
-        raise _other(config, "the official tiny-imagenet-200", f"expected {expected} ({error})") from error
-    places |= {f"val/images/{name}": f"val/{wnid}/{name}" for name, wnid in labelled}
+    except OSError as error:
+        found = Path(error.filename).relative_to(root)
+        raise _other(config, "the official tiny-imagenet-200", f"{found}: {error.strerror}") from error
+    except ValueError as error:
+        what = "wnids.txt or val/val_annotations.txt is no such list"
+        raise _other(config, "the official tiny-imagenet-200", what) from error
+    places |= {f"val/images/{name}": f"val/{wnid}/{name}" for name, wnid in labelled.items()}
     n_train, n_test = len(places) - len(labelled), len(labelled)
     expected_train, expected_test = (_TINY_CLASSES * n for n in TINY_IMAGENET)
     if (len(classes), n_train, n_test) != (_TINY_CLASSES, expected_train, expected_test):
@@ -137,6 +140,12 @@ def _tiny_places(config: FolderConfig, root: Path) -> Places:
             f" expected {expected_train} + {expected_test} of {_TINY_CLASSES}",
         )
     return places
+
+
+def _text(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return path.read_text(encoding="utf-8")
 
 
 def _other(config: FolderConfig, name: str, difference: str) -> RequestError:
