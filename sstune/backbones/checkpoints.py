@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sstune.backbones.network import Network
 from sstune.runs import kind_of
-from sstune.schema import RequestError, printable
+from sstune.schema import RequestError, shown
 
 _WRAPPERS = ("state_dict", "model")
 _PREFIX = "module."
@@ -48,7 +48,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     }
     for name, value in state.items():
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise RequestError(f"init_from: {path}: {printable(name)} is no tensor of plain numbers")
+            raise RequestError(f"init_from: {path}: {shown(name)} is no tensor of plain numbers")
     return state
 
 
@@ -81,7 +81,7 @@ def _check_zip(path: Path, size: int) -> None:
         if expanded > _MAX_EXPANSION * size:
             raise ValueError(f"its {size:,} bytes expand to {expanded:,}")
         if damaged := archive.testzip():
-            raise ValueError(f"damaged: the checksum of {printable(damaged)} is wrong")
+            raise ValueError(f"damaged: the checksum of {shown(damaged)} is wrong")
 
 
 def _reason(error: Exception) -> str:
@@ -95,7 +95,7 @@ def _reason(error: Exception) -> str:
         return text
     if isinstance(error, pickle.UnpicklingError):
         return "neither a zip of tensors nor a pickle of plain values"
-    return f"damaged or cut short: {printable(text[:60])}" if text else "damaged or cut short"
+    return f"damaged or cut short: {shown(text[:60])}" if text else "damaged or cut short"
 
 
 def load_third_party(network: Network, path: Path) -> list[str]:
@@ -119,7 +119,7 @@ def load_third_party(network: Network, path: Path) -> list[str]:
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, own[name])
     faults = [f"missing {name}" for name in own if name not in state]
-    faults += [f"unexpected {printable(name)}" for name in state if name not in own]
+    faults += [f"unexpected {shown(name)}" for name in state if name not in own]
     faults += [
         f"{name} holds {str(state[name].dtype).removeprefix('torch.')}, not real numbers"
         for name in own
@@ -132,8 +132,8 @@ def load_third_party(network: Network, path: Path) -> list[str]:
     ]
     if faults:
         n = max(1, sum(len(", ".join(faults[: n + 1])) <= _SHOWN for n in range(len(faults))))
-        shown = ", ".join(faults[:n]) + (f", and {len(faults) - n} more" if len(faults) > n else "")
-        raise RequestError(f"init_from: {path} does not fit the backbone: {shown}")
+        listed = ", ".join(faults[:n]) + (f", and {len(faults) - n} more" if len(faults) > n else "")
+        raise RequestError(f"init_from: {path} does not fit the backbone: {listed}")
     network.backbone.load_state_dict(state)
     return notes
 

@@ -19,7 +19,7 @@ from sstune.schema import (
     FolderConfig,
     MnistConfig,
     RequestError,
-    printable,
+    shown,
 )
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def scanned(root: Path, kept_in: str) -> Scan:
 
 
 def _unreadable(root: Path, error: OSError) -> RequestError:
-    where = Path(printable(error.filename)).name if isinstance(error.filename, str) else ""
+    where = Path(shown(error.filename)).name if isinstance(error.filename, str) else ""
     inside = f"{where} in " if where and where != root.name else ""
     return RequestError(f"dataset.root: cannot read {inside}{root}: {error.strerror or error}")
 
@@ -150,7 +150,7 @@ def _read_archive(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[s
     except RequestError:
         raise
     except Exception as error:  # tarfile, zlib and lzma have their own each, and lzma may not be installed
-        reason = "no compression that is known" if "not be opened" in str(error) else printable(str(error))
+        reason = "no compression that is known" if "not be opened" in str(error) else shown(str(error))
         raise RequestError(f"dataset.root: {root} is damaged or no tar archive: {reason}") from error
     if links:
         log.warning("%s: skipped %d links and special files that are named like images", root, links)

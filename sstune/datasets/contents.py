@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from sstune.datasets import cache
 from sstune.runs import kind_of
-from sstune.schema import RequestError, printable
+from sstune.schema import RequestError, shown
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"},
@@ -57,7 +57,7 @@ class Scan:
             except OSError:
                 found = []
             if found != known:
-                where = f"{printable(name)} in {self.root}"
+                where = f"{shown(name)} in {self.root}"
                 raise RequestError(
                     f"dataset.root: {where} was changed while this process works; run it again"
                 )
@@ -141,7 +141,7 @@ def refuse_oversized(root: Path, name: str, size: int) -> None:
 
 
 def _refused(name: str, root: Path, why: str) -> RequestError:
-    return RequestError(f"dataset.root: {printable(name)} in {root} {why}")
+    return RequestError(f"dataset.root: {shown(name)} in {root} {why}")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

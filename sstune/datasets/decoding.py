@@ -101,6 +101,8 @@ def open_image(content: bytes, rgb: bool = False) -> Image.Image:
         opened = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"a decompression bomb, an image may have {MAX_PIXELS:,} pixels") from None
     with opened:
         width, height = opened.size
         if width * height > MAX_PIXELS:

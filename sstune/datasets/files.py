@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sstune.datasets.augmentation import Augmentation, random_boxes
 from sstune.datasets.decoding import View, open_image, pixels
-from sstune.schema import RequestError, printable
+from sstune.schema import RequestError, shown
 from sstune.seeding import seed_from
 
 _AHEAD = 2  # batches that each worker process has read before they are asked for
@@ -83,7 +83,7 @@ class ImageFiles:
             return image
         except Exception as error:  # as many kinds as PIL has decoders
             raise RequestError(
-                f"dataset.root: cannot decode {printable(name)} in {self.root}: {error};"
+                f"dataset.root: cannot decode {shown(name)} in {self.root}: {error};"
                 " dataset.skip_corrupt=true leaves such images out"
             ) from error
 

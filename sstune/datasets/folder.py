@@ -19,7 +19,7 @@ from sstune.datasets.cache import Decoded
 from sstune.datasets.decoding import Pixels, View, open_image, pixels
 from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.splits import Images, Split, Splits, split_off
-from sstune.schema import FolderConfig, RequestError, printable
+from sstune.schema import FolderConfig, RequestError, shown
 
 Places = dict[str, str]
 """Where each wanted file of a directory belongs: its path -> ``<split>/<class>/<image>``."""
@@ -49,7 +49,7 @@ def load_folder(config: FolderConfig, root: Path | None = None, places: Places |
     images, paths, corrupt = (_listed if config.stream else _decoded)(config, root, places)
     if corrupt and not config.skip_corrupt:
         name, error = next(iter(corrupt.items()))
-        raise RequestError(f"dataset.root: cannot decode {printable(name)} in {root}: {error}; {_SKIP}")
+        raise RequestError(f"dataset.root: cannot decode {shown(name)} in {root}: {error}; {_SKIP}")
     return _arrange(images, paths, config, sorted(corrupt))
 
 
@@ -134,11 +134,11 @@ def decode(
     area, channels = 0, 1
     for name, image in _decoded_files(root, view, wanted):
         if name in found or name in corrupt:
-            raise RequestError(f"dataset.root: {printable(name)} appears twice in {root}")
+            raise RequestError(f"dataset.root: {shown(name)} appears twice in {root}")
         if isinstance(image, Exception):
             if not skip_corrupt:
                 raise RequestError(
-                    f"dataset.root: cannot decode {printable(name)} in {root}: {image}; {_SKIP}"
+                    f"dataset.root: cannot decode {shown(name)} in {root}: {image}; {_SKIP}"
                 ) from image
             corrupt[name] = str(image)
             continue
@@ -167,7 +167,7 @@ def decode(
 def _refuse_absent(names: list[str], root: Path) -> None:
     if names:
         raise RequestError(
-            f"dataset.root: {len(names)} images are missing in {root}, the first is {printable(names[0])}"
+            f"dataset.root: {len(names)} images are missing in {root}, the first is {shown(names[0])}"
         )
 
 
@@ -178,7 +178,7 @@ def _common_size(images: list[tuple[str, Pixels]], root: Path) -> tuple[int, int
             sizes = [f"{width}x{height}" for height, width in (expected, image.shape[:2])]
             raise RequestError(
                 f"dataset.image_size: must be set, for the images of {root} differ in size:"
-                f" {printable(first)} has {sizes[0]} pixels, {printable(name)} {sizes[1]}"
+                f" {shown(first)} has {sizes[0]} pixels, {shown(name)} {sizes[1]}"
             )
     return expected[0], expected[1]
 
@@ -234,7 +234,7 @@ def _arrange(images: Images, paths: list[str], config: FolderConfig, skipped: li
             raise RequestError(f"dataset.{key}: {asked[key]!r} {where}")
         strangers = sorted({placed[row][1] for row in rows} - label_of.keys())
         if strangers:
-            where = f"{asked[key]!r} is absent from {config.train_split!r}"
+            where = f"{asked[key]!r} is absent from {config.train_split!r} in {config.root}"
             raise RequestError(f"dataset.{key}: class {strangers[0]!r} of {where}")
         labels = torch.tensor([label_of[placed[row][1]] for row in rows])
         return Split(images[int(rows[0]) : int(rows[-1]) + 1], labels)  # rows are neighbours: no copy
@@ -244,4 +244,4 @@ def _arrange(images: Images, paths: list[str], config: FolderConfig, skipped: li
         train, val = split_off(train, config.val_fraction, "dataset.val_fraction")
     else:
         val = take("val_split")
-    return Splits(train, val, test, [printable(name) for name in classes], skipped)
+    return Splits(train, val, test, [shown(name) for name in classes], skipped)

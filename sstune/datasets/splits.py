@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sstune.datasets.files import ImageFiles
-from sstune.schema import RequestError, printable
+from sstune.schema import RequestError, shown
 
 Images = Tensor | ImageFiles
 """uint8 [N, C, H, W], or files that are read as such when they are needed."""
@@ -158,7 +158,7 @@ class Splits:
         """What whoever starts a run should know, a line each."""
         if not self.skipped:
             return self.remarks
-        names = ", ".join(map(printable, self.skipped[:3])) + (", ..." if len(self.skipped) > 3 else "")
+        names = ", ".join(map(shown, self.skipped[:3])) + (", ..." if len(self.skipped) > 3 else "")
         return [f"left out {len(self.skipped)} images that cannot be decoded: {names}", *self.remarks]
 
     @property

@@ -70,7 +70,7 @@ from sstune.schema.groups import (
 from sstune.schema.request import (
     RequestError,
     nearest,
-    printable,
+    shown,
 )
 from sstune.schema.run import (
     COMMANDS,
@@ -143,6 +143,6 @@ __all__ = [
     "VitConfig",
     "WeightMirrorConfig",
     "nearest",
-    "printable",
     "register",
+    "shown",
 ]
