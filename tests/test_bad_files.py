@@ -102,7 +102,7 @@ IMAGES: dict[str, tuple[bytes, str]] = {
     "JPEG, without its end": (JPEG[:-2], "truncated"),
     "GIF, half": (encoded(GREY, "GIF")[:60], "cannot decode"),
     "BMP, half": (encoded(COLOUR, "BMP")[:100], "truncated"),
-    "WebP, half": (encoded(COLOUR, "WEBP")[:40], "it is no JPEG"),
+    "WebP, half": (encoded(COLOUR, "WEBP")[:40], "cannot decode"),
 }
 
 
@@ -287,7 +287,7 @@ ARCHIVES: dict[str, tuple[str, Callable[[Path, Path], object], str]] = {
     ),
     "cut between members": ("a.tar", cut(10 * 1024), "it ends early"),
     "cut behind a header": ("a.tar", cut(10 * 1024 + 512), "unexpected end of data"),
-    "cut inside a header": ("a.tar", cut(10 * 1024 + 100), "it ends early"),
+    "cut inside a header": ("a.tar", cut(10 * 1024 + 100), "bad header at byte 10240"),
     "cut behind the last member": ("a.tar", cut(END), "it ends early"),
     "cut between its end blocks": ("a.tar", cut(END + 512), "it ends early"),
     "a header damaged": (
@@ -523,8 +523,8 @@ def test_weights_that_are_no_real_numbers(ask: Ask, tmp_path: Path) -> None:
         (os.mkfifo, "is a FIFO"),
         (lambda path: path.symlink_to("/dev/zero"), "is a device"),
         (lambda path: path.mkdir(), "not a finished train or finetune run"),
-        (lambda path: path.symlink_to("nowhere"), "No such file"),
-        (lambda path: path.symlink_to(path.name), "levels of symbolic links"),
+        (lambda path: path.symlink_to("nowhere"), "does not exist"),
+        (lambda path: path.symlink_to(path.name), "does not exist"),
     ],
 )
 def test_a_path_that_is_no_file(key: str, make: Make, said: str, ask: Ask, tmp_path: Path) -> None:

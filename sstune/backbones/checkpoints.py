@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import stat
 import warnings
@@ -89,13 +88,13 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if code := re.search(r"(?i)unsupported (?:global|class)[^.]*? (\w+(?:\.\w+)+)", text):
         return f"it asks for {code[1]}, which could run code"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename:
         return error.strerror or text
     if type(error) is ValueError:
-        return text
-    if isinstance(error, pickle.UnpicklingError):
-        return "neither a zip of tensors nor a pickle of plain values"
-    return f"damaged or cut short: {shown(text[:60])}" if text else "damaged or cut short"
+        return shown(text[:80])
+    if isinstance(error, OSError | RuntimeError | EOFError) or "Safetensor" in type(error).__name__:
+        return f"damaged or cut short: {shown(text[:60])}"
+    return "neither a zip of tensors nor a pickle of plain values"
 
 
 def load_third_party(network: Network, path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from sstune.datasets import Loader, Split, Splits, batches, folder, load
-from sstune.datasets.archive import scan
+from sstune.datasets.contents import scan
 from sstune.datasets.decoding import open_image
 from sstune.schema import FolderConfig, RequestError
 
@@ -129,7 +129,7 @@ def test_a_damaged_list_is_made_anew(
 ) -> None:
     config = folder_config(broken, stream=True, image_size=40, skip_corrupt=True)
     load(config)
-    (file,) = Path(config.cache).iterdir()
+    (file,) = Path(config.cache).glob("corrupt-*")
     assert list(json.loads(file.read_text())) == [BROKEN]
     file.write_text("[1, 2")
     assert load(config).skipped == [BROKEN]

@@ -16,10 +16,10 @@ from sklearn.datasets import load_sample_image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from sstune.datasets import ImageFiles, Loader, Split, Splits, archive, batches, load
+from sstune.datasets import ImageFiles, Loader, Split, Splits, batches, contents, load
 from sstune.datasets import files as files_module
-from sstune.datasets.archive import scan
 from sstune.datasets.augmentation import random_boxes
+from sstune.datasets.contents import scan
 from sstune.datasets.splits import permutation
 from sstune.schema import FolderConfig, Interpolation, RequestError
 from sstune.seeding import seed_from
@@ -274,5 +274,5 @@ def test_a_gpu_sees_the_same_streamed_batches(streamed: Streamed) -> None:
 def test_a_directory_is_scanned_once_per_process(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
     scan.cache_clear()
     streamed()
-    monkeypatch.setattr(archive, "_tree", lambda *_: pytest.fail("scanned again"))
+    monkeypatch.setattr(contents, "walk", lambda *_: pytest.fail("scanned again"))
     assert len(streamed(shots=1).train) == 2

@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from sstune.datasets import Splits, cache, folder, load
-from sstune.datasets.archive import scan
+from sstune.datasets.contents import scan
 from sstune.datasets.decoding import View
 from sstune.schema import FolderConfig, RequestError
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sstune.datasets import load, trees
-from sstune.datasets.archive import scan
+from sstune.datasets.contents import scan
 from sstune.schema import FolderConfig, RequestError
 
 Photograph = Callable[..., Path]
@@ -79,6 +79,7 @@ class TestTinyImagenet:
         monkeypatch.setattr(trees, "TINY_IMAGENET", (3, 1))
         for file in root.rglob("*.JPEG"):
             Image.open(file).resize((32, 32)).save(file)
+        scan.cache_clear()
         with pytest.raises(RequestError, match="images of 32x32 pixels, expected 64x64" + hint):
             load(official)
         (root / "val/val_annotations.txt").unlink()
@@ -104,7 +105,12 @@ def test_imagenet_has_1000_classes(tmp_path: Path, photograph: Photograph) -> No
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
     config = FolderConfig(
-        name="imagenet", root=str(tmp_path / "imagenet"), test_split="val", image_size=16, stream=True
+        name="imagenet",
+        root=str(tmp_path / "imagenet"),
+        test_split="val",
+        image_size=16,
+        stream=True,
+        cache=str(tmp_path / "cache"),
     )
     splits = load(config)
     assert [len(splits.train), len(splits.val), len(splits.test)] == [1800, 200, 1000]

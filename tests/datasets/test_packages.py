@@ -20,7 +20,7 @@ from scipy.io import savemat
 from torchvision.datasets import CIFAR100, SVHN, FashionMNIST, Flowers102, Imagenette
 
 from sstune.datasets import Splits, fingerprint, load, trees
-from sstune.datasets.archive import scan
+from sstune.datasets.contents import scan
 from sstune.schema import DownloadedFolderConfig, MnistConfig, RequestError, TorchvisionConfig
 
 Photograph = Callable[..., Path]
