@@ -23,10 +23,13 @@ _SHOWN = 100  # characters of what does not fit; the rest is counted
 _MAX_EXPANSION = 4
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, key: str = "init_from") -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, unwrapped from ``state_dict``/``model`` and ``module.``.
 
     Loads safetensors, and other files with ``weights_only``: neither can run code.
+
+    Args:
+        key: what names the file in a request.
 
     Raises:
         RequestError: not a checkpoint, or one that holds no tensors.
@@ -35,19 +38,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content: Any = _content(path)
     except Exception as error:  # the unpickler raises nearly anything on a damaged or foreign file
         raise RequestError(
-            f"init_from: {path} is not a checkpoint that can be read safely ({_reason(error)})"
+            f"{key}: {path} is not a checkpoint that can be read safely ({_reason(error)})"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise RequestError(f"init_from: {path} holds no state dict (a mapping of names to tensors)")
+        raise RequestError(f"{key}: {path} holds no state dict (a mapping of names to tensors)")
     state = {
         str(name).removeprefix(_PREFIX): value for name, value in content.items() if isinstance(value, Tensor)
     }
     for name, value in state.items():
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise RequestError(f"init_from: {path}: {shown(name)} is no tensor of plain numbers")
+            raise RequestError(f"{key}: {path}: {shown(name)} is no tensor of plain numbers")
     return state
 
 

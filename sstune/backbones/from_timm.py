@@ -15,7 +15,7 @@ from torch import nn
 
 from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import Backbone, Shape
-from sstune.schema import Interpolation, RequestError, TimmConfig
+from sstune.schema import Interpolation, RequestError, TimmConfig, shown
 
 
 def metadata(name: str) -> Any:
@@ -68,24 +68,29 @@ def create(name: str, shape: Shape, outputs: int, load: bool, **settings: Any) -
         settings: of the model, for ``timm.create_model``.
 
     Raises:
-        RequestError: the weights are neither cached nor to be had.
+        RequestError: the weights are neither cached nor to be had, or damaged.
     """
     import timm
     from huggingface_hub import constants
 
+    settings = {"in_chans": shape[0], "num_classes": outputs, **settings}
     try:
-        model: nn.Module = timm.create_model(
-            name, pretrained=load, in_chans=shape[0], num_classes=outputs, **settings
-        )
-    except OSError as error:
+        model: nn.Module = timm.create_model(name, pretrained=load, **settings)
+    except Exception as error:
         if not load:
             raise
         data = metadata(name)
-        file = data.hf_hub_filename or "model.safetensors"
+        file, where = data.hf_hub_filename or "model.safetensors", data.hf_hub_id or name
+        if isinstance(error, OSError):
+            raise RequestError(
+                f"backbone.pretrained: the weights of {where} are neither cached nor to be had "
+                f"({type(error).__name__}); put {file} of that name on the hub into its cache "
+                f"{constants.HF_HUB_CACHE} (below HF_HOME), as `hf download` does, or use init_from=FILE"
+            ) from error
+        timm.create_model(name, pretrained=False, **settings)  # raises, unless it is the weights
         raise RequestError(
-            f"backbone.pretrained: the weights of {data.hf_hub_id or name} are neither cached nor to be had "
-            f"({type(error).__name__}); put {file} of that name on the hub into its cache "
-            f"{constants.HF_HUB_CACHE} (below HF_HOME), as `hf download` does, or use init_from=FILE"
+            f"backbone.pretrained: the weights of {where} in {constants.HF_HUB_CACHE} cannot be used "
+            f"({shown(' '.join(str(error).split())[:60])}); remove {file} there"
         ) from error
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from sstune.backbones.checkpoints import read_state_dict
 from sstune.backbones.images import Preprocessing
 from sstune.schema import Interpolation, RequestError
 
@@ -70,20 +72,22 @@ def load(module: nn.Module, name: str, stem: str, new: tuple[str, ...]) -> list[
 
 
 def _state_dict(name: str) -> dict[str, Tensor]:
-    """The published tensors by name, from torch.hub's cache or the network."""
+    """The published tensors by name, from torch.hub's cache or the network.
+
+    Raises:
+        RequestError: they are neither cached nor to be had, or the file is damaged.
+    """
     file = _file(name)
-    if file.exists() and not file.is_file():
-        raise RequestError(f"backbone.pretrained: {file} is no regular file")
+    if os.path.lexists(file):
+        return read_state_dict(file, "backbone.pretrained")
     try:
         return metadata(name).get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException) as error:
         raise RequestError(
             f"backbone.pretrained: the weights of torchvision's {name} are neither cached nor to be had "
-            f"({type(error).__name__}); put {metadata(name).url} at {_file(name)} (below TORCH_HOME), or use "
+            f"({type(error).__name__}); put {metadata(name).url} at {file} (below TORCH_HOME), or use "
             f"init_from=FILE"
         ) from error
-    except Exception as error:  # the unpickler raises nearly anything on a damaged file
-        raise RequestError(f"backbone.pretrained: {_file(name)} is damaged: remove it") from error
 
 
 def _file(name: str) -> Path:

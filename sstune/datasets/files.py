@@ -39,6 +39,7 @@ class ImageFiles:
         root: directory that the names are relative to.
         names: [N], encoded paths; an array, for worker processes share its memory and would copy a list's.
         sizes: [N], of the files, in bytes.
+        modified: [N], when they were, in ns since the epoch; a file that was changed since is an error.
         view: what becomes of each image; None as long as neither dataset nor backbone has said so.
         workers: processes that read; 0 reads in this one.
     """
@@ -46,6 +47,7 @@ class ImageFiles:
     root: Path
     names: npt.NDArray[np.bytes_]
     sizes: npt.NDArray[np.int64]
+    modified: npt.NDArray[np.int64]
     view: View | None
     workers: int
 
@@ -60,7 +62,9 @@ class ImageFiles:
 
     def __getitem__(self, index: slice | Tensor) -> ImageFiles:
         chosen = index if isinstance(index, slice) else index.cpu().numpy()
-        return replace(self, names=self.names[chosen], sizes=self.sizes[chosen])
+        return replace(
+            self, names=self.names[chosen], sizes=self.sizes[chosen], modified=self.modified[chosen]
+        )
 
     def digest(self, labels: Tensor) -> str:
         """sha256 (hex) of relative paths, sizes and labels in their order; no pixel is read for it."""
@@ -73,19 +77,26 @@ class ImageFiles:
         """The whole image, decoded.
 
         Raises:
-            RequestError: it cannot be read or decoded; names it.
+            RequestError: it cannot be read or decoded, or was changed since it was listed; names it.
         """
         name = os.fsdecode(bytes(self.names[position]))
+        where = f"{shown(name)} in {self.root}"
         try:
-            image = open_image((self.root / name).read_bytes(), rgb=True)
-            if self.view is not None:
-                self.view.check(image)
-            return image
+            with (self.root / name).open("rb") as file:
+                status = os.fstat(file.fileno())
+                content = file.read(int(self.sizes[position]) + 1)
+            same = (status.st_size, status.st_mtime_ns) == (self.sizes[position], self.modified[position])
+            if same:
+                image = open_image(content, rgb=True)
+                if self.view is not None:
+                    self.view.check(image)
+                return image
         except Exception as error:  # as many kinds as PIL has decoders
             raise RequestError(
-                f"dataset.root: cannot decode {shown(name)} in {self.root}: {error};"
+                f"dataset.root: cannot decode {where}: {error};"
                 " dataset.skip_corrupt=true leaves such images out"
             ) from error
+        raise RequestError(f"dataset.root: {where} was changed while this process works; run it again")
 
     def corrupt(self) -> dict[str, str]:
         """Name -> error of the images that cannot be decoded, after reading every single one, in threads."""

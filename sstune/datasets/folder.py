@@ -81,13 +81,13 @@ def _listed(config: FolderConfig, root: Path, places: Places | None) -> Found:
     found = scanned(root, config.cache)
     placed = place(found.names) if places is None else places
     names = sorted(placed, key=lambda name: placed[name].split("/"))
-    size_of = dict(zip(found.names, found.stamps[:, 0].tolist(), strict=True))
+    row_of = {name: row for row, name in enumerate(found.names)}
     if not names:
         raise RequestError(f"dataset.root: no image <split>/<class>/<image> in {root}")
-    _refuse_absent([name for name in names if name not in size_of], root)
-    sizes = np.array([size_of[name] for name in names])
+    _refuse_absent([name for name in names if name not in row_of], root)
+    sizes, modified = found.stamps[[row_of[name] for name in names], :2].T
     encoded = np.array([name.encode(errors="surrogateescape") for name in names])
-    files = ImageFiles(root, encoded, sizes, _view(config), default_workers())
+    files = ImageFiles(root, encoded, sizes, modified, _view(config), default_workers())
     if not config.skip_corrupt:
         return files, [placed[name] for name in names], {}
 

@@ -255,3 +255,19 @@ def test_weights_that_cannot_be_had_are_a_request_error(offline: Any, tmp_path: 
     assert line.startswith("backbone.pretrained: the weights of timm/resnet18.a1_in1k are neither cached nor")
     assert f"put model.safetensors of that name on the hub into its cache {tmp_path / 'hub'} " in line
     assert "init_from=FILE" in line
+
+
+def test_damaged_weights_are_a_request_error(
+    timm_states: tuple[Path, dict[str, State]], offline: Any, tmp_path: Path
+) -> None:
+    (file,) = timm_states[0].glob("hub/models--timm--resnet18*/snapshots/*/*")
+    damaged = tmp_path / file.relative_to(timm_states[0])
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(file.read_bytes()[:100_000])
+    refs = file.parents[2] / "refs/main"
+    (tmp_path / refs.relative_to(timm_states[0])).parent.mkdir()
+    (tmp_path / refs.relative_to(timm_states[0])).write_text(refs.read_text())
+    (line,) = offline(MISSING, tmp_path).splitlines()
+    assert line.startswith("backbone.pretrained: the weights of timm/resnet18.a1_in1k in ")
+    assert "cannot be used" in line
+    assert "remove model.safetensors there" in line

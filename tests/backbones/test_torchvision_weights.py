@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,26 @@ def test_weights_that_do_not_fit_are_refused(empty_cache: Path) -> None:
         RequestError, match=r"alexnet-owt-7be5be79\.pth does not fit alexnet: features\.0\.bias, "
     ):
         build(224)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_bytes(b""), "it is empty"),
+        (lambda path: path.write_text("<html>404</html>"), "neither a zip of tensors nor a pickle"),
+        (lambda path: torch.save(torch.nn.Linear(1, 1), path), "which could run code"),
+        (os.mkfifo, "it is a FIFO"),
+    ],
+)
+def test_damaged_weights_are_named(make: Callable[[Path], object], said: str, empty_cache: Path) -> None:
+    empty_cache.mkdir(parents=True)
+    make(empty_cache / "alexnet-owt-7be5be79.pth")
+    with pytest.raises(RequestError) as caught:
+        build(224)
+    assert str(caught.value).startswith(
+        f"backbone.pretrained: {empty_cache / 'alexnet-owt-7be5be79.pth'} is no"
+    )
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

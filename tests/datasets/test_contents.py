@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sstune.composition import compose
-from sstune.datasets import contents, earlier_fingerprint, fingerprint, folder, load
+from sstune.datasets import batches, contents, earlier_fingerprint, fingerprint, folder, load
 from sstune.datasets.contents import scan
 from sstune.runs import Run
 from sstune.schema import FolderConfig, RequestError
@@ -165,6 +165,15 @@ def test_images_edited_while_a_process_works_are_not_kept_for_those_it_hashed(
     with pytest.raises(RequestError, match=f"{IMAGE} in .* was changed while this process works"):
         load(config)
     assert not list(Path(config.cache).glob("images-*"))
+
+
+def test_a_streamed_image_is_the_one_that_was_listed(tree: Path, folder_config: Config) -> None:
+    splits = load(folder_config(tree, stream=True, image_size=8), workers=1)
+    assert len(list(batches(splits.test, 4, "cpu"))) == 3
+    edited = tree / "test/zero/0003.png"
+    edited.write_bytes(edited.read_bytes())
+    with pytest.raises(RequestError, match=r"test/zero/0003.png in .* was changed while this process works"):
+        list(batches(splits.test, 4, "cpu"))
 
 
 def test_a_folder_linked_twice_is_read_twice_and_one_that_contains_itself_never(
