@@ -18,6 +18,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")  # of the content
 MAX_PIXELS = 2**27  # of an image before or after it is resized; 384 MiB as RGB
 MAX_RATIO = 1000  # of the longer side to the shorter: resizing a strip of 60,000 x 1 takes gigabytes
 
+_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # tags of EXIF and TIFF
+
 # What PIL warns of (bombs, metadata that cannot be read) is refused here, or does not matter to the pixels.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -129,15 +131,17 @@ def _is_deep(opened: Image.Image) -> bool:
 
 
 def _tiff_bits(opened: Image.Image) -> tuple[int, ...]:
-    return tuple(opened.tag_v2.get(258, ())) if opened.format == "TIFF" else ()  # type: ignore[attr-defined]
+    return tuple(opened.tag_v2.get(_BITS_PER_SAMPLE, ())) if opened.format == "TIFF" else ()  # type: ignore[attr-defined]
 
 
 def _upright(opened: Image.Image) -> Image.Image:
     opened.load()
     try:
-        return ImageOps.exif_transpose(opened)
+        if opened.getexif().get(_ORIENTATION, 1) != 1:
+            return ImageOps.exif_transpose(opened)
     except Exception:  # of metadata that cannot be read; the pixels can
-        return opened
+        pass
+    return opened
 
 
 def pixels(image: Image.Image) -> Pixels:

@@ -13,6 +13,7 @@ import torch
 from sklearn.utils import Bunch
 
 from sstune.commands.data import RECORD
+from sstune.datasets.contents import scan
 
 Ask = Callable[..., Any]
 SMALL = ["dataset.test_fraction=0.8", "dataset.val_fraction=0.2", "threads=1", "device=cpu"]
@@ -40,8 +41,8 @@ def row_of(tmp_path: Path, command: str) -> dict[str, Any]:
     return row
 
 
-def test_training_does_not_go_on_with_other_images(
-    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_version: Callable[[], None]
+def test_training_goes_on_with_the_same_images_and_not_with_others(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = ["train", *TINY, "epochs=2"]
     monkeypatch.setattr("sstune.commands.train.write_model", lambda *_: 1 / 0)  # trained, then cut short
@@ -51,14 +52,14 @@ def test_training_does_not_go_on_with_other_images(
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
 
-    assert "resuming" in ask(*line, "out=runs").out  # with the same images it does
+    assert "resuming" in ask(*line).out
     (run / "result.json").unlink()
     torch.save(state, run / "checkpoint.pt")
     (run / RECORD).write_text("{}")
-    monkeypatch.setattr("sstune.commands.train.write_model", lambda *_: 1 / 0)
     answer = ask(*line)
     assert "checkpoint.pt was saved on other images: put aside as previous.checkpoint.pt" in answer.out
     assert "resuming" not in answer.out
+    assert not (run / RECORD).exists()  # finished: the row says it
 
 
 def test_the_images_of_a_run_are_written_down_while_it_works(
@@ -102,3 +103,21 @@ def test_other_splits_that_were_asked_for_are_no_remark(ask: Ask, tmp_path: Path
         answer = ask(*line, change)
         assert answer.status == 0
         assert "images are not those" not in answer.out
+
+
+def test_equal_names_and_sizes_do_not_make_equal_images(ask: Ask, tmp_path: Path) -> None:
+    for split, n in (("train", 6), ("test", 2)):
+        for label, name in enumerate(("one", "two")):
+            (tmp_path / "tree" / split / name).mkdir(parents=True)
+            for i in range(n):
+                image = bytes([100 * label + i] * 64)
+                (tmp_path / "tree" / split / name / f"{i}.pgm").write_bytes(b"P5 8 8 255\n" + image)
+    line = ["train", "dataset=folder", "dataset.label=d", "dataset.root=tree", "dataset.cache=cache"]
+    line += [*TINY[2:], "epochs=1", "dataset.mean=[0.5]", "dataset.std=[0.25]"]
+    assert ask(*line).status == 0
+    assert "done already" in ask(*line).out
+    image = tmp_path / "tree/train/one/0.pgm"
+    image.write_bytes(b"P5 8 8 255\n" + bytes([200] * 64))
+    scan.cache_clear()  # as in another process
+    assert "done already" not in ask(*line).out
+    assert len(list((tmp_path / "runs/train").iterdir())) == 2
