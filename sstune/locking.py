@@ -74,9 +74,16 @@ def make_directory(path: Path, key: str) -> None:
     except OSError as error:
         if error.errno not in _WRONG_PLACE:
             raise
-        wrong = next((place for place in (path, *path.parents) if place.is_file()), None)
-        reason = f"{wrong} is a file, expected a directory" if wrong else error
-        raise RequestError(f"{key}: {reason}") from error
+        file = file_in_the_way(path)
+        raise RequestError(
+            f"{key}: {file} is a file, expected a directory" if file else f"{key}: {error}"
+        ) from error
+
+
+def file_in_the_way(path: Path) -> Path | None:
+    """What is at ``path`` or above it, and no directory."""
+    places = (place for place in (path, *path.parents) if os.path.lexists(place))
+    return next((place for place in places if not place.is_dir()), None)
 
 
 def _lock(directory: Path, wait: bool) -> int:
