@@ -175,7 +175,7 @@ class TestLock:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         running = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(3)]
         assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
-        assert not run.directory.exists()
+        assert not (run.directory / "deep").exists()
 
     def test_a_directory_in_its_place_is_set_aside(self, run: Run) -> None:
         (run.directory / "lock" / "kept").mkdir(parents=True)
