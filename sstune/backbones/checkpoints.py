@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sstune.backbones.network import Network
-from sstune.runs import kind_of
 from sstune.schema import RequestError, shown
+from sstune.storage import kind_of
 
 _WRAPPERS = ("state_dict", "model")
 _PREFIX = "module."

@@ -15,11 +15,10 @@ from typing import Any
 from sstune import backbones, datasets
 from sstune.commands.source import Source
 from sstune.identity import semantic
-from sstune.runs import Run, write_json
+from sstune.runs import RECORD, STATE, Run
 from sstune.schema import RunConfig
+from sstune.storage import write_json
 
-RECORD = "data.json"
-_STATE = ("checkpoint.pt", "outcomes.npz")
 # What a run does to its training images, and which of them it takes; not which images the splits hold.
 _OF_TRAINING = ("crop_padding", "crop_scale", "flip", "transforms", "cutout", "mean", "std")
 _SUBSET = ("train_n", "shots", "subset_seed")
@@ -54,7 +53,7 @@ def _put_aside_if_other(run: Run, said: dict[str, Any]) -> None:
         before = said
     except ValueError:
         before = None  # damaged: nobody knows what the state was saved on
-    for name in _STATE if before != said else ():
+    for name in STATE if before != said else ():
         state = run.directory / name
         if state.exists():
             os.replace(state, state.with_name(f"previous.{name}"))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from sstune.datasets.contents import Scan, is_image, refuse_oversized, scan, walk
-from sstune.runs import Earlier, file_digest
+from sstune.runs import Earlier
 from sstune.schema import (
     DatasetConfig,
     DownloadedFolderConfig,
@@ -21,6 +21,7 @@ from sstune.schema import (
     RequestError,
     shown,
 )
+from sstune.storage import file_digest
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sstune.datasets import cache
-from sstune.runs import kind_of
 from sstune.schema import RequestError, shown
+from sstune.storage import kind_of
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"},

@@ -12,8 +12,8 @@ import pytest
 import torch
 from sklearn.utils import Bunch
 
-from sstune.commands.data import RECORD
 from sstune.datasets.contents import scan
+from sstune.runs import RECORD
 
 Ask = Callable[..., Any]
 SMALL = ["dataset.test_fraction=0.8", "dataset.val_fraction=0.2", "threads=1", "device=cpu"]
