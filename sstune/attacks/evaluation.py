@@ -17,6 +17,7 @@ from sstune.attacks.registry import Attack, Batch
 from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images, differ, to_8bit
 from sstune.datasets import Split, batches, spread
+from sstune.finite import check_outputs_finite
 from sstune.rules import eval_mode, exact_gradients, frozen_feedback
 from sstune.schema import Draws, Gradient, Target
 from sstune.seeding import seed_from
@@ -122,6 +123,7 @@ def robust(
 
     Raises:
         InvalidAttack: an image left [0,1] or the ball, or is not finite.
+        FloatingPointError: an output for an adversarial image is NaN or infinite.
     """
     outcome = begun or Outcome.begin(victim.clean)
     bar = tqdm(
@@ -173,6 +175,7 @@ def _attack_batch(
     check_images(adversarial, images, eps, config.norm)
     with torch.no_grad():
         outputs = victim.network(adversarial)
+    check_outputs_finite(torch.isfinite(outputs).all(1), victim.network)
     broken = batch.broken(outputs).cpu()
     outcome.right[index] &= (outputs.argmax(1) == labels).cpu()
     outcome.broken[index] = broken

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,7 +27,6 @@ def typed(group: str, config: Config) -> Config:
     if not isinstance(config, expected):
         raise RequestError(f"{group}.name: {name} needs a {expected.__name__}, not a {type(config).__name__}")
     try:
-        checked: Config = OmegaConf.to_object(OmegaConf.structured(config))
+        return cast(Config, OmegaConf.to_object(OmegaConf.structured(config)))
     except OmegaConfBaseException as error:
         raise RequestError(f"{group}.{error.full_key}: {str(error).splitlines()[0]}") from error
-    return checked
