@@ -122,8 +122,7 @@ def robust(
         save: called after each batch.
 
     Raises:
-        InvalidAttack: an image left [0,1] or the ball, or is not finite.
-        FloatingPointError: an output for an adversarial image is NaN or infinite.
+        InvalidAttack: an image left [0,1] or the ball, or it or an output for it is NaN or infinite.
     """
     outcome = begun or Outcome.begin(victim.clean)
     bar = tqdm(
@@ -175,7 +174,10 @@ def _attack_batch(
     check_images(adversarial, images, eps, config.norm)
     with torch.no_grad():
         outputs = victim.network(adversarial)
-    check_outputs_finite(torch.isfinite(outputs).all(1), victim.network)
+    try:
+        check_outputs_finite(torch.isfinite(outputs).all(1), victim.network)
+    except FloatingPointError as error:
+        raise InvalidAttack(f"D0: {error}") from error
     broken = batch.broken(outputs).cpu()
     outcome.right[index] &= (outputs.argmax(1) == labels).cpu()
     outcome.broken[index] = broken
