@@ -126,10 +126,3 @@ class TestOutputsThatAreNoNumbers:
         model.state_dict()[name].view(-1)[0] = math.nan
         with pytest.raises(FloatingPointError, match=rf"5 of 5 images \({name}: 1 of \d+ values"):
             evaluate(model, TASK, split(5), CPU)
-
-    def test_a_loss_that_overflows(self) -> None:
-        model = network()
-        with torch.no_grad():
-            model[5].bias.copy_(torch.tensor([3e38, -3e38, 0.0]))
-        with pytest.raises(FloatingPointError, match="the mean loss of 9 images is inf"):
-            evaluate(model, TASK, split(9), CPU)
