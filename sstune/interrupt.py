@@ -1,18 +1,24 @@
-"""SIGTERM, SIGINT and SIGUSR2 as a flag, so that work stops where its state can be saved."""
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR2 as a flag, so that work stops where its state can be saved."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 
 # SIGUSR2 is how Slurm says, as submitit asks it to, that a job's time is nearly over.
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
+GOES_ON = "stopped by a signal; the same line goes on from here"
 
 
 class Stopped(SystemExit):
-    """Work was stopped by a signal with its state saved; exit status 128 + signal (143, 130)."""
+    """Work was stopped by a signal with its state saved; exit status 128 + signal (143, 130, 129)."""
 
 
 class StopFlag:
@@ -35,13 +41,35 @@ class StopFlag:
         return Stopped(128 + self.signal)
 
 
+def unheard(number: int) -> bool:
+    """Whether it is a hang-up that nohup has us ignore."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
     """Inside, these signals set the flag that is yielded."""
     flag = StopFlag()
-    before = {number: signal.signal(number, flag.handle) for number in _STOPPING}
+    before = {number: signal.signal(number, flag.handle) for number in STOPPING if not unheard(number)}
     try:
         yield flag
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@cache
+def end_with(parent: int) -> None:
+    """From now on, this process stops as on SIGTERM once its ``parent`` process has ended, however that did.
+
+    The signal comes again until the process has ended: its worker would go on to what it was given besides.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()
