@@ -30,12 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from sstune import backbones, datasets, rules, tasks, training
+from sstune.arithmetic import training_arithmetic
 from sstune.commands.execution import prepare
 from sstune.composition import compose
 from sstune.datasets import Split, Splits
 from sstune.interrupt import StopFlag
 from sstune.schema import Precision, RunConfig
-from sstune.training.step import reduced_precision
 
 MIB = 2**20
 
@@ -291,7 +291,7 @@ def measure(arguments: argparse.Namespace) -> pd.DataFrame:
         "float32": matrix_peak(device, torch.float32),
         "bf16": matrix_peak(device, torch.bfloat16),
     }
-    with reduced_precision(Precision.tf32):
+    with training_arithmetic(Precision.tf32, benchmark=False):
         peaks["tf32"] = matrix_peak(device, torch.float32)
     lines = []
     for (rule, name), own in seconds.items():

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch, Open
 from sstune.attacks.subject import Subject
+from sstune.copying import to_device
 from sstune.quantities import parse_step_size
 from sstune.schema import AscentConfig, AttackLoss, IteratedConfig, MiFgsmConfig, Norm, PgdConfig
 from sstune.seeding import seed_from
@@ -42,32 +43,26 @@ class Ascent:
     def __call__(self, subject: Subject, batch: Batch, start: Tensor, eps: float) -> Attempt:
         """From ``start``, (N, C, H, W), within the ball of radius ``eps`` around the batch's images."""
         result = start.clone()
-        effort = torch.full_like(batch.labels, -1)
         velocity = torch.zeros_like(start)
-        open_, part = torch.arange(len(start), device=start.device), batch
+        open_ = Open(batch)
         for step in range(self.steps):
-            outputs, gradient = loss_gradient(subject, result[open_], part, self.loss)
-            broken = part.broken(outputs)
-            effort[open_[broken]] = _earlier(effort[open_[broken]], step)
-            if self.early_exit and broken.any():
-                open_, gradient = open_[~broken], gradient[~broken]
-                part = batch.take(open_)
+            outputs, gradient = loss_gradient(subject, result[open_.index], open_.batch, self.loss)
+            broken = open_.batch.broken(outputs)
+            open_.note(broken, step)
+            if self.early_exit and (kept := open_.close(broken)) is not None:
                 if len(open_) == 0:
-                    return Attempt(result, effort)
+                    return Attempt(result, open_.effort)
+                gradient = gradient[kept]
+            at = open_.index
             if self.decay is not None:
                 mean = gradient.abs().mean((1, 2, 3), keepdim=True)
-                gradient = self.decay * velocity[open_] + gradient / mean.where(mean > 0, 1)
-                velocity[open_] = gradient
-            moved = result[open_] + self.step_size * direction(gradient, self.norm)
-            result[open_] = project(moved, part.images, eps, self.norm)
+                gradient = self.decay * velocity[at] + gradient / mean.where(mean > 0, 1)
+                velocity[at] = gradient
+            moved = result[at] + self.step_size * direction(gradient, self.norm)
+            result[at] = project(moved, open_.batch.images, eps, self.norm)
         with torch.no_grad():
-            broken = part.broken(subject(result[open_]))
-        effort[open_[broken]] = _earlier(effort[open_[broken]], self.steps)
-        return Attempt(result, effort)
-
-
-def _earlier(effort: Tensor, step: int) -> Tensor:
-    return torch.where(effort < 0, step, effort)
+            open_.note(open_.batch.broken(subject(result[open_.index])), self.steps)
+        return Attempt(result, open_.effort)
 
 
 def loss_gradient(subject: Subject, images: Tensor, batch: Batch, loss: AttackLoss) -> tuple[Tensor, Tensor]:
@@ -178,7 +173,8 @@ class Pgd(Attack):
             return batch.images.clone()
         key = ("pgd", restart)
         noise = random_in_ball(batch.images.shape, self.config.norm, self.seed, key, batch.samples)
-        return project(batch.images + eps * noise.to(batch.images), batch.images, eps, self.config.norm)
+        moved = batch.images + eps * to_device(noise, batch.images.device)
+        return project(moved, batch.images, eps, self.config.norm)
 
 
 def random_in_ball(

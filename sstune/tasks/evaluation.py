@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sstune.arithmetic import check_exact
 from sstune.datasets import Split, batches
 from sstune.rules import eval_mode
 from sstune.tasks.registry import Task
@@ -28,7 +29,12 @@ class Judgement:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, task: Task, split: Split, device: torch.device) -> Judgement:
-    """Evaluate in float32 and eval mode; the network's mode is restored."""
+    """Evaluate in float32 and eval mode; the network's mode is restored.
+
+    Raises:
+        RuntimeError: torch would compute float32 products in another precision.
+    """
+    check_exact(device)
     correct, losses = [], []
     with eval_mode(network):
         for images, labels in batches(split, BATCH_SIZE, device):

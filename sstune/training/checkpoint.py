@@ -44,7 +44,7 @@ def save(
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
     with atomic_write(path) as temporary:
         torch.save(state, temporary)
@@ -66,6 +66,6 @@ def load(
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
-    if state["rng_cuda"] is not None and torch.cuda.is_available():
+    if state["rng_cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["rng_cuda"])
     return Progress(**state["progress"])
