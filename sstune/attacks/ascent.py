@@ -7,6 +7,7 @@ some iterate keeps that iterate and is left alone: a later step may undo the suc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -180,13 +181,28 @@ class Pgd(Attack):
 def random_in_ball(
     shape: torch.Size, norm: Norm, seed: int, key: tuple[int | str, ...], samples: Sequence[int]
 ) -> Tensor:
-    """Points of the unit ball, one for each of ``samples``, keyed by (seed, key, sample)."""
+    """Points of the unit ball, one for each of ``samples``, keyed by (seed, key, sample).
+
+    They are drawn on the CPU, whatever the device, so that they are the same everywhere; by as many threads
+    as torch uses there, since one draws a value in 5 ns: 16 us for a CIFAR image, 0.6 ms for one of ImageNet,
+    which is longer than a GPU needs to look at it.
+    """
     noise = torch.empty(shape)
-    for row, sample in zip(noise, samples, strict=True):
-        generator = torch.Generator().manual_seed(seed_from(seed, *key, int(sample)))
-        if norm is Norm.Linf:
-            row.uniform_(-1, 1, generator=generator)
-        else:
-            row.normal_(generator=generator)
-            row *= torch.rand((), generator=generator) / torch.linalg.vector_norm(row)
+
+    def draw(which: range) -> None:
+        for position in which:
+            row = noise[position]
+            generator = torch.Generator().manual_seed(seed_from(seed, *key, int(samples[position])))
+            if norm is Norm.Linf:
+                row.uniform_(-1, 1, generator=generator)
+            else:
+                row.normal_(generator=generator)
+                row *= torch.rand((), generator=generator) / torch.linalg.vector_norm(row)
+
+    n_threads = min(torch.get_num_threads(), len(samples))
+    if n_threads < 2:
+        draw(range(len(samples)))
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(draw, [range(first, len(samples), n_threads) for first in range(n_threads)]))
     return noise

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sstune.attacks.evaluation import CPU_BATCH, Victim, View, attacked_through
 from sstune.datasets import batches
+from sstune.schema import Gradient
+
+
+@dataclass
+class Found:
+    """So many images fit; ``most``: twice as many do not."""
+
+    size: int = 1
+    most: bool = False
+
+
+# What was found out in this process, for a network and its gradients.
+_FOUND: WeakKeyDictionary[nn.Module, dict[Gradient, Found]] = WeakKeyDictionary()
 
 
 def largest_batch(victim: Victim, view: View) -> int:
-    """As many images as memory holds, by doubling; on a CPU 128.
+    """As many images as memory holds, but at most twice the victim's, by doubling; on a CPU 128.
 
-    It depends on the network and the gradient alone, so one answer serves all attacks on a victim.
+    It depends on the network and the gradient alone, and is found out once for all attacks through it.
     """
     if victim.device.type == "cpu":
         return CPU_BATCH
-    size = 1
-    ((images, _),) = batches(victim.some(1).split, 1, victim.device)
-    with attacked_through(view.network, view.gradient):
-        # twice the size: an attack keeps a few copies of the images besides
-        while size < len(victim.split) and _fits(view, images.repeat(4 * size, 1, 1, 1)):
-            size *= 2
-    torch.cuda.empty_cache()
-    return size
+    found = _FOUND.setdefault(view.network, {}).setdefault(view.gradient, Found())
+    if not found.most and found.size < len(victim.split):
+        ((image, _),) = batches(victim.some(1).split, 1, victim.device)
+        with attacked_through(view.network, view.gradient):
+            while not found.most and found.size < len(victim.split):
+                # twice the size: an attack keeps a few copies of the images besides
+                found.most = not _fits(view, image.repeat(4 * found.size, 1, 1, 1))
+                found.size *= 1 if found.most else 2
+        torch.cuda.empty_cache()
+    return found.size
 
 
 def _fits(view: View, images: Tensor) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sstune import attacks, backbones, datasets, rules
 from sstune.attacks import audit as checks
@@ -78,19 +78,10 @@ def evidence_of(
 ) -> checks.Evidence:
     """What the checks look at; attacks made before a kill are taken from ``outcomes``."""
 
-    sizes: dict[tuple[nn.Module, Gradient], int] = {}
-
-    def largest_batch(view: attacks.View) -> int:
-        """The same for all attacks through a gradient, whichever of the samples they are made on."""
-        key = view.network, view.gradient
-        if key not in sizes:
-            sizes[key] = attacks.largest_batch(victim, view)
-        return sizes[key]
-
     def run(
         key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
     ) -> attacks.Outcome:
-        size = config.attack.batch_size or attack.config.batch_size or largest_batch(view)
+        size = config.attack.batch_size or attack.config.batch_size or attacks.largest_batch(victim, view)
         begun = outcomes.get(key)
         if begun is None:
             images = victim.images(config.attack.save_images if attack.name == "pgd" else 0)

@@ -1,4 +1,4 @@
-"""The derivative by products of matrices is that of pooling and resizing, and is used where CUDA shall repeat."""
+"""The derivative by products of matrices is that of pooling and resizing, used where CUDA shall repeat."""
 
 from __future__ import annotations
 
