@@ -61,4 +61,5 @@ def out_of_memory(error: RuntimeError) -> bool:
     """Whether memory was at an end: torch's own error, or what cuBLAS, cuDNN or the driver say of it."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return re.search(r"(CUBLAS|CUDNN|CUSOLVER)\w*ALLOC_FAILED|out of memory", str(error), re.I) is not None
+    said = r"CU(BLAS|DNN|SOLVER)_\w*ALLOC(ATION)?_FAILED|out of memory"
+    return re.search(said, str(error), re.IGNORECASE) is not None

@@ -86,8 +86,8 @@ def _training(config: RunConfig) -> Iterator[str]:
         )
     if config.accumulate > 1 and config.compile in (Compile.reduce_overhead, Compile.max_autotune):
         yield (
-            f"compile: {config.compile.name} records CUDA graphs, which write each part's gradients over the "
-            f"last one's (accumulate={config.accumulate}); use compile=default"
+            f"compile: {config.compile.name} records CUDA graphs, in which the gradients of a part are "
+            f"written over the last one's (accumulate={config.accumulate}); use compile=default"
         )
     if config.patience is not None and config.select is not Select.best:
         yield "patience: waits for a better epoch, so select must be best"
