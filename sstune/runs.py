@@ -73,8 +73,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, keys sorted."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    """Write JSON atomically, keys sorted.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not know.
+    """
+    write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def name_of(ancestor: dict[str, Any]) -> str | None:

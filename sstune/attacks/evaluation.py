@@ -19,6 +19,7 @@ from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images, differ, to_8bit
 from sstune.copying import to_device
 from sstune.datasets import Split, batches, spread
+from sstune.finite import check_outputs_finite
 from sstune.rules import eval_mode, exact_gradients, frozen_feedback
 from sstune.schema import Draws, Gradient, Target
 from sstune.seeding import seed_from
@@ -123,7 +124,7 @@ def robust(
         save: called after each batch.
 
     Raises:
-        InvalidAttack: an image left [0,1] or the ball, or is not finite.
+        InvalidAttack: an image left [0,1] or the ball, or it or an output for it is NaN or infinite.
         RuntimeError: torch would compute float32 products in another precision.
     """
     outcome = begun or Outcome.begin(victim.clean)
@@ -177,9 +178,13 @@ def _attack_batch(
     check_images(adversarial, images, eps, config.norm)
     with torch.no_grad():
         outputs = victim.network(adversarial)
-    found = batch.broken(outputs)
-    told = [found, outputs.argmax(1) == labels, torch.where(found, attempt.effort, NEVER)]
-    broken, right, effort = torch.stack([each.long() for each in told]).cpu()  # the host waits once
+    reached, finite = batch.broken(outputs), torch.isfinite(outputs).all(1)
+    told = [reached, outputs.argmax(1) == labels, torch.where(reached, attempt.effort, NEVER), finite]
+    broken, right, effort, finite = torch.stack([each.long() for each in told]).cpu()  # the host waits once
+    try:
+        check_outputs_finite(finite.bool(), victim.network)
+    except FloatingPointError as error:
+        raise InvalidAttack(f"D0: {error}") from error
     outcome.right[index] &= right.bool()
     outcome.broken[index] = broken.bool()
     if view.gradient is not Gradient.surrogate:  # whose breaking says nothing of the victim's

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sstune.backbones.network import Network
+from sstune.finite import first_not_finite
 from sstune.schema import RequestError
 
 _WRAPPERS = ("state_dict", "model")
@@ -56,7 +57,8 @@ def load_third_party(network: Network, path: Path) -> list[str]:
     absent (older files have none).
 
     Raises:
-        RequestError: any other key is missing, unexpected or of another shape; the keys are listed.
+        RequestError: any other key is missing, unexpected or of another shape, and the keys are listed; or a
+            weight is NaN or infinite.
     """
     state = read_state_dict(path)
     own = network.backbone.state_dict()
@@ -79,6 +81,10 @@ def load_third_party(network: Network, path: Path) -> list[str]:
     if faults:
         shown = ", ".join(faults[:8]) + (f", and {len(faults) - 8} more" if len(faults) > 8 else "")
         raise RequestError(f"init_from: {path} does not fit the backbone: {shown}")
+    constant = {name for name, value in own.items() if first_not_finite([(name, value)])}  # -inf in a mask
+    loaded = ((name, state[name].to(own[name].dtype)) for name in own if name not in constant)
+    if found := first_not_finite(loaded):
+        raise RequestError(f"init_from: {path} has weights that are no numbers: {found}")
     network.backbone.load_state_dict(state)
     return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sstune.arithmetic import check_exact
 from sstune.datasets import Split, batches
+from sstune.finite import check_outputs_finite
 from sstune.rules import eval_mode
 from sstune.tasks.registry import Task
 
@@ -32,13 +34,19 @@ def evaluate(network: nn.Module, task: Task, split: Split, device: torch.device)
     """Evaluate in float32 and eval mode; the network's mode is restored.
 
     Raises:
+        FloatingPointError: an output, or the mean loss, is NaN or infinite.
         RuntimeError: torch would compute float32 products in another precision.
     """
     check_exact(device)
-    correct, losses = [], []
+    correct, losses, finite = [], [], []
     with eval_mode(network):
         for images, labels in batches(split, BATCH_SIZE, device):
             outputs = network(images)
             correct.append(task.correct(outputs, labels))
             losses.append(task.loss(outputs, labels) * len(labels))
-    return Judgement(torch.cat(correct).cpu(), float(torch.stack(losses).sum()) / len(split))
+            finite.append(torch.isfinite(outputs).all(1))
+    check_outputs_finite(torch.cat(finite), network)
+    loss = float(torch.stack(losses).sum()) / len(split)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the mean loss of {len(split)} images is {loss}")
+    return Judgement(torch.cat(correct).cpu(), loss)
