@@ -91,14 +91,14 @@ def prepare(config: RunConfig, world: World) -> torch.device:
     Raises:
         RequestError: a GPU is asked for that is not there, or TF32 without CUDA.
     """
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     device = _device(config.device, world)
     if config.precision is Precision.tf32 and device.type == "cpu":
         raise RequestError("precision: tf32 is arithmetic of CUDA devices, use float32 or bf16")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     exact_products()
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)
     if device.type == "cuda":
         torch.cuda.set_device(device)

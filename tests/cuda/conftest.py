@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import runtime
+from lines import Answer, Drive
 
 HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command line gave, and ``(count, kind, line)`` of what made the host wait for the device."""
-
-    status: int
-    out: str
-    err: str
-    waits: list[tuple[int, str, str]]
-
-    def waited(self, *at: str) -> int:
-        """How often it waited in lines of code of which one of ``at`` is a part; all without."""
-        return sum(count for count, _, line in self.waits if not at or any(part in line for part in at))
-
-
-Drive = Callable[[list[dict[str, Any]], Path], list[Answer]]
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +27,8 @@ def drive(library: Path) -> Drive:
 
     def drive(requests: list[dict[str, Any]], directory: Path) -> list[Answer]:
         asked = json.dumps(requests)
-        said = runtime.python(library, str(HERE / "drive.py"), cwd=directory, asked=asked)
+        home = {"HOME": str(directory)}  # decoded images are cached there
+        said = runtime.python(library, str(HERE / "drive.py"), cwd=directory, asked=asked, **home)
         return [Answer(**answer) for answer in json.loads(said)]
 
     return drive

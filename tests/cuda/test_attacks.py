@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer, Drive
-from lines import DATA, MLP, RESNET, sstune
+from lines import DATA, MLP, RESNET, Answer, Drive, sstune
 
 from sstune.composition import options
 

@@ -11,21 +11,15 @@ import pytest
 import test_docs
 import test_readme
 import torch
-from conftest import Answer, Drive
-from lines import DATA, sstune
+from lines import DATA, Answer, Drive, sstune
 from PIL import Image
 
 from sstune.backbones.cifar_resnet import CifarResNet
 
 BENCH = str(Path(__file__).parents[2] / "scripts" / "bench.py")
 SMALL = [*DATA, "backbone=mlp", "backbone.hidden=[16]", "epochs=1", "batch_size=16", "device=auto"]
-FEW = [
-    "attack.n=12",
-    "audit.black_box_n=8",
-    "audit.square_queries=3",
-    "audit.label_n=6",
-    "audit.label_queries=4",
-]
+FEW = ["attack.n=12", "audit.black_box_n=8", "audit.label_n=6"]
+FEW += ["audit.square_queries=3", "audit.label_queries=4"]
 # Longer settings of lines that show them; an attack of a line that shows none of them makes its own number.
 SHORTER = {"attack.steps": "2", "attack.eot": "2", "attack.n": "12"}
 # What a line names that is not here, published data and launchers; it is then run on the digits.
@@ -80,37 +74,13 @@ def replaced(word: str, run: str, other: str) -> str:
 
 def benches() -> list[dict[str, Any]]:
     """The three of scripts/bench.py, on ``photographs`` and ``resnet20.th``; nothing is compiled."""
-    data = ["--data", "photographs", "--device", "cuda"]
-    step = [
-        "--backbone",
-        "resnet20",
-        "--batch-size",
-        "4",
-        "--image-size",
-        "8",
-        "--rounds",
-        "2",
-        "--warmup",
-        "1",
+    data = "--data photographs --device cuda"
+    words = [
+        "step --backbone resnet20 --batch-size 4 --image-size 8 --rounds 2 --warmup 1 --rules usf brsf dfa",
+        f"train {data} --batch-size 4 --rounds 2 --steps 1 --workers 0 --warmup 1 --compile none",
+        f"attack {data} --checkpoint resnet20.th --n 8 --share 4 --steps 2 --eps 2/255 8/255",
     ]
-    step += ["--rules", "usf", "brsf", "dfa", "--device", "auto", "--precision", "bf16"]
-    train = ["--batch-size", "4", "--rounds", "2", "--steps", "1", "--workers", "0", "--warmup", "1"]
-    train += ["--compile", "none", "--rules", "bp", "usf"]
-    attack = [
-        "--checkpoint",
-        "resnet20.th",
-        "--n",
-        "8",
-        "--share",
-        "4",
-        "--steps",
-        "2",
-        "--eps",
-        "2/255",
-        "8/255",
-    ]
-    words = {"step": step, "train": [*data, *train], "attack": [*data, *attack]}
-    return [{"line": [BENCH, name, *line]} for name, line in words.items()]
+    return [{"line": [BENCH, *line.split()]} for line in words]
 
 
 def make_photographs(directory: Path) -> None:

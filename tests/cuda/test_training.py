@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Answer, Drive
-from lines import DATA, MLP, RESNET, sstune
+from lines import DATA, MLP, RESNET, Answer, Drive, sstune
 
 from sstune.composition import options
 from sstune.schema import Precision
