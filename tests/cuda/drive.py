@@ -2,7 +2,7 @@
 
 Each request is ``{"line": [...]}`` with, besides, ``"stop": n`` for a signal when the run has looked for one
 n times, ``"images": n`` for a memory that holds no more of them. The line begins with ``sstune``, or with the
-path of a script. Each answer is ``{"status", "out", "err", "waits": [[count, kind, line], ...]}``.
+path of a script. Each answer is ``{"status", "out", "err", "waits": [[count, kind, line], ...], "seconds"}``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ os.environ["HYDRA_FULL_ERROR"] = "0"
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Run one command line."""
     LEDGER.waits.clear()
+    began = time.process_time()
     LIMITS["images"] = request.get("images", 0)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), stopped(request.get("stop")):
@@ -44,7 +46,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             traceback.print_exc()
             status = -1
     waits = [[count, kind, line] for (kind, line), count in LEDGER.waits.most_common()]
-    return {"status": status, "out": out.getvalue(), "err": err.getvalue(), "waits": waits}
+    said = {"status": status, "out": out.getvalue(), "err": err.getvalue(), "waits": waits}
+    return said | {"seconds": time.process_time() - began}
 
 
 def run(line: list[str]) -> int:

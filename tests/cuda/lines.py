@@ -26,6 +26,7 @@ class Answer:
     out: str
     err: str
     waits: list[tuple[int, str, str]]
+    seconds: float = 0.0  # of CPU time
 
     def waited(self, *at: str) -> int:
         """How often it waited in lines of code of which one of ``at`` is a part; all without."""
