@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from sstune.arithmetic import check_exact, exact_products, training_arithmetic
-from sstune.schema import Precision
+from sstune.arithmetic import (
+    check_exact,
+    exact_products,
+    refusing_what_cannot_repeat,
+    training_arithmetic,
+)
+from sstune.schema import Precision, RequestError
 
 KINDS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 ON_CUDA, ON_CPU = KINDS[:3], KINDS[3:]
@@ -73,6 +79,18 @@ def test_figures_are_not_measured_in_another_precision(kind: str) -> None:
     check_exact(torch.device(other))
     with pytest.raises(RuntimeError, match=rf"^torch.backends.{kind}.fp32_precision is tf32, but"):
         check_exact(torch.device(mine))
+
+
+def test_what_has_no_deterministic_algorithm_is_a_wrong_request() -> None:
+    said = "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ..."
+    expected = (
+        "deterministic: this network needs adaptive_avg_pool2d_backward_cuda, which does not repeat bit for "
+        "bit on CUDA; use deterministic=false or device=cpu"
+    )
+    with pytest.raises(RequestError, match=f"^{re.escape(expected)}$"), refusing_what_cannot_repeat():
+        raise RuntimeError(said)
+    with pytest.raises(RuntimeError, match=r"^another$"), refusing_what_cannot_repeat():
+        raise RuntimeError("another")
 
 
 @pytest.mark.parametrize("benchmark", [True, False])

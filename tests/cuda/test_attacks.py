@@ -49,6 +49,7 @@ def told(drive: Drive, directory: Path) -> dict[str, Answer]:
         sstune("train", *MLP, "rule=brsf", "out=mlp", "dataset.train_n=1000", "epochs=4", *RATE),
     ]
     assert [answer.status for answer in drive(first, directory)] == [0, 0]
+    (directory / "others.py").write_text(POOLING)
     (net,), (mlp,) = ((directory / name / "train").iterdir() for name in ("net", "mlp"))
     requests = requested(f"init_from={net}", f"init_from={mlp}", str(mlp))
     return dict(zip(requests, drive(list(requests.values()), directory), strict=True))
@@ -74,9 +75,17 @@ def requested(net: str, mlp: str, other: str) -> dict[str, dict[str, Any]]:
     found["audit"] = sstune("attack", mlp, *AUDIT, f"audit.surrogate={other}", *FEW)
     found["deterministic"] = sstune("attack", *DATA, *RESIZED, "attack=pgd", "attack.steps=2", *FEW)
     found["memory"] = sstune("attack", net, "attack=pgd", *SHORT["pgd"], *FEW, "out=memory", images=30)
+    imported = [*DATA, "model.import=others:pooling", "attack=pgd", "attack.steps=2", *FEW]
+    found["imported"] = sstune("attack", *imported, "out=imported")
+    found["refused"] = sstune("attack", *imported, "out=refused", "deterministic=true")
     return found
 
 
+POOLING = """
+from torch import nn
+def pooling():
+    return nn.Sequential(nn.AdaptiveAvgPool2d(5), nn.Flatten(), nn.Linear(25, 10))
+"""
 AUDIT = ["attack=audit", "audit.black_box_n=12", "audit.square_queries=4", "audit.label_n=8"]
 AUDIT += ["audit.label_queries=8"]
 RESIZED = ["backbone=resnet18", "backbone.input_size=12", "epochs=1", "batch_size=24", "deterministic=true"]
@@ -123,6 +132,17 @@ def test_the_audit_gives_a_verdict(told: dict[str, Answer], directory: Path) -> 
 
 def test_resizing_has_a_derivative_that_repeats(told: dict[str, Answer], directory: Path) -> None:
     assert row(told, "deterministic", directory)["deterministic"]
+
+
+def test_an_operation_that_cannot_repeat_is_refused_in_one_line(told: dict[str, Answer]) -> None:
+    """In a network of somebody else, which is as it is."""
+    assert told["imported"].status == 0, told["imported"].err
+    (line,) = told["refused"].err.splitlines()
+    assert told["refused"].status == 2
+    assert line.startswith(
+        "sstune: deterministic: this network needs _adaptive_avg_pool2d_backward, which does"
+    )
+    assert len(line) <= 200
 
 
 def test_batches_are_as_large_as_memory_allows(told: dict[str, Answer], directory: Path) -> None:
