@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from sstune import backbones, datasets, rules, tasks, training
+from sstune.arithmetic import training_arithmetic
 from sstune.composition import compose
 from sstune.datasets import Split, Splits
 from sstune.interrupt import StopFlag
 from sstune.schema import RunConfig
 from sstune.training.forward import autocast
-from sstune.training.step import reduced_precision
 
 
 class Turns(ABC):
@@ -180,11 +180,12 @@ class Tuned(Plain):
             labels = labels.to(self.device, non_blocking=True)
             rules.begin_step(self.model)
             torch.compiler.cudagraph_mark_step_begin()
-            with self.autocast, reduced_precision(self.config.precision):
-                loss = nn.functional.cross_entropy(self.forward(images), labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            with training_arithmetic(self.config.precision, benchmark=True):
+                with self.autocast:
+                    loss = nn.functional.cross_entropy(self.forward(images), labels)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
 
 
 class BioTorch(Plain):

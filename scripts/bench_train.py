@@ -23,10 +23,10 @@ from bench_sides import Turns, side
 from torch.utils.flop_counter import FlopCounterMode
 
 from sstune import datasets, training
+from sstune.arithmetic import training_arithmetic
 from sstune.commands.execution import prepare
 from sstune.composition import compose
 from sstune.schema import Precision
-from sstune.training.step import reduced_precision
 
 MIB = 2**20
 
@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> pd.DataFrame:
         "float32": matrix_peak(device, torch.float32),
         "bf16": matrix_peak(device, torch.bfloat16),
     }
-    with reduced_precision(Precision.tf32):
+    with training_arithmetic(Precision.tf32, benchmark=False):
         peaks["tf32"] = matrix_peak(device, torch.float32)
     lines = []
     for (rule, name), own in seconds.items():

@@ -82,7 +82,7 @@ def check_outputs(network: nn.Module, shape: tuple[int, ...], n_classes: int) ->
         RequestError: they do not.
     """
     try:
-        with torch.no_grad(), eval_mode(network), torch.random.fork_rng():
+        with torch.no_grad(), eval_mode(network), torch.random.fork_rng(devices=[]):
             outputs: Any = network(torch.zeros(2, *shape))
     except Exception as error:
         raise RequestError(f"model.import: fails on images of shape {shape}: {error}") from error

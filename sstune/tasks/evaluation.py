@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sstune.arithmetic import check_exact
 from sstune.datasets import Split, batches
 from sstune.finite import check_outputs_finite
 from sstune.rules import eval_mode
@@ -33,7 +34,9 @@ def evaluate(network: nn.Module, task: Task, split: Split, device: torch.device)
 
     Raises:
         FloatingPointError: an output is NaN or infinite.
+        RuntimeError: torch would compute float32 products in another precision.
     """
+    check_exact(device)
     correct, losses, finite = [], [], []
     with eval_mode(network):
         for images, labels in batches(split, BATCH_SIZE, device):
