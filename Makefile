@@ -102,7 +102,8 @@ reproduce-audit: .venv/installed  ## the masking audit of converted, faulty and 
 	    model.import=$(subst $(space),$(comma),$(FAULTS:%=scripts.faults:%))
 	$(BIN)/sstune report runs/audit --out results/audit
 
-# What waits for a machine with a GPU: nothing of it has been run.
+# What waits for a machine with a GPU: nothing of it has been run there. Needs the archives of cifar10 and
+# tiny-imagenet-32, the ResNet-20 checkpoint, and the package index for BioTorch's environment (--venv).
 gpu: .venv/installed  ## the benches and ResNet-18's transfer on a GPU
 	$(BIN)/python scripts/bench.py step --device cuda --batch-size 512 --compile --precision bf16 --warmup 5 \
 	    --out results/bench/step-cuda.csv

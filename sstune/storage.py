@@ -7,6 +7,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import stat
 import sys
@@ -130,8 +131,25 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all, keys sorted."""
+    """Write JSON whole or not at all, keys sorted.
+
+    Raises:
+        FloatingPointError: a number is NaN or infinite, which JSON does not know; names its key.
+    """
+    for key, value in _floats(content):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{path}: {key} is {value}, expected a finite number")
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _floats(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every float in nested lists and mappings, with the keys that lead to it: ``measurements.1.seconds``."""
+    if isinstance(content, float):
+        yield key, content
+    elif isinstance(content, dict | list):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        for name, value in items:
+            yield from _floats(value, f"{key}.{name}".lstrip("."))
 
 
 def read_state(path: Path, read: Callable[[Path], T]) -> T | None:

@@ -123,6 +123,15 @@ class TestWrite:
         assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == "caf\udce9"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_none_is_named_and_nothing_is_written(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"seconds": 1.5})
+    with pytest.raises(FloatingPointError, match=r"result.json: layers.1.angle is -?(nan|inf), expected"):
+        write_json(path, {"n": 1, "layers": [{"angle": 3.0}, {"angle": value}]})
+    assert json.loads(path.read_text()) == {"seconds": 1.5}
+
+
 class TestState:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:

@@ -13,6 +13,7 @@ from sstune.schema import (
     GROUPS,
     AdamWConfig,
     AuditConfig,
+    Compile,
     Draws,
     Gradient,
     Norm,
@@ -259,6 +260,20 @@ class TestValidate:
         config.model["import"] = "a:b"
         expected = f"model.import: is for sstune attack, {command} builds its own network"
         assert list(validation.problems(config)) == [expected]
+
+    @pytest.mark.parametrize("mode", list(Compile))
+    @pytest.mark.parametrize("accumulate", [1, 2])
+    def test_cuda_graphs_do_not_add_up_gradients(
+        self, complete: Complete, mode: Compile, accumulate: int
+    ) -> None:
+        config = complete("train", accumulate=accumulate)
+        config.compile = mode
+        expected = [
+            f"compile: {mode.name} records CUDA graphs, in which the gradients of a part are written "
+            f"over the last one's (accumulate=2); use compile=default"
+        ]
+        refused = mode is not Compile.default and accumulate > 1
+        assert list(validation.problems(config)) == (expected if refused else [])
 
     @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:1"])
     def test_devices(self, complete: Complete, device: str) -> None:

@@ -7,9 +7,9 @@ from sstune.attacks.evaluation import (
     attacked_through,
     check_zero_eps,
     drawing_anew,
-    largest_batch,
     robust,
 )
+from sstune.attacks.memory import largest_batch
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
 from sstune.attacks.subject import Subject

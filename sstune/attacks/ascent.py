@@ -7,14 +7,16 @@ some iterate keeps that iterate and is left alone: a later step may undo the suc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch, Open
 from sstune.attacks.subject import Subject
+from sstune.copying import to_device
 from sstune.quantities import parse_step_size
 from sstune.schema import AscentConfig, AttackLoss, IteratedConfig, MiFgsmConfig, Norm, PgdConfig
 from sstune.seeding import seed_from
@@ -42,32 +44,26 @@ class Ascent:
     def __call__(self, subject: Subject, batch: Batch, start: Tensor, eps: float) -> Attempt:
         """From ``start``, (N, C, H, W), within the ball of radius ``eps`` around the batch's images."""
         result = start.clone()
-        effort = torch.full_like(batch.labels, -1)
         velocity = torch.zeros_like(start)
-        open_, part = torch.arange(len(start), device=start.device), batch
+        open_ = Open(batch)
         for step in range(self.steps):
-            outputs, gradient = loss_gradient(subject, result[open_], part, self.loss)
-            broken = part.broken(outputs)
-            effort[open_[broken]] = _earlier(effort[open_[broken]], step)
-            if self.early_exit and broken.any():
-                open_, gradient = open_[~broken], gradient[~broken]
-                part = batch.take(open_)
+            outputs, gradient = loss_gradient(subject, result[open_.index], open_.batch, self.loss)
+            broken = open_.batch.broken(outputs)
+            open_.note(broken, step)
+            if self.early_exit and (kept := open_.close(broken)) is not None:
                 if len(open_) == 0:
-                    return Attempt(result, effort)
+                    return Attempt(result, open_.effort)
+                gradient = gradient[kept]
+            at = open_.index
             if self.decay is not None:
                 mean = gradient.abs().mean((1, 2, 3), keepdim=True)
-                gradient = self.decay * velocity[open_] + gradient / mean.where(mean > 0, 1)
-                velocity[open_] = gradient
-            moved = result[open_] + self.step_size * direction(gradient, self.norm)
-            result[open_] = project(moved, part.images, eps, self.norm)
+                gradient = self.decay * velocity[at] + gradient / mean.where(mean > 0, 1)
+                velocity[at] = gradient
+            moved = result[at] + self.step_size * direction(gradient, self.norm)
+            result[at] = project(moved, open_.batch.images, eps, self.norm)
         with torch.no_grad():
-            broken = part.broken(subject(result[open_]))
-        effort[open_[broken]] = _earlier(effort[open_[broken]], self.steps)
-        return Attempt(result, effort)
-
-
-def _earlier(effort: Tensor, step: int) -> Tensor:
-    return torch.where(effort < 0, step, effort)
+            open_.note(open_.batch.broken(subject(result[open_.index])), self.steps)
+        return Attempt(result, open_.effort)
 
 
 def loss_gradient(subject: Subject, images: Tensor, batch: Batch, loss: AttackLoss) -> tuple[Tensor, Tensor]:
@@ -178,19 +174,35 @@ class Pgd(Attack):
             return batch.images.clone()
         key = ("pgd", restart)
         noise = random_in_ball(batch.images.shape, self.config.norm, self.seed, key, batch.samples)
-        return project(batch.images + eps * noise.to(batch.images), batch.images, eps, self.config.norm)
+        moved = batch.images + eps * to_device(noise, batch.images.device)
+        return project(moved, batch.images, eps, self.config.norm)
 
 
 def random_in_ball(
     shape: torch.Size, norm: Norm, seed: int, key: tuple[int | str, ...], samples: Sequence[int]
 ) -> Tensor:
-    """Points of the unit ball, one for each of ``samples``, keyed by (seed, key, sample)."""
+    """Points of the unit ball, one for each of ``samples``, keyed by (seed, key, sample).
+
+    They are drawn on the CPU, whatever the device, so that they are the same everywhere; by as many threads
+    as torch uses there, since one draws a value in 5 ns: 16 us for a CIFAR image, 0.6 ms for one of ImageNet,
+    which is longer than a GPU needs to look at it.
+    """
     noise = torch.empty(shape)
-    for row, sample in zip(noise, samples, strict=True):
-        generator = torch.Generator().manual_seed(seed_from(seed, *key, int(sample)))
-        if norm is Norm.Linf:
-            row.uniform_(-1, 1, generator=generator)
-        else:
-            row.normal_(generator=generator)
-            row *= torch.rand((), generator=generator) / torch.linalg.vector_norm(row)
+
+    def draw(which: range) -> None:
+        for position in which:
+            row = noise[position]
+            generator = torch.Generator().manual_seed(seed_from(seed, *key, int(samples[position])))
+            if norm is Norm.Linf:
+                row.uniform_(-1, 1, generator=generator)
+            else:
+                row.normal_(generator=generator)
+                row *= torch.rand((), generator=generator) / torch.linalg.vector_norm(row)
+
+    n_threads = min(torch.get_num_threads(), len(samples))
+    if n_threads < 2:
+        draw(range(len(samples)))
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(draw, [range(first, len(samples), n_threads) for first in range(n_threads)]))
     return noise

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sstune.arithmetic import check_exact
 from sstune.attacks.outcome import NEVER, Outcome
 from sstune.attacks.registry import Attack, Batch
 from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images, differ, to_8bit
+from sstune.copying import to_device
 from sstune.datasets import Split, batches, spread
+from sstune.finite import check_outputs_finite
 from sstune.rules import eval_mode, exact_gradients, frozen_feedback
 from sstune.schema import Draws, Gradient, Target
 from sstune.seeding import seed_from
@@ -121,7 +124,8 @@ def robust(
         save: called after each batch.
 
     Raises:
-        InvalidAttack: an image left [0,1] or the ball, or is not finite.
+        InvalidAttack: an image left [0,1] or the ball, or it or an output for it is NaN or infinite.
+        RuntimeError: torch would compute float32 products in another precision.
     """
     outcome = begun or Outcome.begin(victim.clean)
     bar = tqdm(
@@ -130,6 +134,7 @@ def robust(
         disable=not sys.stderr.isatty(),
         unit="image",
     )
+    check_exact(victim.device)
     own = frozen_feedback(victim.network)  # judging draws nothing, whoever's gradient it is
     with bar, attacked_through(view.network, view.gradient), eval_mode(victim.network), own:
         while outcome.part < len(attack.parts):
@@ -173,11 +178,17 @@ def _attack_batch(
     check_images(adversarial, images, eps, config.norm)
     with torch.no_grad():
         outputs = victim.network(adversarial)
-    broken = batch.broken(outputs).cpu()
-    outcome.right[index] &= (outputs.argmax(1) == labels).cpu()
-    outcome.broken[index] = broken
+    reached, finite = batch.broken(outputs), torch.isfinite(outputs).all(1)
+    told = [reached, outputs.argmax(1) == labels, torch.where(reached, attempt.effort, NEVER), finite]
+    broken, right, effort, finite = torch.stack([each.long() for each in told]).cpu()  # the host waits once
+    try:
+        check_outputs_finite(finite.bool(), victim.network)
+    except FloatingPointError as error:
+        raise InvalidAttack(f"D0: {error}") from error
+    outcome.right[index] &= right.bool()
+    outcome.broken[index] = broken.bool()
     if view.gradient is not Gradient.surrogate:  # whose breaking says nothing of the victim's
-        outcome.effort[index] = torch.where(broken, attempt.effort.cpu(), NEVER).int()
+        outcome.effort[index] = effort.int()
     shown = spread(len(outcome.images), len(outcome.right))
     if (kept := torch.isin(shown, index)).any():
         rounded = to_8bit(adversarial, images, eps, config.norm).cpu()
@@ -199,7 +210,7 @@ def wanted(
     if target is Target.least_likely:
         return outputs.scatter(1, labels[:, None], torch.inf).argmin(1)
     steps = [1 + seed_from(seed, "target", sample) % (n_classes - 1) for sample in samples]
-    return (labels + torch.tensor(steps, device=labels.device)) % n_classes
+    return (labels + to_device(torch.tensor(steps), labels.device)) % n_classes
 
 
 def check_zero_eps(victim: Victim, attack: Attack, view: View, batch_size: int) -> None:
@@ -227,21 +238,3 @@ def _is_random(victim: Victim) -> bool:
             if differ(victim.network(images), victim.network(images)):
                 return True
     return False
-
-
-def largest_batch(victim: Victim, view: View) -> int:
-    """How many images one gradient is taken of at once: on a CPU 128, on CUDA as many as fit, by doubling."""
-    if victim.device.type == "cpu":
-        return CPU_BATCH
-    size = 1
-    ((images, _),) = batches(victim.some(1).split, 1, victim.device)
-    with attacked_through(view.network, view.gradient):
-        while size < len(victim.split):
-            try:  # twice the size: an attack keeps a few copies of the images besides
-                leaf = images.repeat(4 * size, 1, 1, 1).requires_grad_()
-                torch.autograd.grad(view.subject()(leaf).sum(), leaf)
-            except torch.OutOfMemoryError:
-                break
-            size *= 2
-    torch.cuda.empty_cache()
-    return size

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sstune.attacks.ascent import random_in_ball
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch, Open
 from sstune.attacks.subject import Subject
+from sstune.copying import to_device
 from sstune.schema import NoiseConfig
 
 
@@ -23,17 +24,15 @@ class Noise(Attack):
     @torch.no_grad()
     def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
         result = batch.images.clone()
-        effort = torch.full_like(batch.labels, -1)
-        open_ = torch.arange(len(result), device=result.device)
+        open_ = Open(batch)
         for attempt in range(1, self.config.attempts + 1):
-            rest = batch.take(open_)
-            result[open_] = images = self.perturbed(rest, eps, attempt)
-            broken = rest.broken(subject(images))
-            effort[open_[broken]] = attempt
-            open_ = open_[~broken]
+            result[open_.index] = images = self.perturbed(open_.batch, eps, attempt)
+            broken = open_.batch.broken(subject(images))
+            open_.note(broken, attempt)
+            open_.close(broken)
             if len(open_) == 0:
                 break
-        return Attempt(result, effort)
+        return Attempt(result, open_.effort)
 
     def perturbed(self, batch: Batch, eps: float, attempt: int) -> Tensor:
         """Images of the ``attempt``-th attempt, counted from 1; at even ones every value moves by eps."""
@@ -41,4 +40,4 @@ class Noise(Attack):
         noise = random_in_ball(batch.images.shape, self.config.norm, self.seed, key, batch.samples)
         if attempt % 2 == 0:
             noise = noise.sign()
-        return (batch.images + eps * noise.to(batch.images)).clamp(0, 1)
+        return (batch.images + eps * to_device(noise, batch.images.device)).clamp(0, 1)

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch, Open
 from sstune.attacks.subject import Subject
 from sstune.schema import RaysConfig
 
@@ -70,9 +70,9 @@ class Search:
     def tell(self, asked: Tensor, broken: Tensor) -> None:
         """Whether each sample broke at the radius ``asked``, (N,) bool."""
         nearer = broken & (asked < self.radius)
-        self.radius[nearer] = asked[nearer]
-        self.direction[nearer] = self.trial[nearer]
-        self.near[~broken] = asked[~broken]
+        self.radius = torch.where(nearer, asked, self.radius)
+        self.direction = torch.where(nearer[:, None], self.trial, self.direction)
+        self.near = torch.where(broken, self.near, asked)
         tolerance = TOLERANCE / self.trial.shape[1] ** 0.5
         self.searching = (self.searching | broken) & (self.radius - self.near > tolerance)
         self._next_block(~self.searching)
@@ -80,14 +80,15 @@ class Search:
     def _next_block(self, over: Tensor) -> None:
         """For the samples where ``over``, (N,) bool; after the last one the first again, of half the size."""
         d = self.trial.shape[1]
-        block = self.block[over] + self.size[over]
-        size = torch.where(block < d, self.size[over], (self.size[over] + 1) // 2)
-        self.block[over] = block = torch.where(block < d, block, 0)
-        self.size[over], self.near[over] = size, 0.0
+        block = self.block + self.size
+        size = torch.where(block < d, self.size, (self.size + 1) // 2)
+        block = torch.where(block < d, block, 0)
+        self.block, self.size = torch.where(over, block, self.block), torch.where(over, size, self.size)
+        self.near = torch.where(over, 0.0, self.near)
         pixel = torch.arange(d, device=block.device)
         inside = (pixel >= block[:, None]) & (pixel < (block + size)[:, None])
-        direction = self.direction[over]
-        self.trial[over] = torch.where(inside, -direction, direction)
+        flipped = torch.where(inside, -self.direction, self.direction)
+        self.trial = torch.where(over[:, None], flipped, self.trial)
 
 
 def along(images: Tensor, direction: Tensor, radius: Tensor) -> Tensor:
@@ -108,20 +109,19 @@ class RayS(Attack):
     @torch.no_grad()
     def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
         result = batch.images.clone()
-        effort = torch.full_like(batch.labels, -1)
-        open_ = torch.arange(len(result), device=result.device)
-        search, rest = Search.begin(batch.images), batch
+        open_, search = Open(batch), Search.begin(batch.images)
         for query in range(1, self.config.queries + 1):
             radius = search.ask()
-            images = along(rest.images, search.trial, radius)
-            broken = rest.broken(subject(images))
+            images = along(open_.batch.images, search.trial, radius)
+            broken = open_.batch.broken(subject(images))
             search.tell(radius, broken)
             found = broken & (radius <= eps)
-            if found.any():
-                result[open_[found]] = images[found]
-                effort[open_[found]] = query
-                still = (~found).nonzero().flatten()
-                open_, rest, search = open_[still], rest.take(still), search.take(still)
+            open_.note(found, query)
+            at = open_.index
+            if (kept := open_.close(found)) is not None:
+                chosen = found[:, None, None, None]
+                result[at] = torch.where(chosen, images, result[at])
+                search = search.take(kept)
             if len(open_) == 0:
                 break
-        return Attempt(result, effort)
+        return Attempt(result, open_.effort)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from sstune.attacks.subject import Subject
+from sstune.copying import to_device
 from sstune.registry import Registry
 from sstune.schema import AttackConfig
 
@@ -35,11 +37,49 @@ class Batch:
         predicted = outputs.argmax(1)
         return predicted != self.labels if self.targets is None else predicted == self.targets
 
-    def take(self, index: Tensor) -> Batch:
-        """The samples at ``index``."""
+    def take(self, kept: Tensor) -> Batch:
+        """The samples at ``kept``, which is on the CPU."""
+        index = to_device(kept, self.labels.device)
         targets = None if self.targets is None else self.targets[index]
-        samples = [self.samples[i] for i in index.tolist()]
+        samples = [self.samples[i] for i in kept.tolist()]
         return Batch(self.images[index], self.labels[index], targets, samples)
+
+
+class Open:
+    """Which samples of a batch are still to be broken, and the batch of those alone.
+
+    Whoever leaves broken samples alone has to know how many are left. The host asks the device for that once
+    in each step, for which samples are broken, and sends back where the others are.
+
+    Attributes:
+        batch: the open samples.
+        index: (n,) where they are among all, on the batch's device.
+        effort: (N,) of all samples, what :meth:`note` was told; -1 before that.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.index = torch.arange(len(batch.labels), device=batch.labels.device)
+        self.effort = torch.full_like(batch.labels, -1)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def note(self, broken: Tensor, effort: int) -> None:
+        """The effort after which those open samples broke first that are ``broken``, (n,) bool."""
+        before = self.effort[self.index]
+        self.effort[self.index] = torch.where(broken & (before < 0), effort, before)
+
+    def close(self, broken: Tensor) -> Tensor | None:
+        """Leave alone those that are ``broken``, (n,) bool. Returns where the others were among the open ones
+        before, on the batch's device, or None if none is broken."""
+        kept = (~broken.cpu()).nonzero().flatten()
+        if len(kept) == len(self):
+            return None
+        self.batch = self.batch.take(kept)
+        index = to_device(kept, self.index.device)
+        self.index = self.index[index]
+        return index
 
 
 @dataclass(frozen=True)

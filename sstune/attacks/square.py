@@ -83,5 +83,6 @@ class Queries:
             self.unbroken = (outputs.argmax(1) == self.labels).nonzero().flatten()
         elif self.made <= self.most and len(self.unbroken):
             broken = margin(outputs, self.labels[self.unbroken]) >= 0
-            self.effort[self.unbroken[broken]] = self.made
-            self.unbroken = self.unbroken[~broken]
+            before = self.effort[self.unbroken]
+            self.effort[self.unbroken] = torch.where(broken, self.made, before)
+            self.unbroken = self.unbroken[(~broken).nonzero().flatten()]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sstune.backbones.network import Network
+from sstune.finite import first_not_finite
 from sstune.schema import RequestError, shown
 from sstune.storage import kind_of
 
@@ -107,7 +108,8 @@ def load_third_party(network: Network, path: Path) -> list[str]:
     absent (older files have none).
 
     Raises:
-        RequestError: any other key is missing, unexpected or of another shape; the keys are listed.
+        RequestError: any other key is missing, unexpected or of another shape, and the keys are listed; or a
+            weight is NaN or infinite.
     """
     state = read_state_dict(path)
     own = network.backbone.state_dict()
@@ -136,6 +138,10 @@ def load_third_party(network: Network, path: Path) -> list[str]:
         n = max(1, sum(len(", ".join(faults[: n + 1])) <= _SHOWN for n in range(len(faults))))
         listed = ", ".join(faults[:n]) + (f", and {len(faults) - n} more" if len(faults) > n else "")
         raise RequestError(f"init_from: {path} does not fit the backbone: {listed}")
+    constant = {name for name, value in own.items() if first_not_finite([(name, value)])}  # -inf in a mask
+    loaded = ((name, state[name].to(own[name].dtype)) for name in own if name not in constant)
+    if found := first_not_finite(loaded):
+        raise RequestError(f"init_from: {path} has weights that are no numbers: {found}")
     network.backbone.load_state_dict(state)
     return notes
 

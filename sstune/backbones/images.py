@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from sstune.backbones.separable import repeatable
 from sstune.schema import Interpolation
 
 
@@ -31,6 +32,10 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) 
     Antialiased, as Pillow resizes: smaller images are averages, and larger ones use Pillow's bicubic kernel
     (a = -1/2), which published weights were measured with, instead of PyTorch's (a = -3/4).
     """
-    resized = F.interpolate(images, size, mode=interpolation.value, antialias=True)
+
+    def interpolated(images: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(images, size, mode=interpolation.value, antialias=True)
+
+    resized = repeatable(interpolated, images, size)
     # a cubic overshoots at edges; pixels beyond black and white are none
     return resized.clamp(0, 1) if interpolation is Interpolation.bicubic else resized

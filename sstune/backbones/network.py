@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sstune.backbones import from_timm
 from sstune.backbones.images import Preprocessing, resize
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Builder, Shape
+from sstune.backbones.separable import make_repeatable
 from sstune.schema import BackboneConfig, Interpolation, PretrainedConfig, RequestError, TimmConfig
 
 
@@ -38,6 +39,7 @@ class Network(nn.Module):
         self.size = size
         self.interpolation = interpolation
         self.backbone = backbone.module
+        make_repeatable(self.backbone)
         self.aliases = {"head": backbone.head, "stem": backbone.stem}
         self.notes = list(backbone.notes)
         self.settled = dict(backbone.settled)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sstune.arithmetic import exact_products, refusing_what_cannot_repeat
 from sstune.interrupt import StopFlag, stop_flag
 from sstune.locking import Locked
 from sstune.runs import Run
@@ -57,7 +58,8 @@ def once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
                 run.begin()
             world.wait()
             began = time.perf_counter()
-            measured = work(run, device, stop)
+            with refusing_what_cannot_repeat():
+                measured = work(run, device, stop)
             measured.setdefault("seconds", time.perf_counter() - began)
             measured |= {
                 "device": _device_name(device),
@@ -96,32 +98,43 @@ def prepare(config: RunConfig, world: World) -> torch.device:
     """Set up this process's arithmetic, and return its device (``auto``: CUDA when present, else the CPU).
 
     Raises:
-        RequestError: CUDA is asked for and absent, or TF32 without CUDA.
+        RequestError: a GPU is asked for that is not there, or TF32 without CUDA.
     """
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RequestError(f"device: {name} is not available here, use device=cpu or device=auto")
-    if config.precision is Precision.tf32 and name == "cpu":
-        raise RequestError("precision: tf32 is arithmetic of CUDA devices, use float32 or bf16")
-    if name.startswith("cuda") and world.size > 1:
-        n = torch.cuda.device_count()
-        if name != "cuda" or world.local_rank >= n:
-            raise RequestError(f"device: each process needs a GPU of its own ({n} are here), not {name}")
-        name = f"cuda:{world.local_rank}"
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    backends: Any = torch.backends
-    backends.fp32_precision = "ieee"  # no TF32 in what is measured
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    device = _device(config.device, world)
+    if config.precision is Precision.tf32 and device.type == "cpu":
+        raise RequestError("precision: tf32 is arithmetic of CUDA devices, use float32 or bf16")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    exact_products()
     torch.use_deterministic_algorithms(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic
-    device = torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def _device(name: str, world: World) -> torch.device:
+    """The CPU, or a GPU with its number: of several processes each its own, else the current one.
+
+    A process that is told to use the CPU never asks for CUDA.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RequestError(f"device: {name} is not available here, use device=cpu or device=auto")
+    n = torch.cuda.device_count()
+    number = int(name.removeprefix("cuda:")) if ":" in name else None
+    if world.size > 1:
+        if number is not None or world.local_rank >= n:
+            raise RequestError(f"device: each process needs a GPU of its own ({n} are here), not {name}")
+        number = world.local_rank
+    if number is None:
+        number = torch.cuda.current_device()
+    if number >= n:
+        there = "cuda:0 is the only GPU" if n == 1 else f"there are cuda:0 to cuda:{n - 1}"
+        raise RequestError(f"device: {name} is not there, {there} here")
+    return torch.device("cuda", number)
 
 
 def _device_name(device: torch.device) -> str:

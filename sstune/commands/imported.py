@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sstune.finite import first_not_finite
 from sstune.rules import eval_mode
 from sstune.schema import RequestError, nearest
 
@@ -22,7 +23,8 @@ def make(spec: str) -> nn.Module:
     It shall take images in [0,1], (N, C, H, W), to logits (N, classes): normalisation is its own.
 
     Raises:
-        RequestError: there is no such factory, it fails, or gives no torch module.
+        RequestError: there is no such factory, it fails, gives no torch module, or one with a
+            parameter that is NaN or infinite.
     """
     module_name, colon, name = spec.partition(":")
     if not (module_name and colon and name):
@@ -44,6 +46,8 @@ def make(spec: str) -> nn.Module:
         raise RequestError(f"model.import: {spec} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise RequestError(f"model.import: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
+    if bad := first_not_finite(made.named_parameters()):
+        raise RequestError(f"model.import: {spec} has weights that are no numbers: {bad}")
     try:  # it will be converted in place, and theirs may be asked for again
         return copy.deepcopy(made).cpu()
     except Exception as error:  # a module with weight_norm, a lock, an open file, ... has no copy
@@ -78,7 +82,7 @@ def check_outputs(network: nn.Module, shape: tuple[int, ...], n_classes: int) ->
         RequestError: they do not.
     """
     try:
-        with torch.no_grad(), eval_mode(network), torch.random.fork_rng():
+        with torch.no_grad(), eval_mode(network), torch.random.fork_rng(devices=[]):
             outputs: Any = network(torch.zeros(2, *shape))
     except Exception as error:
         raise RequestError(f"model.import: fails on images of shape {shape}: {error}") from error

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sstune.copying import to_device
 from sstune.schema import RequestError, nearest
 
 ASPECT_RATIOS = 3 / 4, 4 / 3  # of random crops, as in torchvision's RandomResizedCrop
@@ -104,7 +105,7 @@ class Augmentation:
             for image, seed in zip(images.cpu(), seeds.tolist(), strict=True):
                 torch.default_generator.manual_seed(seed)
                 changed.append(self._pipeline(image))
-        return torch.stack(changed).to(images.device)
+        return to_device(torch.stack(changed), images.device)
 
     @cached_property
     def _pipeline(self) -> Callable[[Tensor], Tensor]:
@@ -142,7 +143,7 @@ def _cropped(images: Tensor, padding: int, drawn: Draws) -> Tensor:
     rows, columns = drawn.top + torch.arange(height), drawn.left + torch.arange(width)
     if drawn.mirrored is not None:
         columns = torch.where(drawn.mirrored, columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
+    rows, columns = to_device(rows, images.device), to_device(columns, images.device)
     padded = F.pad(images, [padding] * 4)
     each = torch.arange(n, device=images.device)
     pixels = padded[each[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
@@ -154,9 +155,8 @@ def _resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
     _, _, height, width = images.shape
     tops, lefts, heights, widths = boxes.unbind(1)
     y, x = _sampled(tops, heights, height), _sampled(lefts, widths, width)
-    grid = torch.stack(
-        [x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=-1
-    ).to(images.device, torch.float32)
+    x, y = x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)
+    grid = to_device(torch.stack([x, y], dim=-1).float(), images.device)
     enlarged = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=True)
     return enlarged.round_().to(images.dtype)
 
@@ -174,7 +174,7 @@ def _cut_out(images: Tensor, centres: Tensor, size: int) -> Tensor:
     for side, centre in zip(images.shape[2:], centres.unbind(1), strict=True):
         first = centre[:, None] - size // 2
         at = torch.arange(side)
-        kept.append(((at < first) | (at >= first + size)).to(images.device))
+        kept.append(to_device((at < first) | (at >= first + size), images.device))
     rows, columns = kept
     return images * (rows[:, None, :, None] | columns[:, None, None, :])
 

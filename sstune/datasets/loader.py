@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sstune.copying import to_device
 from sstune.datasets.augmentation import Augmentation
 from sstune.datasets.files import Change, ImageFiles, stream
 from sstune.datasets.splits import Split, permutation
@@ -80,9 +81,8 @@ class Loader:
         Raises:
             RequestError: a file cannot be read or decoded.
         """
-        order = permutation(len(self.split), seed_from(self.seed, "order", epoch)).to(
-            self.split.labels.device
-        )
+        order = permutation(len(self.split), seed_from(self.seed, "order", epoch))
+        order = to_device(order, self.split.labels.device)
         steps = range(start_step, len(self))
         batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
         images = self.split.images
@@ -90,7 +90,7 @@ class Loader:
             parts = [batch[self.share(len(batch))] for batch in batches]
             read = stream(images, parts, self.device, Change(self.augmentation, self.seed, epoch))
             for part, pixels in zip(parts, read, strict=True):
-                yield _to_float(pixels), self.split.labels[part].to(self.device)
+                yield _to_float(pixels), to_device(self.split.labels[part], self.device)
             return
         for step, batch in zip(steps, batches, strict=True):
             part = batch[self.share(len(batch))]
@@ -122,10 +122,10 @@ def batches(split: Split, batch_size: int, device: torch.device | str) -> Iterat
         for part, pixels in zip(
             chosen, stream(images, [positions[part] for part in chosen], device), strict=True
         ):
-            yield _to_float(pixels), labels[part].to(device)
+            yield _to_float(pixels), to_device(labels[part], device)
         return
     for part in chosen:
-        yield _to_float(images[part].to(device)), labels[part].to(device)
+        yield _to_float(to_device(images[part], device)), to_device(labels[part], device)
 
 
 def _to_float(images: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from sstune.rules.direct import Broadcast, DirectFeedback
-from sstune.rules.feedback import FEEDBACKS
+from sstune.rules.feedback import FEEDBACKS, warn_of_steps_not_begun
 from sstune.rules.layers import CONVERTED, FeedbackLayer, converted_class
 from sstune.rules.observation import Observed, observe
 from sstune.rules.sign_symmetry import BatchwiseRandomSign
 from sstune.schema import Redraw, RequestError, RuleConfig, nearest
+from sstune.schema.typed import typed
 
 # Reads its projections' weights without calling the layers that own them: converting those would do nothing.
 _OPAQUE = (nn.MultiheadAttention,)
@@ -55,14 +56,15 @@ def convert(
             layer is really called. dfa needs it, for the sizes of its feedback.
 
     Raises:
-        RequestError: a pattern matches nothing, or names a layer that cannot be converted, or a layer's
-            weights are used without calling it.
+        RequestError: ``rule`` holds a value of another type than its key's, a pattern matches nothing or
+            names a layer that cannot be converted, or a layer's weights are used without calling it.
         ValueError: dfa without an example.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if rule.name == "bp":
         return Conversion({}, _with_parameters(dict(model.named_modules())))
     feedback = FEEDBACKS[rule.name]
+    rule = typed("rule", rule)
     selected = _select(modules, rule, aliases or {})
     layers = {name: modules[name] for name in selected}
     observed = None if example is None else observe(model, layers, example)
@@ -73,6 +75,8 @@ def convert(
         layer.feedback = feedback(layer, rule, seed, name).train(layer.training)
         layer.exact = False  # there from the start: a compiled network is compiled anew when it gains one
         layer.__class__ = converted_class(layer)
+        if layer.feedback.each_step and layer.weight.requires_grad:
+            warn_of_steps_not_begun(layer.feedback, layer.weight, rule.name)
     if issubclass(feedback, DirectFeedback):
         _connect(model, observed)
     rest = {name: module for name, module in model.named_modules() if name not in selected}
@@ -189,6 +193,7 @@ def begin_step(model: nn.Module) -> None:
     """Tell every feedback that an optimiser step begins (brsf then draws, wm mirrors)."""
     for layer in feedback_layers(model).values():
         layer.feedback.begin_step(layer.weight)
+        layer.feedback.begun_with = layer.weight._version
 
 
 def redraw(model: nn.Module, key: int) -> None:

@@ -7,6 +7,8 @@ no memory beyond its operands and, for a moment, one layer's V.
 from __future__ import annotations
 
 import math
+import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -113,6 +115,7 @@ class Feedback(nn.Module):
     """
 
     direct = False  # whether the error comes from the output at once (dfa), not through a V
+    each_step = False  # whether V changes at each optimiser step by begin_step alone
 
     def __init__(self, module: nn.Module, rule: RuleConfig, seed: int, layer: str) -> None:
         super().__init__()
@@ -120,6 +123,7 @@ class Feedback(nn.Module):
         self.seed = seed
         self.layer = layer
         self.constant = constant_scale(weight_of(module).shape, rule.scale, n_outputs(module))
+        self.begun_with: int | None = None  # version of the weight that the present step began with
 
     def begin_step(self, weight: Tensor) -> None:
         """Called once before each optimiser step's forward."""
@@ -157,6 +161,29 @@ class Feedback(nn.Module):
         # A plain network's state dict knows no feedback: what was made at conversion then stays.
         if any(key.startswith(prefix) for key in state_dict):
             super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def warn_of_steps_not_begun(feedback: Feedback, weight: Tensor, rule: str) -> None:
+    """Have training warn if ``weight`` is updated from step to step and no step is begun.
+
+    The gradient's arrival is where this shows: compiled or not, a training loop comes by there.
+    """
+    known = weakref.ref(feedback)
+
+    def check(weight: Tensor) -> None:
+        feedback = known()
+        if feedback is None or not feedback.training or feedback.begun_with == weight._version:
+            return
+        if feedback.begun_with is not None:
+            warnings.warn(
+                f"{rule}: weights were updated, but V is still that of an earlier step; call "
+                f"sstune.rules.begin_step(network) before the forward pass of each step",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        feedback.begun_with = weight._version
+
+    weight.register_post_accumulate_grad_hook(check)
 
 
 FEEDBACKS: Registry[type[Feedback]] = Registry("rule.name")

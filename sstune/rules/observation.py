@@ -53,7 +53,7 @@ def observe(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> 
 
     hooks = [layer.register_forward_pre_hook(look(name), with_kwargs=True) for name, layer in layers.items()]
     try:
-        with eval_mode(model), torch.random.fork_rng():
+        with eval_mode(model), torch.random.fork_rng([example.device] if example.is_cuda else []):
             outputs = model(example)
     finally:
         for each in hooks:

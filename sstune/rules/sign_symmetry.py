@@ -54,6 +54,7 @@ class BatchwiseRandomSign(FixedRandomSign):
     def __init__(self, module: nn.Module, rule: BrsfConfig, seed: int, layer: str) -> None:
         super().__init__(module, rule, seed, layer)
         self.redraw_when = rule.redraw
+        self.each_step = rule.redraw is Redraw.step
 
     def begin_step(self, weight: Tensor) -> None:
         if self.redraw_when is Redraw.step:

@@ -24,6 +24,7 @@ class WeightMirror(TrainedFeedback):
     convolution is given noise patches of its kernel's size.
     """
 
+    each_step = True
     mirrored: Tensor
 
     def __init__(self, module: nn.Module, rule: WeightMirrorConfig, seed: int, layer: str) -> None:

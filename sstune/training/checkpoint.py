@@ -98,7 +98,7 @@ def _state(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
@@ -106,7 +106,7 @@ def _put(state: dict[str, Any], network: torch.nn.Module, optimizer: torch.optim
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
-    if state["rng_cuda"] is not None and torch.cuda.is_available():
+    if state["rng_cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["rng_cuda"])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sstune import rules
+from sstune.arithmetic import training_arithmetic
 from sstune.datasets import SPLIT_SEED, Loader, Split, batches
 from sstune.interrupt import StopFlag
 from sstune.schema import RunConfig, Select
@@ -24,7 +25,7 @@ from sstune.training.adversarial import adversary_of
 from sstune.training.checkpoint import Progress
 from sstune.training.distributed import ALONE, World, judge
 from sstune.training.optimization import average_of, build_schedule, frozen_modules, weight_decay_factor
-from sstune.training.step import Step, reduced_precision
+from sstune.training.step import Step
 
 PROBE = 128  # images on which updates are compared with true gradients
 SAVE_EVERY = 600.0  # seconds between checkpoints in the middle of an epoch
@@ -115,7 +116,7 @@ class Trainer:
             leave=False,
             disable=not (sys.stderr.isatty() and self.world.first),
         )
-        with reduced_precision(self.config.precision):
+        with training_arithmetic(self.config.precision, benchmark=not self.config.deterministic):
             for images, labels in self.loader.epoch(progress.epoch, progress.step):
                 self._set_rates(progress.epoch * len(self.loader) + progress.step)
                 if self.world.size > 1:  # dropout: each process its own, wherever training was taken up

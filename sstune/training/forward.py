@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from sstune.schema import Compile, Precision, RequestError
 
+# What is left of the modes that record CUDA graphs.
+_WITHOUT_GRAPHS = {Compile.reduce_overhead: "default", Compile.max_autotune: "max-autotune-no-cudagraphs"}
+
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Inside, products are computed in bf16 if that is the training's precision."""
@@ -23,7 +26,8 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 def compiled(
     network: nn.Module, mode: Compile, device: torch.device, any_batch: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """``network`` by torch.compile; with ``any_batch`` one compilation serves batches of every size.
+    """``network`` by torch.compile; with ``any_batch`` one compilation serves batches of every size, without
+    CUDA graphs, which are for one size each.
 
     Raises:
         RequestError: a CPU shall compile, and there is no C++ compiler.
@@ -31,7 +35,8 @@ def compiled(
     if device.type == "cpu":
         _look_for_compiler()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" on a CPU
-    return torch.compile(network, mode=mode.value, dynamic=True if any_batch else None)
+    how = _WITHOUT_GRAPHS.get(mode, mode.value) if any_batch else mode.value
+    return torch.compile(network, mode=how, dynamic=True if any_batch else None)
 
 
 class Forward:

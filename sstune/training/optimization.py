@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from sstune import rules
 from sstune.backbones import Network
@@ -66,11 +66,32 @@ def frozen_modules(network: nn.Module) -> list[nn.Module]:
     ]
 
 
-def average_of(network: nn.Module, decay: float | None) -> AveragedModel | None:
-    """A copy of ``network`` that follows it as an exponential moving average (statistics are copied)."""
-    if decay is None:
-        return None
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+class Average(AveragedModel):
+    """A copy of ``network`` that follows it as an exponential moving average (statistics are copied).
+
+    torch's own arithmetic, but the number of updates stays on the host, which need not wait to send it.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        averaged: list[Tensor] = [*self.module.parameters()]
+        present: list[Tensor] = [*model.parameters()]
+        if self.n_averaged == 0:
+            torch._foreach_copy_(averaged, present)
+        else:
+            torch._foreach_lerp_(averaged, present, 1 - self.decay)
+        for kept, found in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(found)
+        self.n_averaged += 1
+
+
+def average_of(network: nn.Module, decay: float | None) -> Average | None:
+    """The average of ``network``, if there is to be one."""
+    return None if decay is None else Average(network, decay)
 
 
 def parameter_groups(network: Network, factors: dict[str, float]) -> list[dict[str, Any]]:

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from sstune import rules
-from sstune.schema import Precision, RunConfig
+from sstune.schema import RunConfig
 from sstune.tasks import Task
 from sstune.training.distributed import World, gradients_later
 from sstune.training.forward import Forward, autocast
-
-
-@contextmanager
-def reduced_precision(precision: Precision) -> Iterator[None]:
-    """Inside, float32 products on CUDA may be computed in TF32 if that is the training's precision."""
-    if precision is not Precision.tf32:
-        yield
-        return
-    backends: Any = torch.backends
-    before = backends.fp32_precision
-    try:
-        backends.fp32_precision = "tf32"
-        yield
-    finally:
-        backends.fp32_precision = before
 
 
 class Step:

@@ -12,6 +12,7 @@ from pathlib import Path
 from sstune.schema import (
     AdamWConfig,
     ClassificationConfig,
+    Compile,
     DownloadedFolderConfig,
     FolderConfig,
     MlpConfig,
@@ -82,6 +83,11 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield (
             f"batch_size: {config.batch_size} images cannot be divided in {config.accumulate} parts of two "
             f"or more (accumulate)"
+        )
+    if config.accumulate > 1 and config.compile in (Compile.reduce_overhead, Compile.max_autotune):
+        yield (
+            f"compile: {config.compile.name} records CUDA graphs, in which the gradients of a part are "
+            f"written over the last one's (accumulate={config.accumulate}); use compile=default"
         )
     if config.patience is not None and config.select is not Select.best:
         yield "patience: waits for a better epoch, so select must be best"

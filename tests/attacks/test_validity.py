@@ -142,7 +142,7 @@ class TestTo8Bit:
         step = torch.randint(-levels, levels + 1, images.shape, generator=generator)
         adversarial = ((255 * images).round() + step).clamp(0, 255) / 255
         for norm in (Norm.Linf, Norm.L2):
-            eps = distance(adversarial, images, norm)
+            eps = float(distance(adversarial, images, norm))
             assert torch.equal(to_8bit(adversarial, images, eps, norm), adversarial)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,30 @@ class TestFit:
             load_third_party(target, path)
         assert str(caught.value) == f"init_from: {path} does not fit the backbone: {', '.join(messages)}"
         assert all(torch.equal(value, before[key]) for key, value in state_of(target).items())
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+    @pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var", "linear.bias"])
+    def test_weights_that_are_no_numbers_are_named(self, name: str, value: float, tmp_path: Path) -> None:
+        """1e300 is a number in float64 and infinite in the network's float32."""
+        target, state = build(seed=2), state_of(build(seed=1))
+        before = state_of(target)
+        state[name] = state[name].double()
+        state[name].view(-1)[3] = value
+        path = tmp_path / "weights.th"
+        torch.save(state, path)
+        said = f"{path} has weights that are no numbers: {name}: 1 of {state[name].numel()} values"
+        with pytest.raises(RequestError, match=re.escape(said)):
+            load_third_party(target, path)
+        assert all(torch.equal(value, before[key]) for key, value in state_of(target).items())
+
+    def test_infinity_is_kept_where_the_network_has_it_itself(self, tmp_path: Path) -> None:
+        """A mask of minus infinity is a constant, not a weight."""
+        path = tmp_path / "weights.th"
+        source, target = build(seed=1), build(seed=2)
+        for network in (source, target):
+            network.backbone.register_buffer("mask", torch.full((2,), -torch.inf))
+        torch.save(state_of(source), path)
+        assert load_third_party(target, path) == []
 
     def test_a_long_list_of_misfits_is_cut_and_counted(self, tmp_path: Path) -> None:
         path = tmp_path / "weights.th"

@@ -30,6 +30,13 @@ class Views(nn.Module):
         hidden = nn.functional.max_pool2d(self.conv(images).relu(), 2)
         return self.linear(hidden.view(-1, 64))
 
+class Undefined(Views):
+    always = False
+
+    def forward(self, images):
+        between = (images * 16 - (images * 16).round()).abs().amax((1, 2, 3), keepdim=True) > 1e-3
+        return super().forward(images) * torch.where(between.flatten(1) | self.always, torch.nan, 1.0)
+
 class Cut(Views):
     def forward(self, images):
         return super().forward(images.detach())
@@ -55,6 +62,19 @@ def noisy():
 def locked():
     network = others_nets.Views().eval()
     network.lock = threading.Lock()
+    return network
+
+def attacked_nan():
+    return others_nets.Undefined().eval()
+
+def always_nan():
+    network = others_nets.Undefined().eval()
+    network.always = True
+    return network
+
+def spoilt():
+    network = others_nets.Views().eval()
+    network.linear.bias.data[3] = float("nan")
     return network
 
 def broken():
@@ -112,6 +132,23 @@ def test_a_factory_that_fails_is_named(folder: Path) -> None:
         RequestError, match=r"^model.import: others_factory:broken raised KeyError: 'weights'"
     ):
         make("others_factory:broken")
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    with pytest.raises(
+        RequestError,
+        match=r"others_factory:spoilt has weights that are no numbers: linear.bias: 1 of 10 values",
+    ):
+        make("others_factory:spoilt")
+
+
+@pytest.mark.parametrize("name", ["always", "attacked"])
+def test_outputs_that_are_no_numbers_are_an_error(name: str, ask: Ask, folder: Path) -> None:
+    """Of images as they are, and of those that only an attack makes: no row holds a figure of them."""
+    answer = ask("attack", f"model.import=others_factory:{name}_nan", *LINE, "attack.steps=3")
+    assert answer.status == 1
+    assert "outputs are NaN or infinite" in answer.errors[-1]
+    assert not list(folder.glob("runs/attack/*/result.json"))
 
 
 def test_a_class_that_changes_elsewhere_is_another_network(folder: Path) -> None:

@@ -23,7 +23,7 @@ from sstune.rules import (
     plain_state_dict,
 )
 from sstune.rules.layers import CONVERTED
-from sstune.schema import RequestError, RuleConfig
+from sstune.schema import BrsfConfig, RequestError, RuleConfig, Scale
 
 Rule = Callable[..., RuleConfig]
 
@@ -61,6 +61,34 @@ def gradients(network: nn.Module, x: Tensor) -> list[Tensor]:
 
 def equal(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+class TestSettingsFromPython:
+    """Settings that a script makes are held to the types that a command line is held to."""
+
+    @pytest.mark.parametrize("scale", Scale)
+    def test_a_choice_may_be_given_by_its_name(self, scale: Scale) -> None:
+        by_name, by_value = resnet(), resnet()
+        convert(by_name, RuleConfig(name="usf", scale=str(scale)), seed=0)  # type: ignore[arg-type]
+        convert(by_value, RuleConfig(name="usf", scale=scale), seed=0)
+        assert equal(gradients(by_name, images()), gradients(by_value, images()))
+
+    @pytest.mark.parametrize(
+        ("rule", "said"),
+        [
+            (RuleConfig(name="usf", scale="nonsense"), "rule.scale: .*'nonsense', expected .*xavier"),  # type: ignore[arg-type]
+            (RuleConfig(name="usf", scale=None), "rule.scale: .*None"),  # type: ignore[arg-type]
+            (RuleConfig(name="usf", include="head"), "rule.include: .*list"),  # type: ignore[arg-type]
+            (BrsfConfig(name="brsf", redraw="always"), "rule.redraw: .*'always', expected .*forward"),  # type: ignore[arg-type]
+            (RuleConfig(name="brsf"), "rule.name: brsf needs a BrsfConfig, not a RuleConfig"),
+            (RuleConfig(name="urf"), "rule.name: unknown 'urf', did you mean 'usf'"),
+        ],
+    )
+    def test_what_is_wrong_is_named_and_nothing_is_converted(self, rule: RuleConfig, said: str) -> None:
+        network = resnet()
+        with pytest.raises(RequestError, match=said):
+            convert(network, rule, seed=0)
+        assert feedback_layers(network) == {}
 
 
 class TestReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -371,3 +372,41 @@ def test_forming_v_changes_none_of_its_operands(form: Callable[..., Tensor], sca
 def test_an_unknown_rule_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(RequestError, match=r"rule\.name: unknown 'frfs', did you mean 'frsf'\?"):
         FEEDBACKS["frfs"]
+
+
+class TestStepsNotBegun:
+    """A loop that updates weights and never says ``begin_step`` would keep the first draw for ever."""
+
+    @staticmethod
+    def train(network: nn.Module, begins: bool, steps: int = 3, micro_batches: int = 2) -> None:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for step in range(steps):
+            if begins:
+                begin_step(network)
+            for _ in range(micro_batches):
+                network(torch.rand(4, 3, generator=torch.Generator().manual_seed(step))).sum().backward()
+            optimizer.step()
+
+    def network(self, rule: RuleConfig, compiled: bool = False) -> nn.Module:
+        network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+        convert(network, rule, seed=0)
+        return torch.compile(network, backend="aot_eager", fullgraph=True) if compiled else network
+
+    @pytest.mark.parametrize("name", ["brsf", "wm"])
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_are_warned_of(self, name: str, compiled: bool, rule_config: Rule) -> None:
+        with pytest.warns(RuntimeWarning, match=f"{name}: weights were updated.*begin_step"):
+            self.train(self.network(rule_config(name), compiled), begins=False)
+
+    @pytest.mark.parametrize("name", ["brsf", "wm", "usf", "frsf"])
+    def test_a_right_loop_hears_nothing(self, name: str, rule_config: Rule) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            self.train(self.network(rule_config(name)), begins=True)
+            redrawn = rule_config("brsf", redraw=Redraw.forward)
+            self.train(self.network(redrawn), begins=False)
+            self.train(
+                self.network(rule_config(name)), begins=False, steps=1
+            )  # gradients of weights as given
+            evaluated = self.network(rule_config(name)).eval()
+            self.train(evaluated, begins=False)

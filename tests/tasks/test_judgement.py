@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,35 @@ class TestModes:
         with pytest.raises(ZeroDivisionError):
             evaluate(model, TASK, split(5), CPU)
         assert modes(model) == before
+
+
+class Spoils(nn.Module):
+    """Passes outputs on, but gives ``value`` for image ``number`` of all that it has seen."""
+
+    def __init__(self, inner: nn.Module, number: int, value: float) -> None:
+        super().__init__()
+        self.inner, self.number, self.value, self.seen = inner, number, value, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs = self.inner(images)
+        if 0 <= self.number - self.seen < len(outputs):
+            outputs[self.number - self.seen, -1] = self.value
+        self.seen += len(outputs)
+        return outputs
+
+
+class TestOutputsThatAreNoNumbers:
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("number", [0, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 4])
+    def test_one_is_enough_for_an_error(self, value: float, number: int) -> None:
+        spoilt = Spoils(network(), number, value)
+        said = rf"outputs are NaN or infinite for 1 of {BATCH_SIZE + 5} images \(its weights are finite\)"
+        with pytest.raises(FloatingPointError, match=said):
+            evaluate(spoilt, TASK, split(BATCH_SIZE + 5), CPU)
+
+    @pytest.mark.parametrize("name", ["0.weight", "1.running_var", "5.bias"])
+    def test_names_the_tensor(self, name: str) -> None:
+        model = network()
+        model.state_dict()[name].view(-1)[0] = math.nan
+        with pytest.raises(FloatingPointError, match=rf"5 of 5 images \({name}: 1 of \d+ values"):
+            evaluate(model, TASK, split(5), CPU)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections import OrderedDict
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sstune import backbones, rules
 from sstune.backbones import Backbone, Network
@@ -265,3 +267,24 @@ class TestAverage:
             average.update_parameters(network)
             expected = decay * expected + (1 - decay) * value if number else value
         torch.testing.assert_close(average.module.backbone.weight.detach(), expected)  # type: ignore[union-attr]
+
+    def test_it_is_torchs_own_bit_for_bit_and_goes_on_from_its_state(self) -> None:
+        network = converted()[1]
+        reference = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        average = average_of(network, 0.9)
+        assert average is not None
+        before: dict[str, torch.Tensor] = {}
+        for step in range(4):
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.add_(torch.randn(parameter.shape))
+            reference.update_parameters(network)
+            if step == 2:
+                average = average_of(network, 0.9)
+                assert average is not None
+                average.load_state_dict(before)
+            average.update_parameters(network)
+            before = copy.deepcopy(average.state_dict())
+            assert before.keys() == reference.state_dict().keys()
+            for key, value in reference.state_dict().items():
+                assert torch.equal(before[key], value) if isinstance(value, torch.Tensor) else True

@@ -16,7 +16,7 @@ from sstune import backbones, rules, tasks
 from sstune.composition import compose
 from sstune.schema import RequestError, RunConfig
 from sstune.training import ALONE, build_optimizer
-from sstune.training.step import Step, reduced_precision
+from sstune.training.step import Step
 
 CPU = torch.device("cpu")
 SHAPE = (1, 3, 3)
@@ -150,14 +150,3 @@ class TestCompilers:
             step_of("compile=default", batch_size=4)
         said = f"compile: needs a C++ compiler for the CPU; there is no {(named or 'g++').split()[0]} ($CXX)"
         assert str(caught.value) == said
-
-
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_only_tf32_lets_products_be_tf32_and_only_inside(
-    precision: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends, "fp32_precision", "ieee")
-    config = compose("train", [f"precision={precision}"])
-    with reduced_precision(config.precision):
-        assert (torch.backends.fp32_precision == "tf32") == (precision == "tf32")
-    assert torch.backends.fp32_precision == "ieee"

@@ -161,8 +161,9 @@ class TestChecksThatCannotBeMade:
 
     def test_because_an_image_is_not_finite_are_errors(self, audited: Audited, test_split: Split) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+        evidence = audited(network)
         network[1].weight.data.fill_(torch.nan)
-        found = list(audit(audited(network), ["D8"]))
+        found = list(audit(evidence, ["D8"]))
         assert verdict(found, ["D8"])[0] is Verdict.inconclusive
         assert found[0].status is Status.error
 

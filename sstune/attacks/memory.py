@@ -1,0 +1,65 @@
+"""How many images a gradient is taken of at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from sstune.attacks.evaluation import CPU_BATCH, Victim, View, attacked_through
+from sstune.datasets import batches
+from sstune.schema import Gradient
+
+
+@dataclass
+class Found:
+    """So many images fit; ``most``: twice as many do not."""
+
+    size: int = 1
+    most: bool = False
+
+
+# What was found out in this process, for a network and its gradients.
+_FOUND: WeakKeyDictionary[nn.Module, dict[Gradient, Found]] = WeakKeyDictionary()
+
+
+def largest_batch(victim: Victim, view: View) -> int:
+    """As many images as memory holds, but at most twice the victim's, by doubling; on a CPU 128.
+
+    It depends on the network and the gradient alone, and is found out once for all attacks through it.
+    """
+    if victim.device.type == "cpu":
+        return CPU_BATCH
+    found = _FOUND.setdefault(view.network, {}).setdefault(view.gradient, Found())
+    if not found.most and found.size < len(victim.split):
+        ((image, _),) = batches(victim.some(1).split, 1, victim.device)
+        with attacked_through(view.network, view.gradient):
+            while not found.most and found.size < len(victim.split):
+                # twice the size: an attack keeps a few copies of the images besides
+                found.most = not _fits(view, image.repeat(4 * found.size, 1, 1, 1))
+                found.size *= 1 if found.most else 2
+        torch.cuda.empty_cache()
+    return found.size
+
+
+def _fits(view: View, images: Tensor) -> bool:
+    """Whether memory holds a gradient with respect to ``images``, laid out as those attacked are."""
+    leaf = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+    try:
+        torch.autograd.grad(view.subject()(leaf).sum(), leaf)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory was at an end: torch's own error, or what cuBLAS, cuDNN or the driver say of it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = r"CU(BLAS|DNN|SOLVER)_\w*ALLOC(ATION)?_FAILED|out of memory"
+    return re.search(said, str(error), re.IGNORECASE) is not None

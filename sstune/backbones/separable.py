@@ -1,0 +1,76 @@
+"""Average pooling and resizing whose derivative CUDA computes alike every time.
+
+Torch's own backward passes add up in any order on CUDA, and are refused under ``deterministic=true``. But
+both operations act on rows and columns apart, y = R x C^T, so that their derivative is two products of
+matrices, R^T g C, and these repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sstune.copying import to_device
+
+# ``(x, (height, width)) -> y`` for x of shape (N, C, H, W), linear, and the same for every image and channel.
+Separable = Callable[[Tensor, tuple[int, int]], Tensor]
+
+
+def repeatable(operation: Separable, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``operation(x, size)`` itself; only where CUDA shall repeat is its derivative computed otherwise."""
+    needed = x.requires_grad and torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()
+    if not (needed and x.is_cuda):
+        return operation(x, size)
+    return by_matrices(operation, x, size)
+
+
+def by_matrices(operation: Separable, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``operation(x, size)`` with R^T g C for its derivative."""
+    rows, columns = (
+        to_device(matrix(operation, old, new), x.device).to(x.dtype)
+        for old, new in zip(x.shape[2:], size, strict=True)
+    )
+    outputs: Tensor = _ByMatrices.apply(x, rows, columns, operation, size)
+    return outputs
+
+
+def matrix(operation: Separable, old: int, new: int) -> Tensor:
+    """What ``operation`` makes of ``old`` rows, (new, old): its answer to each row alone."""
+    alone = torch.eye(old)[None, :, :, None].expand(1, old, old, 2)  # an antialiased width of 1 is wrong
+    return operation(alone, (new, 2))[0, :, :, 0].T.contiguous()
+
+
+class _ByMatrices(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: Tensor, columns: Tensor, operation: Separable, size: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        return operation(x, size)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns = ctx.saved_tensors
+        return rows.T @ gradients[0] @ columns, None, None, None, None
+
+
+class AveragePool(nn.AdaptiveAvgPool2d):
+    """nn.AdaptiveAvgPool2d with a derivative that repeats."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
+        height, width = (old if new is None else new for old, new in zip(x.shape[-2:], asked, strict=True))
+        if x.dim() != 4 or (height, width) == (1, 1):  # a mean, which repeats
+            return super().forward(x)
+        return repeatable(F.adaptive_avg_pool2d, x, (height, width))
+
+
+def make_repeatable(network: nn.Module) -> None:
+    """Let average pooling in ``network`` repeat, in place."""
+    for module in network.modules():
+        if type(module) is nn.AdaptiveAvgPool2d:
+            module.__class__ = AveragePool
