@@ -472,7 +472,7 @@ CHECKPOINTS: dict[str, tuple[bytes, str]] = {
     "page.pth": (b"<!DOCTYPE html><html>404</html>", "neither a zip of tensors nor a pickle"),
     "half.pth": (WHOLE[: len(WHOLE) // 2], "damaged or cut short"),
     "tail.pth": (WHOLE[:-20], "damaged or cut short"),
-    "flipped.pth": (FLIPPED, "the checksum of "),
+    "flipped.pth": (FLIPPED, "wrong checksum of "),
     "half-legacy.pth": (saved(STATE, zipped=False)[:400], "not a checkpoint that can be read safely"),
     "bomb.pth": (expanding(), "expand to 20,971,521"),
     "code.pth": (saved(Code()), "asks for posix.system, which could run code"),

@@ -16,12 +16,13 @@ from torch import Tensor
 from sstune.backbones.network import Network
 from sstune.finite import first_not_finite
 from sstune.schema import RequestError, shown
-from sstune.storage import kind_of
+from sstune.storage import check_zip, kind_of
 
 _WRAPPERS = ("state_dict", "model")
 _PREFIX = "module."
 _SHOWN = 100  # characters of what does not fit; the rest is counted
 _MAX_EXPANSION = 4
+_DAMAGE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile)
 
 
 def read_state_dict(path: Path, key: str = "init_from") -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ def _check_zip(path: Path, size: int) -> None:
     """torch stores tensors as they are, so what is compressed is a trap; and it takes no notice of checksums.
 
     Raises:
-        ValueError: the entries are larger than the file, or one of them is damaged.
+        Exception: the entries are larger than the file, or one of them is damaged.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -83,8 +84,7 @@ def _check_zip(path: Path, size: int) -> None:
         expanded = sum(entry.file_size for entry in archive.infolist())
         if expanded > _MAX_EXPANSION * size:
             raise ValueError(f"its {size:,} bytes expand to {expanded:,}")
-        if damaged := archive.testzip():
-            raise ValueError(f"damaged: the checksum of {shown(damaged)} is wrong")
+    check_zip(path)
 
 
 def _reason(error: Exception) -> str:
@@ -96,7 +96,7 @@ def _reason(error: Exception) -> str:
         return error.strerror or text
     if type(error) is ValueError:
         return shown(text[:80])
-    if isinstance(error, OSError | RuntimeError | EOFError) or "Safetensor" in type(error).__name__:
+    if isinstance(error, _DAMAGE) or "Safetensor" in type(error).__name__:
         return f"damaged or cut short: {shown(text[:60])}"
     return "neither a zip of tensors nor a pickle of plain values"
 
