@@ -18,10 +18,10 @@ from sstune.backbones.cifar_resnet import CifarResNet
 
 BENCH = str(Path(__file__).parents[2] / "scripts" / "bench.py")
 SMALL = [*DATA, "backbone=mlp", "backbone.hidden=[16]", "epochs=1", "batch_size=16", "device=auto"]
-FEW = ["attack.n=12", "audit.black_box_n=8", "audit.label_n=6"]
+FEW = ["attack.n=12", "attack.eps=[8/255]", "audit.black_box_n=8", "audit.label_n=6"]
 FEW += ["audit.square_queries=3", "audit.label_queries=4"]
 # Longer settings of lines that show them; an attack of a line that shows none of them makes its own number.
-SHORTER = {"attack.steps": "2", "attack.eot": "2", "attack.n": "12"}
+SHORTER = {"attack.steps": "2", "attack.eot": "2", "attack.n": "12", "seed": "0,1"}
 # What a line names that is not here, published data and launchers; it is then run on the digits.
 LEFT_OUT = ("dataset=", "dataset.root=", "experiment=imagenet", "hydra", "backbone.pretrained=")
 FACTORY = """
@@ -49,7 +49,7 @@ def readme() -> list[dict[str, Any]]:
     """The quick start, each line with the same small settings, so that one goes on from the other."""
     lines = [shlex.split(line)[1:] for line in test_readme.prompts() if line.startswith("sstune ")]
     assert {line[0] for line in lines} == {"train", "finetune", "attack", "report"}
-    return [sstune(*line, *([] if line[0] == "report" else [*SMALL, "attack.n=12"])) for line in lines]
+    return [sstune(*line, *([] if line[0] == "report" else [*SMALL, *FEW[:2]])) for line in lines]
 
 
 def docs(run: str, other: str) -> list[dict[str, Any]]:
