@@ -7,7 +7,6 @@ with the state saved.
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import textwrap
@@ -15,11 +14,10 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
-from pathlib import Path
 
 from sstune import __version__
 from sstune.interrupt import Stopped
-from sstune.schema import COMMANDS, GROUPS, RequestError, nearest
+from sstune.schema import COMMANDS, GROUPS, RequestError, error_line, nearest
 
 _SUMMARY = {
     "train": "train a network from scratch (backpropagation unless rule= says otherwise)",
@@ -27,9 +25,6 @@ _SUMMARY = {
     "attack": "attack a network through the rule's gradient and through the exact one",
     "report": "turn result rows into CSV and LaTeX tables and a figure",
 }
-
-# Of Hydra's own options, those that make sense here.
-_OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info")
 
 _EXAMPLES = """\
   sstune train                                        BP pre-training on the embedded digits
@@ -53,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if not _speaks():
             time.sleep(10)  # the first process says it and torchrun ends the others, if it is wrong there too
-        for line in str(error).splitlines():
-            print(f"sstune: {line}", file=sys.stderr)
+        _say(*error.problems)
         return 2
     except Stopped as stopped:
         if _speaks():
@@ -63,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sstune: interrupted", file=sys.stderr)
         return 130
+
+
+def _say(*problems: str) -> None:
+    for problem in problems:
+        print(error_line(problem), file=sys.stderr)
 
 
 def _speaks() -> bool:
@@ -94,25 +93,17 @@ def _dispatch(arguments: list[str], verbose: bool) -> int:
 
 def _run(command: str, arguments: list[str], verbose: bool) -> int:
     from sstune import composition
+    from sstune.arguments import read
     from sstune.commands import execute, objections
     from sstune.runs import Locked
     from sstune.validation import validate
 
-    arguments = _expand_runs(arguments)
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    for option in set(arguments) - set(overrides):
-        if option.partition("=")[0] not in _OPTIONS:
-            raise RequestError(f"{option}: no such option, {nearest(option, _OPTIONS)}")
-    for override in overrides:
-        if override.startswith("+"):
-            raise RequestError(f"{override}: keys cannot be added; to set one, write {override.lstrip('+')}")
+    options, overrides = read(arguments)
     several = os.environ.get("WORLD_SIZE", "1") != "1"  # as torchrun says it
     if several and command == "attack":
         raise RequestError("attack: works in one process; torchrun is for train and finetune")
     try:
-        if {"-m", "--multirun"} & set(arguments):
-            if len(overrides) < len(arguments) - 1:
-                raise RequestError("-m: cannot be combined with another option")
+        if "--multirun" in options:
             if several:
                 raise RequestError(
                     "-m: several processes share one run, not a sweep; leave -m or torchrun away"
@@ -120,25 +111,24 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             from sstune.sweeps import sweep
 
             complaints = sweep(command, overrides)
-        elif len(overrides) < len(arguments):
-            _hydra_main(command, arguments)
+        elif options:
+            _hydra_main(command, [*overrides, *options])
             complaints = []
         else:
             config = composition.compose(command, overrides)
             validate(config)
             complaints = objections([execute(config, composition.asked(command, config, overrides))])
     except Locked as error:
-        print(f"sstune: {error}", file=sys.stderr)
+        _say(str(error))
         return 1
     except (RequestError, KeyboardInterrupt):
         raise
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        print(f"sstune: failed: {type(error).__name__}: {error}", file=sys.stderr)
+        _say(f"failed: {type(error).__name__}: {error}")
         return 1
-    for complaint in complaints:
-        print(f"sstune: {complaint}", file=sys.stderr)
+    _say(*complaints)
     return 1 if complaints else 0
 
 
@@ -149,7 +139,7 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from sstune import composition, schema
+    from sstune import catalogue, mistakes, schema
 
     def task(config: DictConfig) -> None:
         """Never called: the options of ours that reach Hydra only show the configuration."""
@@ -158,35 +148,21 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are, instead of Hydra's exit status 1
     program, sys.argv = sys.argv, [f"sstune {command}", *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name=command)(task)()
+        hydra.main(version_base="1.3", config_path=str(catalogue.CONF), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(composition.explain(error, command)) from error
+        raise RequestError(mistakes.explain(error, command)) from error
     finally:
         sys.argv = program
 
 
-def _expand_runs(arguments: list[str]) -> list[str]:
-    """``init_from=runs/finetune/*`` stands for the finished runs it matches, as a sweep."""
-    expanded = []
-    for argument in arguments:
-        key, _, pattern = argument.partition("=")
-        if key == "init_from" and glob.has_magic(pattern):
-            found = sorted(path for path in glob.glob(pattern) if (Path(path) / "result.json").exists())
-            if not found:
-                raise RequestError(f"init_from: {pattern} matches no finished run")
-            argument = f"init_from={','.join(found)}"
-        expanded.append(argument)
-    return expanded
-
-
 def help_text() -> str:
     """Commands, config groups with their options, and examples."""
-    from sstune import composition
+    from sstune.catalogue import options
 
     commands = "\n".join(f"  {name:<10}{text}" for name, text in _SUMMARY.items())
     groups = "\n".join(
         textwrap.fill(
-            f"{group + '=':<12}{' | '.join(composition.options(group))}",
+            f"{group + '=':<12}{' | '.join(options(group))}",
             width=108,
             initial_indent="  ",
             subsequent_indent=" " * 14,

@@ -23,7 +23,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sstune import composition, schema
+from sstune import catalogue, composition, mistakes, schema
 from sstune.composition import Cell
 from sstune.runs import Locked
 from sstune.schema import RequestError, RunConfig
@@ -121,7 +121,7 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> Non
     schema.register()
     task: Callable[[DictConfig], Any] = partial(_launched, command)
     try:
-        with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
+        with hydra.initialize_config_dir(str(catalogue.CONF), version_base="1.3"):
             engine = GlobalHydra.instance().hydra
             assert engine is not None
             overrides = [*settings, *cells[0].overrides]  # for out=, below which a launcher keeps its files
@@ -137,5 +137,5 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> Non
                 f"hydra/launcher: there is no {absent[1]!r} here; joblib needs pip install 'sstune[joblib]', "
                 f"submitit_slurm 'sstune[slurm]'"
             ) from error
-        raise RequestError(composition.explain(error, command)) from error
+        raise RequestError(mistakes.explain(error, command)) from error
     launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import sstune
-from sstune.composition import cells, compose, options, restore
+from sstune.catalogue import options
+from sstune.composition import cells, compose, restore
 from sstune.schema import COMMANDS, GROUPS
 
 Ask = Callable[..., Any]

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from sstune import composition, schema
-from sstune.composition import CONF, asked, cells, compose, known_keys, options, restore
+from sstune import catalogue, schema
+from sstune.catalogue import CONF, options
+from sstune.composition import asked, cells, compose, restore
+from sstune.mistakes import known_keys
 from sstune.runs import Run
 from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig
 from sstune.validation import problems, validate
@@ -185,7 +187,7 @@ class TestComposing:
         (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
             "# @package _global_\noptimizer:\n  lr_factors: {stem: 0.5}\n"
         )
-        monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
+        monkeypatch.setattr(catalogue, "CONF", tmp_path / "conf")
         config = compose("train", ["experiment=mine", "optimizer.lr_factors={head:10}"])
         assert config.optimizer.lr_factors == {"stem": 0.5, "head": 10.0}
 
@@ -327,7 +329,7 @@ def test_a_bad_request_is_answered_in_one_line_per_problem(request_: str) -> Non
 def test_a_mistake_in_a_preset_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(CONF, tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "broken.yaml").write_text("# @package _global_\nepoch: 3\n")
-    monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(catalogue, "CONF", tmp_path / "conf")
     with pytest.raises(RequestError) as caught:
         compose("train", ["experiment=broken"])
     assert str(caught.value) == "conf/experiment/broken.yaml: epoch: no such key, did you mean 'epochs'?"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sstune.quantities import parse_adversary, parse_eps, parse_step_size
@@ -32,20 +32,17 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     attack = config.attack
     if not attack.eps:
         yield "attack.eps: needs at least one value"
+    sizes: dict[str, float] = {}
     for eps in attack.eps:
         try:
-            parse_eps(eps, attack.norm)
+            sizes[eps] = parse_eps(eps, attack.norm)
         except ValueError as error:
             yield f"attack.eps: {error}"
-    for key in ("eps", "gradient", "surrogates"):
-        values = getattr(attack, key)
-        if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-            yield f"attack.{key}: {twice[0]} is named twice"
+    yield from _twice("attack.eps", [eps for eps in attack.eps if eps in sizes], sizes.__getitem__)
+    yield from _twice("attack.gradient", attack.gradient, str)
+    yield from _twice("attack.surrogates", attack.surrogates, lambda path: Path(path).expanduser().resolve())
     if isinstance(attack, IteratedConfig):
-        try:
-            parse_step_size(attack.step_size, 1.0, attack.norm)
-        except ValueError as error:
-            yield f"attack.step_size: {error}"
+        yield from _step_problems("attack.step_size", attack.step_size, attack.norm)
     if attack.name in GRADIENT_FREE:
         if attack.gradient != [Gradient.none]:
             yield f"attack.gradient: {attack.name} uses none, leave it away"
@@ -91,7 +88,23 @@ def adversary_problems(task: ClassificationConfig) -> Iterator[str]:
         parse_eps(task.adversarial_eps)
     except ValueError as error:
         yield f"task.adversarial_eps: {error}"
+    yield from _step_problems("task.adversarial_step_size", task.adversarial_step_size, Norm.Linf)
+
+
+def _step_problems(key: str, text: str, norm: Norm) -> Iterator[str]:
     try:
-        parse_step_size(task.adversarial_step_size, 1.0)
+        if parse_step_size(text, 1.0, norm) == 0:
+            yield f"{key}: {text!r} makes no step, expected > 0"
     except ValueError as error:
-        yield f"task.adversarial_step_size: {error}"
+        yield f"{key}: {error}"
+
+
+def _twice(key: str, values: Sequence[str], value_of: Callable[[str], object]) -> Iterator[str]:
+    """Values that are one value, however they are written: 8/255 and 16/510."""
+    first: dict[object, str] = {}
+    for value in values:
+        what = value_of(value)
+        if what in first:
+            also = "" if first[what] == value else f", as {first[what]}"
+            yield f"{key}: {value} is named twice{also}"
+        first.setdefault(what, value)
