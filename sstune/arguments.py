@@ -41,6 +41,11 @@ def read(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         raise RequestError("-m: cannot be combined with another option")
     if options and not {"--multirun", "--cfg", "--info"} & set(options):
         raise RequestError(f"{options[0]}: goes with --cfg job, which shows the configuration")
+    for key in (override.partition("=")[0] for override in overrides):
+        if re.match(r"hydra\b", key) and not options:
+            raise RequestError(f"{key}: is for a sweep, sstune COMMAND -m")
+        if re.match(r"hydra\b(?![/.]launcher)", key) and "--multirun" in options:
+            raise RequestError(f"{key}: a sweep takes hydra/launcher and hydra.launcher.* of Hydra's keys")
     return options, overrides
 
 
@@ -66,8 +71,9 @@ def _option(word: str, following: list[str]) -> list[str]:
 
 
 def _override(argument: str) -> str:
-    if argument.startswith("+"):
-        raise RequestError(f"{argument}: keys cannot be added; to set one, write {argument.lstrip('+')}")
+    if argument.startswith(("+", "~")):
+        added = "added" if argument.startswith("+") else "taken away"
+        raise RequestError(f"{argument}: keys cannot be {added}; to set one, write {argument.lstrip('+~')}")
     key, equals, text = argument.partition("=")
     if not equals or key not in PATHS or not text or text == "null" or _is_hydras(text):
         return argument

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "-v"]
     try:
         with nullcontext() if _speaks() else redirect_stdout(None):
-            return _dispatch(arguments, verbose)
+            return _dispatch(arguments)
     except RequestError as error:
         if verbose:
             traceback.print_exc()
@@ -57,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sstune: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        _say(f"failed: {type(error).__name__}: {error}")
+        return 1
 
 
 def _say(*problems: str) -> None:
@@ -69,7 +74,7 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def _dispatch(arguments: list[str], verbose: bool) -> int:
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0 if arguments else 2
@@ -88,10 +93,10 @@ def _dispatch(arguments: list[str], verbose: bool) -> int:
     if {"-h", "--help"} & set(rest):
         print(help_text())
         return 0
-    return _run(command, rest, verbose)
+    return _run(command, rest)
 
 
-def _run(command: str, arguments: list[str], verbose: bool) -> int:
+def _run(command: str, arguments: list[str]) -> int:
     from sstune import composition
     from sstune.arguments import read
     from sstune.commands import execute, objections
@@ -120,13 +125,6 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             complaints = objections([execute(config, composition.asked(command, config, overrides))])
     except Locked as error:
         _say(str(error))
-        return 1
-    except (RequestError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        _say(f"failed: {type(error).__name__}: {error}")
         return 1
     _say(*complaints)
     return 1 if complaints else 0

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
-from sstune import catalogue, schema
-from sstune.mistakes import explain
+from sstune import catalogue, mistakes, schema
 from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
 from sstune.validation import validate
 from sstune.validation.leaves import leaves
@@ -37,15 +36,18 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
+        wrong = [problem for override in parsed if (problem := mistakes.in_override(override, command))]
+        if wrong:
+            raise RequestError(*wrong)
         plain = [override for override in parsed if _sets_a_value(override)]
         choices = [override.input_line for override in parsed if override not in plain]
         config, chosen = copy.deepcopy(_composed(catalogue.CONF, command, tuple(map(str, choices))))
         for override in plain:
-            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+            _set(config, override)
         _check_what_is_chosen(config, chosen, command)
         return typed(config, command)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: rule=null
-        raise RequestError(explain(error, command)) from error
+        raise RequestError(mistakes.explain(error, command)) from error
 
 
 def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command: str) -> None:
@@ -64,11 +66,16 @@ def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command
         raise RequestError(*found)
 
 
+def _set(config: DictConfig, override: Override) -> None:
+    try:
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except (ValidationError, ConfigTypeError, TypeError) as error:
+        raise RequestError(mistakes.in_value(override)) from error
+
+
 def _sets_a_value(override: Override) -> bool:
     """Whether an override sets one value, and does not choose among configurations."""
-    key = override.key_or_group
-    chooses = key in (*GROUPS, "experiment", "local") or "/" in key or override.package is not None
-    return override.type is OverrideType.CHANGE and not chooses and not override.is_sweep_override()
+    return override.key_or_group not in (*GROUPS, "experiment", "local")
 
 
 @cache
@@ -121,7 +128,7 @@ def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
-        raise RequestError(explain(error, command)) from error
+        raise RequestError(mistakes.explain(error, command)) from error
     composed = []
     for cell in batch:
         config = compose(command, cell)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sstune.arguments import read
 from sstune.backbones.cifar_resnet import CifarResNet
 from sstune.catalogue import CONF, options
 from sstune.composition import cells, compose

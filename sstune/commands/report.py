@@ -9,23 +9,33 @@ from pathlib import Path
 from typing import NoReturn
 
 from sstune.schema import RequestError
+from sstune.validation.leaves import text_problem
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        raise RequestError(f"report: {message}; see {self.prog} --help")
 
 
 def run(argv: Sequence[str]) -> int:
     """Print the table of the rows asked for and, with ``--out``, write it; returns the exit status.
 
     Raises:
-        RequestError: rows cannot be read, do not go together, or ``--out`` is not a directory.
-        SystemExit: 2 for a wrong command line, 0 after ``--help``.
+        RequestError: the command line is wrong, rows cannot be read or do not go together, or ``--out`` is
+            not a directory.
     """
-    asked = _parser().parse_args(argv)
-    if asked.out is not None and asked.out.exists() and not asked.out.is_dir():
-        raise RequestError(f"--out {asked.out}: is a file, expected a directory")
+    parser = _parser()
+    if {"-h", "--help"} & set(argv):
+        print(parser.format_help(), end="")
+        return 0
+    asked = parser.parse_args(argv)
+    for path in filter(None, [*asked.rows, asked.out and str(asked.out)]):
+        if problem := text_problem(path):
+            raise RequestError(f"report: {problem}")
+    if asked.out is not None:
+        there = next((path for path in (asked.out, *asked.out.parents) if path.exists()), None)
+        if there is not None and not there.is_dir():
+            raise RequestError(f"--out {asked.out}: {there} is a file, expected a directory")
     # pandas and matplotlib take a second to import: --help and a mistyped option need not wait
     from sstune.report.rows import read_rows
     from sstune.report.tables import to_text
@@ -42,6 +52,7 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> _Parser:
     parser = _Parser(
         prog="sstune report",
+        allow_abbrev=False,
         description="Print a table of finished runs; with --out also write CSV, LaTeX, figures and the rows.",
     )
     parser.add_argument(

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Collection, Iterable
 
 LONGEST_LINE = 200
-_MOST_LISTED = 20
+_LONGEST_LIST = 120
 
 
 class RequestError(Exception):
@@ -29,11 +29,12 @@ class RequestError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped ``name``: the nearest known spelling, or the known ones, of many the nearest."""
     known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if match:
         return f"did you mean {match[0]!r}?"
-    if len(known) <= _MOST_LISTED:
-        return f"known: {', '.join(known)}"
+    listed = f"known: {', '.join(known)}"
+    if len(listed) <= _LONGEST_LIST:
+        return listed
     return f"the nearest known: {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))}"
 
 

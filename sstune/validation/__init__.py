@@ -73,6 +73,9 @@ def _places(config: RunConfig) -> Iterator[str]:
         yield "init_from: train starts from random (or backbone.pretrained) weights; use finetune"
     if config.command != "attack" and config.model["import"] is not None:
         yield f"model.import: is for sstune attack, {config.command} builds its own network"
+    spec = config.model["import"]
+    if spec is not None and not re.fullmatch(r"[\w.]+:\w+", spec):
+        yield f"model.import: {spec!r} is not of the form package.module:factory"
     if config.init_from is not None and config.model["import"] is not None:
         yield "model.import: brings its own weights, so init_from cannot"
     place = Path(config.out).expanduser()
@@ -88,7 +91,7 @@ def _dataset(dataset: DatasetConfig) -> Iterator[str]:
         and not Path(dataset.root).expanduser().exists()
     ):
         yield f"dataset.root: {dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
-    if not re.fullmatch(rf"[\w.+-]{{1,{_LONGEST_NAME}}}", dataset.label):
+    if not re.fullmatch(rf"(?=.*\w)[\w.+-]{{1,{_LONGEST_NAME}}}", dataset.label):
         yield (
             f"dataset.label: {dataset.label!r} must consist of letters, digits and . _ + - "
             f"(at most {_LONGEST_NAME})"
