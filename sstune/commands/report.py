@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     if asked.out is not None:
         there = next((path for path in (asked.out, *asked.out.parents) if path.exists()), None)
         if there is not None and not there.is_dir():
-            raise RequestError(f"--out {asked.out}: {there} is a file, expected a directory")
+            raise RequestError(f"--out {there}: is a file, expected a directory")
     # pandas and matplotlib take a second to import: --help and a mistyped option need not wait
     from sstune.report.rows import read_rows
     from sstune.report.tables import to_text

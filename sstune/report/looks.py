@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +45,17 @@ BLACK_BOX_STYLES: dict[str, LineStyleType] = {
 OTHER_STYLE: LineStyleType = "-."
 CHANCE: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}  # of the line at 1 / classes
 MARKERS = "os^Dv*XP"
-# the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time
+# the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time;
+# a name with two $ is a name and no formula
 STYLE: list[str | Path | dict[str, Any]] = [
     "default",
-    {"svg.hashsalt": "sstune", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
+    {
+        "svg.hashsalt": "sstune",
+        "text.parse_math": False,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    },
 ]
 
 
@@ -127,7 +135,8 @@ def save(figure: Figure, stem: str | Path) -> list[Path]:
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         path = Path(f"{stem}.{kind}")
-        with atomic_write(path) as temporary:
+        with atomic_write(path) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks: boxes
             figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
         written.append(path)
     return written
