@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sstune.schema import RequestError, nearest
+from sstune.validation.places import exists
 
 # Of Hydra's own options, those that make sense here: short form, and what may follow.
 OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -73,7 +74,8 @@ def _option(word: str, following: list[str]) -> list[str]:
 def _override(argument: str) -> str:
     if argument.startswith(("+", "~")):
         added = "added" if argument.startswith("+") else "taken away"
-        raise RequestError(f"{argument}: keys cannot be {added}; to set one, write {argument.lstrip('+~')}")
+        key, _, text = argument.lstrip("+~").partition("=")
+        raise RequestError(f"{argument}: keys cannot be {added}; to set one, write {key}={text or '…'}")
     key, equals, text = argument.partition("=")
     if not equals or key not in PATHS or not text or text == "null" or _is_hydras(text):
         return argument
@@ -82,29 +84,22 @@ def _override(argument: str) -> str:
 
 def _is_hydras(text: str) -> bool:
     """Whether a value is written in Hydra's grammar: quoted, a list, a reference, a function, escaped."""
-    return not _there(text) and bool(re.match(r"""['"\[{]|\w+\(|.*(\$\{|\\)""", text))
+    return not exists(text) and bool(re.match(r"""['"]|\[.*\]$|\{.*\}$|\w+\(|.*(\$\{|\\)""", text))
 
 
 def _paths(key: str, text: str) -> list[str]:
     """The paths that ``text`` names; of several, commas between them."""
-    if _there(text):
+    if exists(text):
         return [text]
     if key == "init_from" and glob.has_magic(text):
         return _finished_runs(text)
     return text.split(",")
 
 
-def _there(text: str) -> bool:
-    try:
-        return Path(text).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # too long for a name, no such user's home, a zero byte
-        return False
-
-
 def _finished_runs(pattern: str) -> list[str]:
     """The finished runs that ``runs/finetune/*`` matches; folders that exist are no part of the pattern."""
     whole = Path(pattern).expanduser()
-    folder = next(parent for parent in whole.parents if _there(str(parent)))
+    folder = next(parent for parent in whole.parents if exists(str(parent)))
     search = Path(glob.escape(str(folder)), whole.relative_to(folder))
     found = sorted(path for path in glob.glob(str(search)) if (Path(path) / "result.json").exists())
     if not found:

@@ -35,7 +35,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
         RequestError: it does not compose; one line with file or key and the nearest right spelling.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = [_parsed(override) for override in overrides]
         wrong = [problem for override in parsed if (problem := mistakes.in_override(override, command))]
         if wrong:
             raise RequestError(*wrong)
@@ -57,13 +57,21 @@ def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command
         RequestError: the line says how to choose.
     """
     if config.command != command:
-        raise RequestError(f"command: is the first word, write sstune {config.command} …")
+        known = config.command if config.command in COMMANDS else "|".join(COMMANDS)
+        raise RequestError(f"command: is the first word of the line, write sstune {known} …")
     wrong = [
         catalogue.choice_problem(group, chosen[group], OmegaConf.select(config, f"{group}.name"))
         for group in GROUPS
     ]
     if found := [problem for problem in wrong if problem]:
         raise RequestError(*found)
+
+
+def _parsed(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError) as error:  # ValueError: more digits than Python reads
+        raise RequestError(mistakes.unreadable(text)) from error
 
 
 def _set(config: DictConfig, override: Override) -> None:
@@ -125,7 +133,7 @@ def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = [_parsed(override) for override in overrides]
         (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise RequestError(mistakes.explain(error, command)) from error

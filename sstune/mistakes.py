@@ -10,12 +10,17 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import OverrideParseException
 
 from sstune.catalogue import options
 from sstune.schema import GROUPS, AuditConfig, RunConfig, nearest, nearest_key
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def unreadable(override: str) -> str:
+    """What is wrong with a word that is no KEY=VALUE of Hydra's grammar."""
+    hint = """; with other characters in it, KEY="'VALUE'" """.rstrip() if "=" in override else ""
+    return f"{override}: cannot be read as KEY=VALUE{hint}"
 
 
 def in_override(override: Override, command: str) -> str | None:
@@ -59,7 +64,7 @@ def in_value(override: Override) -> str:
         return f"{key}: there is no {text!r}, {nearest(text, [each.name for each in plain])}"
     if is_dataclass(plain) or plain is Any:
         return f"{key}: {text!r} has keys of its own, set these"
-    if get_origin(plain) is list and not text.startswith("["):
+    if get_origin(plain) is list and text != "null" and not text.startswith(("[", "{")):
         return f"{key}: {text!r} is not a list, write {key}=[{text}]"
     return f"{key}: {text!r} is not {_words(plain)}{null}"
 
@@ -76,8 +81,6 @@ def _words(hint: Any) -> str:
 
 def explain(error: BaseException, command: str) -> str:
     """Hydra's or OmegaConf's error in one line: file or key, what was expected, the nearest spelling."""
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as KEY=VALUE ({str(error).splitlines()[0]})"
     messages = [str(link) for link in _chain(error)]
     text = "\n".join(messages)
     where = re.search(r"In '((?:experiment|local)/[^']+)'", text)

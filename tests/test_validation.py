@@ -317,4 +317,4 @@ class TestRanges:
 
     def test_an_integer_beyond_any_float(self, complete: Complete) -> None:
         (line,) = validation.problems(complete(epochs=10**400))
-        assert line.startswith("epochs: a number of 401 digits is out of range")
+        assert line.startswith("epochs: a number of some 400 digits is out of range")

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from sstune.schema import RequestError
 from sstune.validation.leaves import text_problem
+from sstune.validation.places import place_problem
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,13 +30,11 @@ def run(argv: Sequence[str]) -> int:
         print(parser.format_help(), end="")
         return 0
     asked = parser.parse_args(argv)
-    for path in filter(None, [*asked.rows, asked.out and str(asked.out)]):
+    for path in asked.rows:
         if problem := text_problem(path):
-            raise RequestError(f"report: {problem}")
-    if asked.out is not None:
-        there = next((path for path in (asked.out, *asked.out.parents) if path.exists()), None)
-        if there is not None and not there.is_dir():
-            raise RequestError(f"--out {there}: is a file, expected a directory")
+            raise RequestError(f"report: ROWS {problem}")
+    if asked.out is not None and (problem := place_problem(str(asked.out))):
+        raise RequestError(f"--out {problem}")
     # pandas and matplotlib take a second to import: --help and a mistyped option need not wait
     from sstune.report.rows import read_rows
     from sstune.report.tables import to_text

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from sstune.catalogue import name_problem
 from sstune.schema import (
@@ -31,6 +30,7 @@ from sstune.schema import (
 )
 from sstune.validation.attacks import adversary_problems, attack_problems
 from sstune.validation.leaves import leaves, unwritable
+from sstune.validation.places import exists, place_problem
 from sstune.validation.ranges import out_of_range
 
 # Of a name that becomes part of a run's directory.
@@ -46,8 +46,10 @@ def problems(config: RunConfig) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    yield from unwritable(values)
     yield from out_of_range(values)
+    if unfit := list(unwritable(values)):
+        yield from unfit
+        return  # what is checked below takes texts for texts
     for group in GROUPS:
         if problem := name_problem(group, getattr(config, group)):
             yield problem
@@ -67,7 +69,7 @@ def problems(config: RunConfig) -> Iterator[str]:
 
 def _places(config: RunConfig) -> Iterator[str]:
     """Where weights come from, and where runs go."""
-    if config.init_from is not None and not Path(config.init_from).expanduser().exists():
+    if config.init_from is not None and not exists(config.init_from):
         yield f"init_from: {config.init_from} does not exist (a run directory or a checkpoint file)"
     if config.command == "train" and config.init_from is not None:
         yield "init_from: train starts from random (or backbone.pretrained) weights; use finetune"
@@ -78,17 +80,15 @@ def _places(config: RunConfig) -> Iterator[str]:
         yield f"model.import: {spec!r} is not of the form package.module:factory"
     if config.init_from is not None and config.model["import"] is not None:
         yield "model.import: brings its own weights, so init_from cannot"
-    place = Path(config.out).expanduser()
-    there = next((path for path in (place, *place.parents) if path.exists()), None)
-    if there is not None and not there.is_dir():
-        yield f"out: {there} is a file, expected a directory"
+    if problem := place_problem(config.out):
+        yield f"out: {problem}"
 
 
 def _dataset(dataset: DatasetConfig) -> Iterator[str]:
     if (
         isinstance(dataset, FolderConfig)
         and not isinstance(dataset, DownloadedFolderConfig)
-        and not Path(dataset.root).expanduser().exists()
+        and not exists(dataset.root)
     ):
         yield f"dataset.root: {dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
     if not re.fullmatch(rf"(?=.*\w)[\w.+-]{{1,{_LONGEST_NAME}}}", dataset.label):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from sstune.quantities import parse_adversary, parse_eps, parse_step_size
 from sstune.schema import (
@@ -18,6 +18,7 @@ from sstune.schema import (
     RunConfig,
     nearest,
 )
+from sstune.validation.places import exists
 
 # Attacks that ask for outputs only.
 GRADIENT_FREE = ("square", "rays", "noise")
@@ -40,7 +41,7 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
             yield f"attack.eps: {error}"
     yield from _twice("attack.eps", [eps for eps in attack.eps if eps in sizes], sizes.__getitem__)
     yield from _twice("attack.gradient", attack.gradient, str)
-    yield from _twice("attack.surrogates", attack.surrogates, lambda path: Path(path).expanduser().resolve())
+    yield from _twice("attack.surrogates", attack.surrogates, os.path.realpath)
     if isinstance(attack, IteratedConfig):
         yield from _step_problems("attack.step_size", attack.step_size, attack.norm)
     if attack.name in GRADIENT_FREE:
@@ -56,7 +57,7 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     named = [("attack.surrogates", path) for path in attack.surrogates]
     named += [("audit.surrogate", config.audit.surrogate)] if config.audit.surrogate else []
     for key, path in named:
-        if not Path(path).expanduser().exists():
+        if not exists(path):
             yield f"{key}: {path} does not exist (a run directory or a checkpoint file)"
     if attack.targeted is not None and not climbs:
         yield f"attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"

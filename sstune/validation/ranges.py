@@ -91,4 +91,6 @@ def _number(value: float) -> str:
     try:
         return f"{value:.10g}"
     except OverflowError:  # an int beyond any float
-        return f"a number of {int(math.log10(value)) + 1} digits" if value > 0 else "a number below any float"
+        return (
+            f"a number of some {round(math.log10(value))} digits" if value > 0 else "a number below any float"
+        )

@@ -111,7 +111,7 @@ def test_a_wrong_command_line_is_a_wrong_request(argv: list[str]) -> None:
 
 def test_a_wrong_request_touches_nothing(tmp_path: Path) -> None:
     (tmp_path / "table").write_text("mine")
-    with pytest.raises(RequestError, match="table: is a file"):
+    with pytest.raises(RequestError, match="table is a file"):
         run(["--out", "table"])
     with pytest.raises(RequestError, match="runz: does not exist"):
         run(["runz", "--out", "results/first"])
