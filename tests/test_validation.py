@@ -270,6 +270,38 @@ class TestValidate:
         assert list(validation.problems(complete(device=device))) == []
 
 
+class TestNames:
+    """A configuration made in Python is held to what conf/ says, too."""
+
+    @pytest.mark.parametrize("group", GROUPS)
+    @pytest.mark.parametrize("name", ["", "nonsense", "/../../x"])
+    def test_one_that_no_option_has_is_refused(self, complete: Complete, group: str, name: str) -> None:
+        config = put(complete(), f"{group}.name", name)
+        assert any(line.startswith(f"{group}.name: ") for line in validation.problems(config))
+
+    @pytest.mark.parametrize(
+        ("key", "name", "problem"),
+        [
+            ("optimizer.name", "adamw", "optimizer.name: a SgdConfig is not 'adamw', known: sgd"),
+            ("schedule.name", "cosine", "schedule.name: a ScheduleConfig is not 'cosine', known: constant"),
+            ("rule.name", "brsf", "rule.name: a RuleConfig is not 'brsf', did you mean 'frsf'?"),
+        ],
+    )
+    def test_one_of_another_kind_is_refused(
+        self, complete: Complete, key: str, name: str, problem: str
+    ) -> None:
+        assert list(validation.problems(put(complete(), key, name))) == [problem]
+
+    @pytest.mark.parametrize("name", ["convnext_atto", "resnet18.a1_in1k", "resnet18"])
+    def test_timm_has_names_of_its_own(self, complete: Complete, name: str) -> None:
+        assert list(validation.problems(put(complete(backbone="timm"), "backbone.name", name))) == []
+
+    @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ".x", "hf-hub:a/b", "a b", "x" * 200])
+    def test_but_none_that_leads_elsewhere(self, complete: Complete, name: str) -> None:
+        (line,) = validation.problems(put(complete(backbone="timm"), "backbone.name", name))
+        assert line.startswith("backbone.name: ")
+
+
 class TestRanges:
     def test_every_range_is_of_a_key_that_exists(self) -> None:
         assert set(RANGES) <= known_keys()
@@ -316,5 +348,5 @@ class TestRanges:
         assert list(validation.problems(config)) == [expected]
 
     def test_an_integer_beyond_any_float(self, complete: Complete) -> None:
-        (line,) = validation.problems(complete(epochs=10**400))
+        (line,) = validation.problems(put(complete(), "epochs", 10**400))
         assert line.startswith("epochs: a number of some 400 digits is out of range")
