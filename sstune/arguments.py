@@ -21,6 +21,8 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 # Keys whose value is one path, of characters that Hydra's grammar has another meaning for, or none.
 PATHS = ("init_from", "out", "dataset.root", "dataset.cache", "audit.surrogate")
 
+_HYDRAS = r"""(['"]).*\1$|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*(\$\{|\\)"""
+
 
 def read(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Options by their long names, each followed by its value, and overrides as Hydra's grammar has them.
@@ -84,7 +86,9 @@ def _override(argument: str) -> str:
 
 def _is_hydras(text: str) -> bool:
     """Whether a value is written in Hydra's grammar: quoted, a list, a reference, a function, escaped."""
-    return not exists(text) and bool(re.match(r"""['"]|\[.*\]$|\{.*\}$|\w+\(|.*(\$\{|\\)""", text))
+    return not exists(text) and bool(
+        re.match(r"""(['"]).*\1$|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*(\$\{|\\)""", text)
+    )
 
 
 def _paths(key: str, text: str) -> list[str]:
@@ -114,7 +118,7 @@ def quoted(text: str) -> str:
 
     try:
         override = OverridesParser.create().parse_override(f"key={text}")
-        if not override.is_sweep_override() and override.value() == text and "${" not in text:
+        if not override.is_sweep_override() and override.value() == text and not re.search(r"\$\{|\\", text):
             return text
     except HydraException:
         pass

@@ -95,7 +95,7 @@ def explain(error: BaseException, command: str) -> str:
             return f"{prefix}{key[1]}: the chosen {key[1].partition('.')[0]} has no such key"
         return f"{prefix}{key[1]}: no such key, {nearest_key(key[1], known_keys())}"
     if key:
-        stated = next(message for message in messages if "full_key" in message)
+        stated = [message for message in messages if "full_key" in message][-1]  # the first cause
         return f"{prefix}{key[1]}: {stated.splitlines()[0]}"
     return prefix + next(line for line in text.splitlines() if line.strip())
 

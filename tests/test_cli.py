@@ -166,9 +166,7 @@ class TestGlobs:
         several = ask(*attack)
         assert several.status == 2
         (error,) = several.errors
-        assert error.startswith(
-            "sstune: init_from: several values need -m: sstune attack -m init_from=runs/train/"
-        )
+        assert error.startswith("sstune: init_from: several values need -m: sstune attack -m init_from=runs/")
         assert ask(attack[0], "-m", *attack[1:]).status == 0
         rows = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "attack").glob("*/result.json")]
         assert sorted(row["config"]["rule"]["name"] for row in rows) == ["bp", "usf"]

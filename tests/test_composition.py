@@ -350,12 +350,12 @@ def test_known_keys() -> None:
         ("epochs: many", "epochs: Value 'many' of type 'str' could not be converted to Integer"),
         (
             "optimizer: {name: adamw}",
-            "optimizer.name: follows from optimizer=sgd; for another optimizer, write",
+            "optimizer.name: follows from optimizer=sgd; for another",
         ),
         ("rule: {name: ../../x}", "rule.name: follows from rule=bp; for another rule, known: bp, brsf"),
         (
             "dataset: {name: cifar100}",
-            "dataset.name: follows from dataset=digits; for another dataset, write",
+            "dataset.name: follows from dataset=digits; for another",
         ),
     ],
 )
