@@ -21,7 +21,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 # Keys whose value is one path, of characters that Hydra's grammar has another meaning for, or none.
 PATHS = ("init_from", "out", "dataset.root", "dataset.cache", "audit.surrogate")
 
-_HYDRAS = r"""(['"]).*\1$|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*(\$\{|\\)"""
+_HYDRAS = r"""(['"]).*\1$|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*\$\{"""
 
 
 def read(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -86,9 +86,7 @@ def _override(argument: str) -> str:
 
 def _is_hydras(text: str) -> bool:
     """Whether a value is written in Hydra's grammar: quoted, a list, a reference, a function, escaped."""
-    return not exists(text) and bool(
-        re.match(r"""(['"]).*\1$|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*(\$\{|\\)""", text)
-    )
+    return not exists(text) and bool(re.match(r"""(['"]).*\1$|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*\$\{""", text))
 
 
 def _paths(key: str, text: str) -> list[str]:
