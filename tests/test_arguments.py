@@ -53,14 +53,12 @@ def test_what_is_quoted_reads_as_it_was(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name != "null"])
-@pytest.mark.parametrize("several", [[], ["-m", "seed=0,1"]])
 def test_a_place_that_is_there_needs_no_quotes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, several: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    line = [f"init_from={name}", f"out={name}/runs", *several]
-    _, overrides = read(line)
+    _, overrides = read(["-m", f"init_from={name}", f"out={name}/runs", "seed=0,1"])
     for cell in cells("finetune", overrides):
         assert cell.config.init_from == name
         assert cell.asked >= {"init_from", "out"}
@@ -90,7 +88,7 @@ def test_a_reference_on_a_command_line_is_looked_up_and_its_value_kept(
     assert (config.out, config.seed) == ("a b/runs", config.epochs)
 
 
-@pytest.mark.parametrize("folder", ["runs", *ODD])
+@pytest.mark.parametrize("folder", ["runs", "a b", "a=b", "a,b", "[1]", "it's", "für", "a\\"])
 def test_a_pattern_finds_the_runs_below_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
@@ -128,3 +126,25 @@ def test_runs_in_odd_places_are_attacked(ask: Ask, tmp_path: Path, trained: Path
     stored = yaml.safe_load(run.read_text())
     assert stored["init_from"] in {str(place / "it's one"), str(place / "the other")}
     assert ask("attack", f"init_from={place}/the other", *quick, "seed=0").out.endswith(": done already\n")
+
+
+def test_a_run_on_other_data_is_found_before_the_first_cell_runs(
+    ask: Ask, tmp_path: Path, trained: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        shutil.copytree(trained, tmp_path / "nets" / name)
+    stored = tmp_path / "nets" / "b" / "config.yaml"
+    stored.write_text(stored.read_text().replace("label: digits", "label: others"))
+    quick = ["attack=fgsm", "attack.eps=[8/255]", "attack.n=8", "threads=1", "device=cpu"]
+    through = ["attack.gradient=[surrogate]", f"attack.surrogates=[{trained}]"]
+    answer = ask("attack", "-m", "init_from=nets/*", *quick, *through)
+    assert answer.status == 2
+    assert answer.errors[0].startswith("sstune: attack.surrogates: ")
+    assert "trained on digits, not on others" in answer.errors[0]
+    colours = ["dataset.mean=[0.5,0.5,0.5]", "dataset.std=[1,1,1]"]
+    answer = ask("attack", "-m", "init_from=nets/*", *quick, *colours)
+    assert answer.status == 2
+    assert answer.errors == [
+        "sstune: dataset: digits has images of 3 channels, the network of nets/a takes 1 (trained on digits)"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["nets"]
