@@ -7,7 +7,6 @@ signal stopped it with the state saved.
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import sys
@@ -16,12 +15,11 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
-from pathlib import Path
 
 from sstune import __version__
 from sstune.interrupt import GOES_ON, Stopped
 from sstune.locking import Locked
-from sstune.schema import COMMANDS, GROUPS, RequestError, nearest
+from sstune.schema import COMMANDS, GROUPS, RequestError, error_line, nearest
 from sstune.storage import BEGAN, StorageError
 
 _SUMMARY = {
@@ -30,9 +28,6 @@ _SUMMARY = {
     "attack": "attack a network through the rule's gradient and through the exact one",
     "report": "turn result rows into CSV and LaTeX tables and a figure",
 }
-
-# Of Hydra's own options, those that make sense here.
-_OPTIONS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "--resolve", "-i", "--info")
 
 _EXAMPLES = """\
   sstune train                                        BP pre-training on the embedded digits
@@ -51,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ[BEGAN] = repr(time.time())
     try:
         with nullcontext() if _speaks() else redirect_stdout(None):
-            status = _dispatch(arguments, verbose)
+            status = _dispatch(arguments)
             print(end="", flush=True)
             return status
     except RequestError as error:
@@ -59,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if not _speaks():
             time.sleep(10)  # the first process says it and torchrun ends the others, if it is wrong there too
-        for line in str(error).splitlines():
-            _say(line)
+        _say(*error.problems)
         return 2
     except Stopped as stopped:
         if _speaks():
@@ -91,9 +85,10 @@ def _failed(error: Exception) -> int:
     return 1
 
 
-def _say(line: str) -> None:
+def _say(*problems: str) -> None:
     with suppress(OSError):  # the terminal may be gone
-        print(f"sstune: {line}", file=sys.stderr, flush=True)
+        for problem in problems:
+            print(error_line(problem), file=sys.stderr, flush=True)
 
 
 def _speaks() -> bool:
@@ -101,7 +96,7 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
-def _dispatch(arguments: list[str], verbose: bool) -> int:
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0 if arguments else 2
@@ -120,29 +115,21 @@ def _dispatch(arguments: list[str], verbose: bool) -> int:
     if {"-h", "--help"} & set(rest):
         print(help_text())
         return 0
-    return _run(command, rest, verbose)
+    return _run(command, rest)
 
 
-def _run(command: str, arguments: list[str], verbose: bool) -> int:
+def _run(command: str, arguments: list[str]) -> int:
     from sstune import composition
+    from sstune.arguments import read
     from sstune.commands import execute, objections
     from sstune.validation import validate
 
-    arguments = _expand_runs(arguments)
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    for option in set(arguments) - set(overrides):
-        if option.partition("=")[0] not in _OPTIONS:
-            raise RequestError(f"{option}: no such option, {nearest(option, _OPTIONS)}")
-    for override in overrides:
-        if override.startswith("+"):
-            raise RequestError(f"{override}: keys cannot be added; to set one, write {override.lstrip('+')}")
+    options, overrides = read(arguments)
     several = os.environ.get("WORLD_SIZE", "1") != "1"  # as torchrun says it
     if several and command == "attack":
         raise RequestError("attack: works in one process; torchrun is for train and finetune")
     try:
-        if {"-m", "--multirun"} & set(arguments):
-            if len(overrides) < len(arguments) - 1:
-                raise RequestError("-m: cannot be combined with another option")
+        if "--multirun" in options:
             if several:
                 raise RequestError(
                     "-m: several processes share one run, not a sweep; leave -m or torchrun away"
@@ -150,8 +137,8 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             from sstune.sweeps import sweep
 
             complaints = sweep(command, overrides)
-        elif len(overrides) < len(arguments):
-            _hydra_main(command, arguments)
+        elif options:
+            _hydra_main(command, [*overrides, *options])
             complaints = []
         else:
             config = composition.compose(command, overrides)
@@ -160,8 +147,7 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
     except BrokenPipeError:
         _say("stopped, as nobody reads the output; the same line goes on from here")
         raise
-    for complaint in complaints:
-        _say(complaint)
+    _say(*complaints)
     return 1 if complaints else 0
 
 
@@ -172,7 +158,7 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from sstune import composition, schema
+    from sstune import catalogue, mistakes, schema
 
     def task(config: DictConfig) -> None:
         """Never called: the options of ours that reach Hydra only show the configuration."""
@@ -181,35 +167,21 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are, instead of Hydra's exit status 1
     program, sys.argv = sys.argv, [f"sstune {command}", *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(composition.CONF), config_name=command)(task)()
+        hydra.main(version_base="1.3", config_path=str(catalogue.CONF), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(composition.explain(error, command)) from error
+        raise RequestError(mistakes.explain(error, command)) from error
     finally:
         sys.argv = program
 
 
-def _expand_runs(arguments: list[str]) -> list[str]:
-    """``init_from=runs/finetune/*`` stands for the finished runs it matches, as a sweep."""
-    expanded = []
-    for argument in arguments:
-        key, _, pattern = argument.partition("=")
-        if key == "init_from" and glob.has_magic(pattern):
-            found = sorted(path for path in glob.glob(pattern) if (Path(path) / "result.json").exists())
-            if not found:
-                raise RequestError(f"init_from: {pattern} matches no finished run")
-            argument = f"init_from={','.join(found)}"
-        expanded.append(argument)
-    return expanded
-
-
 def help_text() -> str:
     """Commands, config groups with their options, and examples."""
-    from sstune import composition
+    from sstune.catalogue import options
 
     commands = "\n".join(f"  {name:<10}{text}" for name, text in _SUMMARY.items())
     groups = "\n".join(
         textwrap.fill(
-            f"{group + '=':<12}{' | '.join(composition.options(group))}",
+            f"{group + '=':<12}{' | '.join(options(group))}",
             width=108,
             initial_indent="  ",
             subsequent_indent=" " * 14,

@@ -1,10 +1,10 @@
-"""From command-line overrides to a typed configuration, and from Hydra's errors to one line."""
+"""From command-line overrides, or the values that a run has stored, to a typed configuration."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import cache
@@ -14,18 +14,16 @@ from typing import Any, NamedTuple
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
-from sstune import schema
-from sstune.schema import COMMANDS, GROUPS, AuditConfig, RequestError, RunConfig, nearest
+from sstune import catalogue, mistakes, schema
+from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
 from sstune.validation import validate
+from sstune.validation.leaves import leaves
 
-_PACKAGE = Path(__file__).resolve().parent
-# Installed, conf/ lies inside the package; in a checkout, beside it.
-CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 # What a run takes from the run it starts from, unless asked for otherwise.
 INHERITED = ("backbone", "dataset", "task", "rule", "seed")
 
@@ -37,32 +35,70 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
         RequestError: it does not compose; one line with file or key and the nearest right spelling.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = [_parsed(override) for override in overrides]
+        wrong = [problem for override in parsed if (problem := mistakes.in_override(override, command))]
+        if wrong:
+            raise RequestError(*wrong)
         plain = [override for override in parsed if _sets_a_value(override)]
         choices = [override.input_line for override in parsed if override not in plain]
-        config = copy.deepcopy(_composed(CONF, command, tuple(map(str, choices))))
+        config, chosen = copy.deepcopy(_composed(catalogue.CONF, command, tuple(map(str, choices))))
         for override in plain:
-            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+            _set(config, override)
+        _check_what_is_chosen(config, chosen, command)
         return typed(config, command)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: rule=null
-        raise RequestError(explain(error, command)) from error
+        raise RequestError(mistakes.explain(error, command)) from error
+
+
+def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command: str) -> None:
+    """See that keys which name what was chosen name just that.
+
+    Raises:
+        RequestError: the line says how to choose.
+    """
+    if config.command != command:
+        known = config.command if config.command in COMMANDS else "|".join(COMMANDS)
+        raise RequestError(f"command: is the first word of the line, write sstune {known} …")
+    wrong = [
+        catalogue.choice_problem(group, chosen[group], OmegaConf.select(config, f"{group}.name"))
+        for group in GROUPS
+    ]
+    if found := [problem for problem in wrong if problem]:
+        raise RequestError(*found)
+
+
+def _parsed(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except (HydraException, ValueError) as error:  # ValueError: more digits than Python reads
+        raise RequestError(mistakes.unreadable(text)) from error
+
+
+def _set(config: DictConfig, override: Override) -> None:
+    try:
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except (ValidationError, ConfigTypeError, TypeError) as error:
+        raise RequestError(mistakes.in_value(override)) from error
 
 
 def _sets_a_value(override: Override) -> bool:
     """Whether an override sets one value, and does not choose among configurations."""
-    key = override.key_or_group
-    chooses = key in (*GROUPS, "experiment", "local") or "/" in key or override.package is not None
-    return override.type is OverrideType.CHANGE and not chooses and not override.is_sweep_override()
+    return override.key_or_group not in (*GROUPS, "experiment", "local")
 
 
 @cache
-def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> DictConfig:
-    """What Hydra composes; kept, as a sweep's cells often differ in values only and composing takes 0.1 s."""
+def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    """What Hydra composes, and the option of each group; kept, as a sweep's cells often differ in values only
+    and composing takes 0.1 s."""
     schema.register()
     initialised = GlobalHydra.instance().is_initialized()
     context = nullcontext() if initialised else hydra.initialize_config_dir(str(conf), version_base="1.3")
     with context:
-        return hydra.compose(command, list(choices))
+        config = hydra.compose(command, list(choices), return_hydra_config=True)
+    chosen = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config, chosen
 
 
 def typed(config: DictConfig, command: str) -> RunConfig:
@@ -73,7 +109,7 @@ def typed(config: DictConfig, command: str) -> RunConfig:
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise RequestError("\n".join(f"{key}: must be given, e.g. {key}=…" for key in missing))
+        raise RequestError(*(f"{key}: must be given, e.g. {key}=…" for key in missing))
     result = OmegaConf.to_object(config)
     if not isinstance(result, COMMANDS[command]):
         raise RequestError(f"conf/{command}.yaml: the defaults must begin with schema/{command}")
@@ -97,17 +133,18 @@ def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = [_parsed(override) for override in overrides]
         (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
-        raise RequestError(explain(error, command)) from error
+        raise RequestError(mistakes.explain(error, command)) from error
     composed = []
     for cell in batch:
         config = compose(command, cell)
         try:
             validate(config)
         except RequestError as error:
-            raise RequestError(f"{error} (in the cell {' '.join(cell)})") from error
+            where = f"(in the cell {' '.join(cell)})"
+            raise RequestError(*(f"{problem} {where}" for problem in error.problems)) from error
         composed.append(Cell(cell, config, asked(command, config, cell)))
     return composed
 
@@ -123,82 +160,73 @@ def asked(command: str, config: RunConfig, overrides: Sequence[str]) -> set[str]
     return {re.split(r"[=@]", override.lstrip("+~"))[0] for override in overrides} | (chosen & set(INHERITED))
 
 
-def known_keys() -> set[str]:
-    """Every key that some configuration has, dotted."""
-    keys = {item.name for item in fields(RunConfig)} | {"experiment", "model.import"}
-    keys |= {f"audit.{item.name}" for item in fields(AuditConfig)}
-    for group, options in GROUPS.items():
-        for option in options.values():
-            keys |= {f"{group}.{item.name}" for item in fields(option)}
-    return keys
-
-
-def options(group: str) -> list[str]:
-    """Names of a config group's options."""
-    folder = CONF / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-
-
-def restore(values: dict[str, Any]) -> RunConfig:
+def restore(values: Any) -> RunConfig:
     """A configuration from the plain values of a run's ``config.yaml``.
 
-    The dataclass of each group is the one of its name, or the smallest one, that has all those fields; an
+    They are data: a text that Hydra would put another value for, as it does for ``${oc.env:HOME}`` on a
+    command line, is refused. The dataclass of each group is the one of its name that has all those fields; an
     older version may have had less.
 
     Raises:
         RequestError: the values fit no schema of this version.
     """
-    command = COMMANDS.get(str(values.get("command")))
-    if command is None:
-        raise RequestError(f"command: {values.get('command')!r} is none of {', '.join(COMMANDS)}")
-    root = OmegaConf.structured(command)
-    for group, choices in GROUPS.items():
-        section = values.get(group)
-        section = section if isinstance(section, dict) else {}
-        able = [
-            option for option in choices.values() if set(section) <= {item.name for item in fields(option)}
-        ]
-        if not section or not able:
-            raise RequestError(f"{group}: {sorted(section)} are the keys of no {group} of this version")
-        named = choices.get(section.get("name", ""))
-        chosen = named if named in able else min(able, key=lambda option: len(fields(option)))
-        root[group] = OmegaConf.merge(OmegaConf.structured(chosen), section)
+    if not isinstance(values, dict):
+        raise RequestError("not a mapping of keys to values")
+    _check_text(values)
+    command = values.get("command")
+    if not isinstance(command, str) or command not in COMMANDS:
+        raise RequestError(f"command: {command!r} is none of {', '.join(COMMANDS)}")
     try:
-        rest = {key: value for key, value in values.items() if key not in GROUPS}
+        root = OmegaConf.structured(COMMANDS[command])
+        for group in GROUPS:
+            section = values.get(group)
+            section = section if isinstance(section, dict) else {}
+            root[group] = OmegaConf.merge(OmegaConf.structured(_schema_of(group, section)), section)
+        rest = {str(key): value for key, value in values.items() if key not in GROUPS}
         merged = OmegaConf.merge(root, rest)
         assert isinstance(merged, DictConfig)
-        return typed(merged, values["command"])
-    except OmegaConfBaseException as error:
+        return typed(merged, command)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise RequestError(str(error).splitlines()[0]) from error
 
 
-def explain(error: BaseException, command: str) -> str:
-    """Hydra's or OmegaConf's error in one line: file or key, what was expected, the nearest spelling."""
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as KEY=VALUE ({str(error).splitlines()[0]})"
-    messages = [str(link) for link in _chain(error)]
-    text = "\n".join(messages)
-    where = re.search(r"In '((?:experiment|local)/[^']+)'", text)
-    prefix = f"conf/{where[1]}.yaml: " if where else ""
-
-    option = re.search(r"Could not find '([^']+)/([^'/]*)'", text)
-    if option and option[1] in [*GROUPS, "experiment"]:
-        return f"{prefix}{option[1]}: there is no {option[2]!r}, {nearest(option[2], options(option[1]))}"
-    sweep = re.search(r"Ambiguous value for argument '([^']+)'", text)
-    if sweep:
-        return f"{sweep[1]}: several values need -m: sstune {command} -m {sweep[1]}"
-    key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
-    if key and re.search(r"Key '[^']*' (?:is )?not in|is not in struct|Could not override", text):
-        if key[1] in known_keys():
-            return f"{prefix}{key[1]}: the chosen {key[1].partition('.')[0]} has no such key"
-        return f"{prefix}{key[1]}: no such key, {nearest(key[1], known_keys())}"
-    if key:
-        stated = next(message for message in messages if "full_key" in message)
-        return f"{prefix}{key[1]}: {stated.splitlines()[0]}"
-    return prefix + next(line for line in text.splitlines() if line.strip())
+def _schema_of(group: str, section: dict[str, Any]) -> type:
+    """The dataclass that these keys of a stored section are of."""
+    keys = {str(key) for key in section}
+    able = {kind: {item.name for item in fields(kind)} for kind in GROUPS[group].values()}
+    able = {kind: known for kind, known in able.items() if keys <= known}
+    if not keys or not able:
+        raise RequestError(f"{group}: {sorted(keys)} are the keys of no {group} of this version")
+    named = [kind for kind in catalogue.schemas(group, str(section.get("name"))) if kind in able]
+    if not named:
+        name, known = section.get("name"), catalogue.options(group)
+        raise RequestError(
+            f"{group}.name: {name!r} has not the keys {sorted(keys)}, {nearest(str(name), known)}"
+        )
+    return min(named, key=lambda kind: able[kind] != keys)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def restored_section(section: Any, values: Any) -> Any:
+    """``section``, a dataclass of a group, with those of its fields that stored plain ``values`` have.
+
+    Raises:
+        RequestError: they are no values of it.
+    """
+    _check_text(values)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(section), values))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise RequestError(str(error).splitlines()[0]) from error
+
+
+def _check_text(values: Any) -> None:
+    """See that Hydra would take every text as it stands, as nothing else may be looked up for it."""
+    try:
+        found = leaves(values)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    for key, held in found.items():
+        if any(isinstance(text, str) and "${" in text for text in held):
+            raise RequestError(
+                f"{key}: holds ${{…}}, a reference; stored values are data, nothing is looked up"
+            )

@@ -11,6 +11,8 @@ from fractions import Fraction
 
 from sstune.schema import Norm
 
+_LONGEST = 100  # characters of a quantity
+
 
 def parse_eps(text: str, norm: Norm = Norm.Linf) -> float:
     """``"8/255"`` -> 0.0313...; also ``"0.5/255"`` and plain decimals.
@@ -18,8 +20,11 @@ def parse_eps(text: str, norm: Norm = Norm.Linf) -> float:
     Raises:
         ValueError: not a number between 0 and 1, or under L2, not finite or below 0.
     """
+    text = str(text)
     try:
-        numerator, *denominators = str(text).replace(" ", "").split("/")
+        if len(text) > _LONGEST or re.search(r"[eE][+-]?\d{5}", text):  # 1e999999999 would take for ever
+            raise ValueError
+        numerator, *denominators = text.replace(" ", "").split("/")
         value = float(Fraction(numerator) / math.prod(map(Fraction, denominators)))
     except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
         raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
@@ -38,9 +43,13 @@ def parse_step_size(text: str, eps: float, norm: Norm = Norm.Linf) -> float:
     if match is None:
         raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10")
     try:
-        return eps * float(match["factor"] or 1) / float(match["divisor"] or 1)
+        factor, divisor = (float(match[part] or 1) for part in ("factor", "divisor"))
+        step = eps * factor / divisor
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10") from None
+    if not (math.isfinite(factor) and math.isfinite(divisor) and math.isfinite(step)):
+        raise ValueError(f"{text!r} is no finite step")
+    return step
 
 
 def parse_adversary(text: str) -> int | None:

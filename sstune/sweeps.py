@@ -25,7 +25,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sstune import composition, schema
+from sstune import catalogue, composition, mistakes, schema
 from sstune.composition import Cell
 from sstune.interrupt import end_with
 from sstune.locking import Locked
@@ -138,7 +138,7 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> lis
     """Run cells by a launcher; the errors of those that failed."""
     schema.register()
     try:
-        with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
+        with hydra.initialize_config_dir(str(catalogue.CONF), version_base="1.3"):
             engine = GlobalHydra.instance().hydra
             assert engine is not None
             overrides = [*settings, *cells[0].overrides]  # for out=, below which a launcher keeps its files
@@ -156,6 +156,6 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> lis
                 f"hydra/launcher: there is no {absent[1]!r} here; joblib needs pip install 'sstune[joblib]', "
                 f"submitit_slurm 'sstune[slurm]'"
             ) from error
-        raise RequestError(composition.explain(error, command)) from error
+        raise RequestError(mistakes.explain(error, command)) from error
     ended = launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
     return [job._return_value for job in ended if job.status is JobStatus.FAILED]

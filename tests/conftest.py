@@ -123,6 +123,7 @@ _NAMES = {
     ("backbone", "convnet"): "resnet18",
     ("backbone", "vit"): "vit_tiny",
     ("dataset", "torchvision"): "cifar10",
+    ("dataset", "downloaded_folder"): "imagenette",
     ("rule", "plain"): "usf",
 }
 

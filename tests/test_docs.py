@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sstune.composition import CONF, cells
+from sstune.catalogue import CONF
+from sstune.composition import cells
 from sstune.schema import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs"

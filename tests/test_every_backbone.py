@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from stopping import StopAfter
 
 from sstune import attacks, backbones, datasets, rules, tasks, training
-from sstune.composition import compose, options
+from sstune.catalogue import options
+from sstune.composition import compose
 from sstune.interrupt import StopFlag, Stopped
 from sstune.schema import AscentConfig, FolderConfig, Gradient, RunConfig
 

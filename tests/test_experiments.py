@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sstune.arguments import read
 from sstune.backbones.cifar_resnet import CifarResNet
-from sstune.cli import _expand_runs
-from sstune.composition import CONF, cells, compose, options
+from sstune.catalogue import CONF, options
+from sstune.composition import cells, compose
 from sstune.schema import COMMANDS
 from sstune.validation import validate
 
@@ -69,7 +70,7 @@ class TestEveryPreset:
             assert command in COMMANDS
             assert f"experiment={experiment}" in words
             placeholders(words)
-            found = cells(command, _expand_runs([word for word in words if not word.startswith("-")]))
+            found = cells(command, read(words)[1])
             assert len(found) == 1 or "-m" in words
             assert len({cell.config.out for cell in found}) == 1
 

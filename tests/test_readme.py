@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
+from sstune.catalogue import CONF
 from sstune.cli import main
-from sstune.composition import CONF
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

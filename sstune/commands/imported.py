@@ -16,6 +16,9 @@ from sstune.finite import first_not_finite
 from sstune.rules import eval_mode
 from sstune.schema import RequestError, nearest
 
+# Others' code may raise anything; sys.exit() in it ends nothing of ours.
+_ANYTHING = (Exception, SystemExit, GeneratorExit)
+
 
 def make(spec: str) -> nn.Module:
     """What ``package.module:factory`` gives when called without arguments, or a copy of a module; on the CPU.
@@ -33,28 +36,36 @@ def make(spec: str) -> nn.Module:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # its own code runs, and may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise RequestError(f"model.import: {module_name} cannot be imported ({reason})") from error
-    if not hasattr(module, name):
+    except _ANYTHING as error:
+        raise RequestError(f"model.import: {module_name} cannot be imported ({_said(error)})") from error
+    try:
+        found = getattr(module, name)
+    except AttributeError as error:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise RequestError(f"model.import: {module_name} has no {name!r}, {nearest(name, known)}")
-    found = getattr(module, name)
+        raise RequestError(f"model.import: {module_name} has no {name!r}, {nearest(name, known)}") from error
+    except _ANYTHING as error:  # a module may look its names up by code
+        raise RequestError(f"model.import: {spec} raised {_said(error)}") from error
+    if not callable(found):
+        raise RequestError(f"model.import: {spec} is a {type(found).__name__}, expected what makes a network")
     try:
         made = found if isinstance(found, nn.Module) else found()
-    except Exception as error:
-        raise RequestError(f"model.import: {spec} raised {type(error).__name__}: {error}") from error
+    except _ANYTHING as error:
+        raise RequestError(f"model.import: {spec} raised {_said(error)}") from error
     if not isinstance(made, nn.Module):
         raise RequestError(f"model.import: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
     if bad := first_not_finite(made.named_parameters()):
         raise RequestError(f"model.import: {spec} has weights that are no numbers: {bad}")
     try:  # it will be converted in place, and theirs may be asked for again
         return copy.deepcopy(made).cpu()
-    except Exception as error:  # a module with weight_norm, a lock, an open file, ... has no copy
+    except _ANYTHING as error:  # a module with weight_norm, a lock, an open file, ... has no copy
         if made is found:
             what = f"model.import: {spec} cannot be copied"
             raise RequestError(f"{what}; name a function that makes it") from error
         return made.cpu()
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def digest(spec: str, network: nn.Module) -> str:
@@ -84,8 +95,8 @@ def check_outputs(network: nn.Module, shape: tuple[int, ...], n_classes: int) ->
     try:
         with torch.no_grad(), eval_mode(network), torch.random.fork_rng(devices=[]):
             outputs: Any = network(torch.zeros(2, *shape))
-    except Exception as error:
-        raise RequestError(f"model.import: fails on images of shape {shape}: {error}") from error
+    except _ANYTHING as error:
+        raise RequestError(f"model.import: fails on images of shape {shape}: {_said(error)}") from error
     if not isinstance(outputs, Tensor) or outputs.shape != (2, n_classes):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise RequestError(f"model.import: gives {found} for 2 images, expected (2, {n_classes}) logits")

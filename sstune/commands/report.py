@@ -8,26 +8,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sstune.locking import file_in_the_way, make_directory
+from sstune.locking import make_directory
 from sstune.schema import RequestError
+from sstune.validation.leaves import text_problem
+from sstune.validation.places import place_problem
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        raise RequestError(f"report: {message}; see {self.prog} --help")
 
 
 def run(argv: Sequence[str]) -> int:
     """Print the table of the rows asked for and, with ``--out``, write it; returns the exit status.
 
     Raises:
-        RequestError: there are no rows, they do not go together, or ``--out`` can be no directory.
+        RequestError: the command line is wrong, there are no rows, they do not go together, or ``--out``
+            can be no directory.
         StorageError: something cannot be read or written.
-        SystemExit: 2 for a wrong command line, 0 after ``--help``.
     """
-    asked = _parser().parse_args(argv)
-    if asked.out is not None and (file := file_in_the_way(asked.out)):
-        raise RequestError(f"--out {asked.out}: {file} is a file, expected a directory")
+    parser = _parser()
+    if {"-h", "--help"} & set(argv):
+        print(parser.format_help(), end="")
+        return 0
+    asked = parser.parse_args(argv)
+    for path in asked.rows:
+        if problem := text_problem(path):
+            raise RequestError(f"report: ROWS {problem}")
+    if asked.out is not None and (problem := place_problem(str(asked.out))):
+        raise RequestError(f"--out {problem}")
     # pandas and matplotlib take a second to import: --help and a mistyped option need not wait
     from sstune.report.rows import read_rows
     from sstune.report.tables import to_text
@@ -44,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> _Parser:
     parser = _Parser(
         prog="sstune report",
+        allow_abbrev=False,
         description="Print a table of finished runs; with --out also write CSV, LaTeX, figures and the rows.",
     )
     parser.add_argument(

@@ -11,13 +11,12 @@ from typing import Any, cast
 
 import torch
 import yaml
-from omegaconf import OmegaConf
 from torch import nn
 
 from sstune import rules
 from sstune.backbones import Network, load_third_party
 from sstune.commands import imported
-from sstune.composition import compose, restore
+from sstune.composition import compose, restore, restored_section
 from sstune.datasets import earlier_fingerprint, fingerprint
 from sstune.identity import TRAINING_KEYS, semantic
 from sstune.runs import CONFIG, CURE, Run, name_of, read_result
@@ -56,8 +55,7 @@ class Source:
         """``backbone`` with what the run that made the weights settled by its images, if left open."""
         if self.config is None:
             return backbone
-        merged = OmegaConf.merge(OmegaConf.structured(backbone), self._part("settled"))
-        return cast(BackboneConfig, OmegaConf.to_object(merged))
+        return cast(BackboneConfig, restored_section(backbone, self._part("settled")))
 
     def load_feedback(self, network: Network) -> None:
         """Load the feedback that the run was trained with, into a network converted by the same rule."""
@@ -173,10 +171,9 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
     idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
     if config.command == "attack" and parent is None and idle:
         raise RequestError(f"{idle[0]}: attack trains nothing when init_from or model.import is given")
-    surrogates = surrogate_names(config)
     if config.model["import"] is not None:
         config, source = descend_from_import(config, asked)
-        return run_of(config, source.lineage, surrogates), source
+        return run_of(config, source.lineage, surrogate_names(config)), source
     if parent:
         config = replace(config, init_from=str(parent.directory))
     source = open_source(Path(str(config.init_from)))
@@ -185,7 +182,24 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
     else:
         config = inherit(config, source, asked, INHERITED_BY[config.command])
         validate(config)  # what is inherited has to go with what is asked for
-    return run_of(config, source.lineage, surrogates), source
+        check_images(config, source)
+    return run_of(config, source.lineage, surrogate_names(config)), source
+
+
+def check_images(config: RunConfig, source: Source) -> None:
+    """See that the source's network takes images like those of ``config``, as far as that is known unread.
+
+    Raises:
+        RequestError: it was made for grey images, and these have colours, or the other way round.
+    """
+    if source.config is None or config.dataset == source.config.dataset:
+        return
+    made_for, given = (len(each.dataset.mean) for each in (source.config, config))
+    if made_for != given:
+        raise RequestError(
+            f"dataset: {config.dataset.label} has images of {given} channels, the network of "
+            f"{source.path.parent} takes {made_for} (trained on {source.config.dataset.label})"
+        )
 
 
 def descend_from_import(config: RunConfig, asked: set[str]) -> tuple[RunConfig, Source]:
@@ -215,12 +229,33 @@ def run_of(config: RunConfig, lineage: list[dict[str, Any]], surrogates: Sequenc
 
 
 def surrogate_names(config: RunConfig) -> list[str]:
-    """Identities of the runs, or sha256 of the files, that an attack looks through besides its victim."""
+    """Identities of the runs, or sha256 of the files, that an attack looks through besides its victim.
+
+    Raises:
+        RequestError: one of them is none, or was trained on other data.
+    """
     paths = [*config.attack.surrogates]
     if config.attack.name == "audit" and config.audit.surrogate is not None:
         paths.append(config.audit.surrogate)
+    return [str(name_of(stand_in(path, config)[1].lineage[-1])) for path in paths]
+
+
+def stand_in(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
+    """The configuration of another network on the same classes that an attack looks through, and its weights.
+
+    Raises:
+        RequestError: no finished run or checkpoint, or not for images and classes like these.
+    """
     with named_after(config):
-        return [str(name_of(open_source(Path(path)).lineage[-1])) for path in paths]
+        source = open_source(Path(path))
+        taken = inherit(config, source, set(), ("backbone", "dataset", "rule", "seed"))
+        if source.config is None and config.model["import"] is not None:
+            raise RequestError(f"init_from: {path} does not say what network it is for; name a run instead")
+        if taken.dataset.label != config.dataset.label:
+            raise RequestError(
+                f"init_from: {path} was trained on {taken.dataset.label}, not on {config.dataset.label}"
+            )
+    return taken, source
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
-from sstune.commands.source import Source, inherit, named_after, open_source
+from sstune.commands.source import Source, named_after, stand_in
 from sstune.commands.train import measurement
 from sstune.packing import pack
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
@@ -123,15 +122,8 @@ def surrogate(path: str, config: RunConfig, data: datasets.Splits, device: torch
     Raises:
         RequestError: no finished run or checkpoint, or not for images and classes like these.
     """
+    taken, source = stand_in(path, config)
     with named_after(config):
-        source = open_source(Path(path))
-        taken = inherit(config, source, set(), ("backbone", "dataset", "rule", "seed"))
-        if source.config is None and config.model["import"] is not None:
-            raise RequestError(f"init_from: {path} does not say what network it is for; name a run instead")
-        if taken.dataset.label != config.dataset.label:
-            raise RequestError(
-                f"init_from: {path} was trained on {taken.dataset.label}, not on {config.dataset.label}"
-            )
         network = build(taken, source, data, data.n_classes).to(device)
     last = source.lineage[-1]
     name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,17 @@ BLACK_BOX_STYLES: dict[str, LineStyleType] = {
 OTHER_STYLE: LineStyleType = "-."
 CHANCE: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}  # of the line at 1 / classes
 MARKERS = "os^Dv*XP"
-# the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time
+# the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time;
+# a name with two $ is a name and no formula
 STYLE: list[str | Path | dict[str, Any]] = [
     "default",
-    {"svg.hashsalt": "sstune", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
-    {"text.parse_math": False},  # a class may be called "$x$"
+    {
+        "svg.hashsalt": "sstune",
+        "text.parse_math": False,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    },
 ]
 
 
@@ -142,7 +149,9 @@ def save(figure: Figure, stem: str | Path) -> list[Path]:
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         path = Path(f"{stem}.{kind}")
         file = io.BytesIO()
-        printable(figure).savefig(file, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks: boxes
+            printable(figure).savefig(file, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
         write_bytes(path, file.getbuffer())
         written.append(path)
     return written

@@ -11,23 +11,12 @@ from typing import Any, NoReturn
 from sstune.identity import SCHEMA_VERSION
 from sstune.packing import unpack
 from sstune.quantities import parse_eps
+from sstune.report.shape import misfit
 from sstune.schema import Norm, RequestError
 from sstune.storage import StorageError, explained, write_text
 
 Row = dict[str, Any]
 
-# dotted key -> type: what every table needs from a row
-_NEEDED: dict[str, type] = {
-    "identity": str,
-    "command": str,
-    "config.backbone.name": str,
-    "config.dataset.label": str,
-    "config.rule.name": str,
-    "config.seed": int,
-    "lineage": list,
-    "n_classes": int,
-    "measurements": list,
-}
 _ANCESTORS = ({"command", "config"}, {"file", "sha256"})
 _COUNTED = ("split", "attack", "gradient", "eps", "n", "correct")
 
@@ -141,12 +130,17 @@ def _problem(row: Any) -> str | None:
         return "not a result row of sstune (no schema_version)"
     if row["schema_version"] != SCHEMA_VERSION:
         return f"schema_version is {row['schema_version']!r}, expected {SCHEMA_VERSION}"
-    for key, kind in _NEEDED.items():
-        value: Any = row
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind):
-            return f"{key}: expected {kind.__name__}, found {value!r}"
+    measured = row.get("measurements")
+    for entry in measured if isinstance(measured, list) else []:
+        if not (isinstance(entry, dict) and set(_COUNTED) <= entry.keys()):
+            return f"measurements: expected each to hold {', '.join(_COUNTED)}"
+        n, correct = entry["n"], entry["correct"]
+        if not (type(n) is type(correct) is int and 0 <= correct <= n > 0):
+            return f"measurements: {correct!r} correct of {n!r} are no counts"
+    if problem := misfit(row):
+        return problem
+    if not row["n_classes"] > 0:
+        return f"n_classes: expected > 0, found {row['n_classes']}"
     for ancestor in row["lineage"]:
         if not any(needed <= ancestor.keys() for needed in _ANCESTORS):
             return "lineage: expected a run's command and config or a file's name and sha256"
@@ -158,8 +152,6 @@ def _problem(row: Any) -> str | None:
 def _measurement_problem(row: Row, measurement: Any) -> str | None:
     try:
         _, attack, _, eps, n, correct = (measurement[key] for key in _COUNTED)
-        if not (isinstance(n, int) and isinstance(correct, int) and 0 <= correct <= n and n > 0):
-            return f"measurements: {correct!r} correct of {n!r} are no counts"
         if (attack is None) != (eps is None):
             return "measurements: an attack needs an eps, and a clean measurement has none"
         if eps is not None:
@@ -167,8 +159,6 @@ def _measurement_problem(row: Row, measurement: Any) -> str | None:
         kept = measurement.get("outcomes")
         if kept and unpack(kept, n).sum() != correct:
             return f"measurements: the outcomes of {attack or 'clean'} are not those of {correct} correct"
-    except (KeyError, TypeError):
-        return f"measurements: expected each to hold {', '.join(_COUNTED)}"
     except ValueError as error:
         return f"measurements: {error}"
     return None

@@ -14,6 +14,7 @@ import pandas as pd
 from sstune.report.measurements import CELL, LINE, attack_rank, cell_order, frame, measurements
 from sstune.report.rows import Row
 from sstune.report.variants import LABELS, joined
+from sstune.schema import shown
 from sstune.statistics import wilson
 
 __all__ = ["lines", "measurements", "table", "to_csv", "to_latex", "to_text", "wide"]
@@ -21,6 +22,7 @@ __all__ = ["lines", "measurements", "table", "to_csv", "to_latex", "to_text", "w
 LONG = [*LINE, "attack", "gradient", "source", "eps", "seeds", "n", "mean", "std", "low", "high"]
 MISSING = "--"
 GAP = "  "
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # how a cell begins that is not shown as it is
 GRADIENT_NOTES = {
     "rule": "rule: attacked through the rule's own backward pass",
     "exact": "exact: through the true gradient of the same weights",
@@ -71,10 +73,22 @@ def wide(rows: Iterable[Row]) -> pd.DataFrame:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """A long or wide table as CSV: six decimals, or three digits where these would hide it (a small p); empty
-    where missing."""
+    where missing.
+
+    A text that a spreadsheet would take for a formula, and one that begins with ``'`` itself, has a ``'`` in
+    front: without it the text reads as it was, but for control characters, which are escapes. Numbers stay
+    numbers.
+    """
     if isinstance(frame.columns, pd.MultiIndex):
         frame = frame.set_axis([joined(*column) for column in frame.columns], axis=1).reset_index()
+    frame = frame.rename(columns=_no_formula).map(_no_formula)
     return frame.to_csv(index=False, float_format=_decimals, lineterminator="\n")
+
+
+def _no_formula(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    return f"'{shown(cell)}" if cell.startswith(_FORMULA) else shown(cell)
 
 
 def _decimals(value: Any) -> str:
@@ -141,6 +155,7 @@ class _Layout:
 
 def _layout(rows: Iterable[Row], plus_minus: str) -> _Layout:
     cells = _largest(lines(rows))
+    cells[[*LINE, *CELL]] = cells[[*LINE, *CELL]].map(shown)
     texts = [
         f"{100 * mean:.1f}" + (f"{plus_minus}{100 * std:.1f}" if seeds > 1 else "")
         for mean, std, seeds in zip(cells["mean"], cells["std"], cells["seeds"], strict=True)
@@ -207,7 +222,9 @@ def _latex_line(texts: Iterable[str]) -> str:
 
 def _escape(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return re.sub(r"[\\~^_%&#${}]", lambda match: special.get(match[0], "\\" + match[0]), text)
+    text = re.sub(r"[\\~^_%&#${}]", lambda match: special.get(match[0], "\\" + match[0]), text)
+    # at the start of a line these would belong to the \\ before
+    return f"{{{text[0]}}}{text[1:]}" if text.startswith(("[", "*")) else text
 
 
 def _fitting(layout: _Layout, width: int) -> list[list[int]]:

@@ -43,7 +43,7 @@ def labels_of(row: Row) -> dict[str, str]:
         "backbone": config["backbone"]["name"],
         "dataset": config["dataset"]["label"],
         "rule": config["rule"]["name"],
-        "scale": config["rule"].get("scale", ""),
+        "scale": config["rule"].get("scale") or "",
     }
 
 

@@ -68,8 +68,11 @@ from sstune.schema.groups import (
     WeightMirrorConfig,
 )
 from sstune.schema.request import (
+    LONGEST_LINE,
     RequestError,
+    error_line,
     nearest,
+    nearest_key,
     shown,
 )
 from sstune.schema.run import (
@@ -85,6 +88,7 @@ from sstune.schema.run import (
 __all__ = [
     "COMMANDS",
     "GROUPS",
+    "LONGEST_LINE",
     "AdamWConfig",
     "ApgdConfig",
     "AscentConfig",
@@ -142,7 +146,9 @@ __all__ = [
     "Variant",
     "VitConfig",
     "WeightMirrorConfig",
+    "error_line",
     "nearest",
+    "nearest_key",
     "register",
     "shown",
 ]

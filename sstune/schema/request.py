@@ -1,21 +1,50 @@
-"""Requests that are wrong, and what was probably meant."""
+"""Requests that are wrong, what was probably meant, and how either is shown."""
 
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+LONGEST_LINE = 200
+_LONGEST_LIST = 120
 
 
 class RequestError(Exception):
-    """The request was wrong: shown as one line per problem, exit status 2, nothing touched."""
+    """The request was wrong: shown as one line per problem, exit status 2, nothing touched.
+
+    Args:
+        problems: what is wrong, each in one line; line breaks in what is quoted become blanks.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = tuple(_one_line(problem) for problem in problems)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped ``name``: the nearest known spelling, or the list of known ones."""
+    """A hint for a mistyped ``name``: the nearest known spelling, or the known ones, of many the nearest."""
     known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(known)}"
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if match:
+        return f"did you mean {match[0]!r}?"
+    listed = f"known: {', '.join(known)}"
+    if len(listed) <= _LONGEST_LIST:
+        return listed
+    return f"the nearest known: {', '.join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))}"
+
+
+def nearest_key(key: str, known: Collection[str]) -> str:
+    """As :func:`nearest` for a dotted key: first whatever has its last part (``lr``: ``optimizer.lr``)."""
+    last = key.rpartition(".")[2].casefold()
+    same = sorted(each for each in known if each.rpartition(".")[2].casefold() == last)
+    if not 1 <= len(same) <= 3:
+        return nearest(key, known)
+    return f"did you mean {' or '.join(map(repr, same))}?"
 
 
 def shown(text: str) -> str:
@@ -26,3 +55,16 @@ def shown(text: str) -> str:
         else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
     )
+
+
+def error_line(text: str) -> str:
+    """``sstune: text``, one line of at most :data:`LONGEST_LINE` characters; what is cut is in the middle."""
+    line = f"sstune: {shown(_one_line(text))}"
+    if len(line) <= LONGEST_LINE:
+        return line
+    end = LONGEST_LINE // 3
+    return f"{line[: LONGEST_LINE - end - 3]} … {line[-end:]}"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*[\r\n]\s*", " ", text.strip())

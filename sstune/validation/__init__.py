@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
+from sstune.catalogue import name_problem
 from sstune.schema import (
+    GROUPS,
     AdamWConfig,
+    BackboneConfig,
     ClassificationConfig,
     Compile,
+    DatasetConfig,
     DownloadedFolderConfig,
     FolderConfig,
     MlpConfig,
+    MultistepConfig,
     OrthogonalPfaConfig,
     PfaConfig,
     Redraw,
@@ -25,57 +30,108 @@ from sstune.schema import (
     SgdConfig,
 )
 from sstune.validation.attacks import adversary_problems, attack_problems
+from sstune.validation.leaves import leaves, unwritable
+from sstune.validation.places import exists, place_problem
 from sstune.validation.ranges import out_of_range
+
+# Of a name that becomes part of a run's directory.
+_LONGEST_NAME = 100
+# Between the layers of an mlp; float32 weights, gradient and momentum are 12 bytes each.
+_MOST_WEIGHTS = 1e9
 
 
 def problems(config: RunConfig) -> Iterator[str]:
     """Every way in which a composed configuration cannot be run, as ``key: what was expected``."""
-    yield from out_of_range(config)
-    if config.init_from is not None and not Path(config.init_from).expanduser().exists():
+    try:
+        values = leaves(config)
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from out_of_range(values)
+    if unfit := list(unwritable(values)):
+        yield from unfit
+        return  # what is checked below takes texts for texts
+    for group in GROUPS:
+        if problem := name_problem(group, getattr(config, group)):
+            yield problem
+    yield from _places(config)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
+        yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
+    yield from _dataset(config.dataset)
+    if config.command != "attack":
+        yield from _product_feedback(config)
+        yield from _training(config)
+    yield from _network(config.backbone)
+    yield from _optimization(config)
+    if isinstance(config.task, ClassificationConfig):
+        yield from adversary_problems(config.task)
+    yield from attack_problems(config)
+
+
+def _places(config: RunConfig) -> Iterator[str]:
+    """Where weights come from, and where runs go."""
+    if config.init_from is not None and not exists(config.init_from):
         yield f"init_from: {config.init_from} does not exist (a run directory or a checkpoint file)"
     if config.command == "train" and config.init_from is not None:
         yield "init_from: train starts from random (or backbone.pretrained) weights; use finetune"
     if config.command != "attack" and config.model["import"] is not None:
         yield f"model.import: is for sstune attack, {config.command} builds its own network"
+    spec = config.model["import"]
+    if spec is not None and not re.fullmatch(r"[\w.]+:\w+", spec):
+        yield f"model.import: {spec!r} is not of the form package.module:factory"
     if config.init_from is not None and config.model["import"] is not None:
         yield "model.import: brings its own weights, so init_from cannot"
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
+    if problem := place_problem(config.out):
+        yield f"out: {problem}"
+
+
+def _dataset(dataset: DatasetConfig) -> Iterator[str]:
     if (
-        isinstance(config.dataset, FolderConfig)
-        and not isinstance(config.dataset, DownloadedFolderConfig)
-        and not Path(config.dataset.root).expanduser().exists()
+        isinstance(dataset, FolderConfig)
+        and not isinstance(dataset, DownloadedFolderConfig)
+        and not exists(dataset.root)
     ):
-        yield f"dataset.root: {config.dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
-    if not re.fullmatch(r"[\w.+-]+", config.dataset.label):
-        yield f"dataset.label: {config.dataset.label!r} must consist of letters, digits and . _ + -"
-    if len(config.dataset.mean) != len(config.dataset.std):
+        yield f"dataset.root: {dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
+    if not re.fullmatch(rf"(?=.*\w)[\w.+-]{{1,{_LONGEST_NAME}}}", dataset.label):
+        yield (
+            f"dataset.label: {dataset.label!r} must consist of letters, digits and . _ + - "
+            f"(at most {_LONGEST_NAME})"
+        )
+    if len(dataset.mean) != len(dataset.std):
         yield "dataset.std: needs as many values as dataset.mean"
-    if not all(std > 0 for std in config.dataset.std):
-        yield f"dataset.std: {config.dataset.std} must be > 0"
-    if (
-        isinstance(config.optimizer, SgdConfig)
-        and config.optimizer.nesterov
-        and config.optimizer.momentum == 0
-    ):
-        yield "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false"
-    if config.command != "attack":
-        yield from _product_feedback(config)
-        yield from _training(config)
-    if config.dataset.train_n is not None and config.dataset.shots is not None:
+    elif len(dataset.mean) not in (1, 3):
+        yield f"dataset.mean: has {len(dataset.mean)} values, expected 1 (grey images) or 3 (colours)"
+    if dataset.train_n is not None and dataset.shots is not None:
         yield "dataset.shots: says how many images of each class are used, so dataset.train_n cannot"
-    if isinstance(config.backbone, MlpConfig) and not all(width > 0 for width in config.backbone.hidden):
-        yield f"backbone.hidden: {config.backbone.hidden} must be widths > 0"
-    milestones = config.optimizer.weight_decay_milestones
-    if milestones != sorted(set(milestones)) or any(epoch < 1 for epoch in milestones):
-        yield f"optimizer.weight_decay_milestones: {milestones} must be epochs >= 1 in ascending order"
-    if isinstance(config.optimizer, AdamWConfig):
-        betas = config.optimizer.betas
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            yield f"optimizer.betas: {betas} must be two values >= 0 and < 1"
-    if isinstance(config.task, ClassificationConfig):
-        yield from adversary_problems(config.task)
-    yield from attack_problems(config)
+    if isinstance(dataset, FolderConfig):
+        splits = {key: getattr(dataset, key) for key in ("train_split", "val_split", "test_split")}
+        for (key, name), (other, same) in itertools.combinations(splits.items(), 2):
+            if name is not None and name == same:
+                yield f"dataset.{other}: {same} is dataset.{key} already; splits must not share images"
+
+
+def _network(backbone: BackboneConfig) -> Iterator[str]:
+    if not re.fullmatch(rf"\w[\w.-]{{0,{_LONGEST_NAME}}}", backbone.name, re.ASCII):
+        yield f"backbone.name: {backbone.name!r} is no name of timm's, e.g. convnext_atto or resnet18.a1_in1k"
+    if isinstance(backbone, MlpConfig):
+        weights = sum(width * after for width, after in itertools.pairwise(backbone.hidden))
+        if weights > _MOST_WEIGHTS:
+            yield f"backbone.hidden: {weights:.2g} weights between these layers, at most {_MOST_WEIGHTS:g}"
+
+
+def _optimization(config: RunConfig) -> Iterator[str]:
+    """Optimiser and schedule."""
+    optimizer, schedule = config.optimizer, config.schedule
+    if isinstance(optimizer, SgdConfig) and optimizer.nesterov and optimizer.momentum == 0:
+        yield "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false"
+    if isinstance(optimizer, AdamWConfig) and len(optimizer.betas) != 2:
+        yield f"optimizer.betas: {optimizer.betas} must be two values >= 0 and < 1"
+    epochs = {"optimizer.weight_decay_milestones": optimizer.weight_decay_milestones}
+    if isinstance(schedule, MultistepConfig):
+        epochs["schedule.milestones"] = schedule.milestones
+    for key, milestones in epochs.items():
+        if milestones != sorted(set(milestones)):
+            yield f"{key}: {milestones} must be epochs in ascending order"
 
 
 def _training(config: RunConfig) -> Iterator[str]:
@@ -93,9 +149,6 @@ def _training(config: RunConfig) -> Iterator[str]:
         yield "patience: waits for a better epoch, so select must be best"
     if config.compile is not None and getattr(config.rule, "redraw", None) is Redraw.forward:
         yield "compile: cannot draw feedback in the forward pass; use rule.redraw=step"
-    for pattern, factor in config.optimizer.lr_factors.items():
-        if not 0 < factor < float("inf"):
-            yield f"optimizer.lr_factors: {pattern} has {factor}, expected > 0 (or use optimizer.freeze)"
 
 
 def _product_feedback(config: RunConfig) -> Iterator[str]:
@@ -114,6 +167,6 @@ def validate(config: RunConfig) -> None:
     Raises:
         RequestError: naming every offending key, one line each.
     """
-    found = list(problems(config))
+    found = dict.fromkeys(problems(config))
     if found:
-        raise RequestError("\n".join(found))
+        raise RequestError(*found)

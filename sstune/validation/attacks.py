@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterator, Sequence
 
 from sstune.quantities import parse_adversary, parse_eps, parse_step_size
 from sstune.schema import (
@@ -18,6 +18,7 @@ from sstune.schema import (
     RunConfig,
     nearest,
 )
+from sstune.validation.places import exists
 
 # Attacks that ask for outputs only.
 GRADIENT_FREE = ("square", "rays", "noise")
@@ -32,20 +33,17 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     attack = config.attack
     if not attack.eps:
         yield "attack.eps: needs at least one value"
+    sizes: dict[str, float] = {}
     for eps in attack.eps:
         try:
-            parse_eps(eps, attack.norm)
+            sizes[eps] = parse_eps(eps, attack.norm)
         except ValueError as error:
             yield f"attack.eps: {error}"
-    for key in ("eps", "gradient", "surrogates"):
-        values = getattr(attack, key)
-        if twice := sorted({str(value) for value in values if values.count(value) > 1}):
-            yield f"attack.{key}: {twice[0]} is named twice"
+    yield from _twice("attack.eps", [eps for eps in attack.eps if eps in sizes], sizes.__getitem__)
+    yield from _twice("attack.gradient", attack.gradient, str)
+    yield from _twice("attack.surrogates", attack.surrogates, os.path.realpath)
     if isinstance(attack, IteratedConfig):
-        try:
-            parse_step_size(attack.step_size, 1.0, attack.norm)
-        except ValueError as error:
-            yield f"attack.step_size: {error}"
+        yield from _step_problems("attack.step_size", attack.step_size, attack.norm)
     if attack.name in GRADIENT_FREE:
         if attack.gradient != [Gradient.none]:
             yield f"attack.gradient: {attack.name} uses none, leave it away"
@@ -59,7 +57,7 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     named = [("attack.surrogates", path) for path in attack.surrogates]
     named += [("audit.surrogate", config.audit.surrogate)] if config.audit.surrogate else []
     for key, path in named:
-        if not Path(path).expanduser().exists():
+        if not exists(path):
             yield f"{key}: {path} does not exist (a run directory or a checkpoint file)"
     if attack.targeted is not None and not climbs:
         yield f"attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
@@ -91,7 +89,23 @@ def adversary_problems(task: ClassificationConfig) -> Iterator[str]:
         parse_eps(task.adversarial_eps)
     except ValueError as error:
         yield f"task.adversarial_eps: {error}"
+    yield from _step_problems("task.adversarial_step_size", task.adversarial_step_size, Norm.Linf)
+
+
+def _step_problems(key: str, text: str, norm: Norm) -> Iterator[str]:
     try:
-        parse_step_size(task.adversarial_step_size, 1.0)
+        if parse_step_size(text, 1.0, norm) == 0:
+            yield f"{key}: {text!r} makes no step, expected > 0"
     except ValueError as error:
-        yield f"task.adversarial_step_size: {error}"
+        yield f"{key}: {error}"
+
+
+def _twice(key: str, values: Sequence[str], value_of: Callable[[str], object]) -> Iterator[str]:
+    """Values that are one value, however they are written: 8/255 and 16/510."""
+    first: dict[object, str] = {}
+    for value in values:
+        what = value_of(value)
+        if what in first:
+            also = "" if first[what] == value else f", as {first[what]}"
+            yield f"{key}: {value} is named twice{also}"
+        first.setdefault(what, value)

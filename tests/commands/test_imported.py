@@ -165,3 +165,69 @@ def test_a_network_elsewhere_is_not_touched(folder: Path) -> None:
     torch.nn.init.zeros_(ours.linear.weight)
     assert theirs.linear.weight.abs().sum() > 0
     sys.modules.pop("others_one")
+
+
+ODD = """
+import sys
+
+network = 3
+
+def exits():
+    sys.exit("bye")
+
+def needs(argument):
+    pass
+
+def several_lines():
+    raise ValueError("first\\nsecond \\x1b[31m")
+
+def generator_exit():
+    raise GeneratorExit
+
+def nothing():
+    pass
+
+def made(*arguments):
+    return [1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("sys:exit", "sys:exit raised SystemExit"),
+        ("os:_exit_now", "os has no '_exit_now', "),
+        ("os:getcwd", "os:getcwd gives a str, expected a torch.nn.Module"),
+        ("odd_nets:network", "odd_nets:network is a int, expected what makes a network"),
+        ("odd_nets:exits", "odd_nets:exits raised SystemExit: bye"),
+        ("odd_nets:needs", "odd_nets:needs raised TypeError: needs() missing 1 required positional argument"),
+        ("odd_nets:several_lines", "odd_nets:several_lines raised ValueError: first second \\x1b[31m"),
+        ("odd_nets:generator_exit", "odd_nets:generator_exit raised GeneratorExit"),
+        ("odd_nets:nothing", "odd_nets:nothing gives a NoneType, expected a torch.nn.Module"),
+        ("odd_nets:made", "odd_nets:made gives a list, expected a torch.nn.Module"),
+        ("odd_nets:mad", "odd_nets has no 'mad', did you mean 'made'?"),
+        ("odd_exits:network", "odd_exits cannot be imported (SystemExit: on import)"),
+        ("odd_broken:network", "odd_broken cannot be imported (SyntaxError: "),
+        (
+            "odd_absent:network",
+            "odd_absent cannot be imported (ModuleNotFoundError: No module named",
+        ),
+        (".relative:network", ".relative cannot be imported (TypeError: "),
+        ("torch.nn:Linear", "torch.nn:Linear raised TypeError: "),
+    ],
+)
+def test_what_makes_no_network_is_one_line_and_leaves_nothing(
+    ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, said: str
+) -> None:
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "odd_nets.py").write_text(ODD)
+    (folder / "odd_exits.py").write_text("import sys; sys.exit('on import')")
+    (folder / "odd_broken.py").write_text("network = (")
+    monkeypatch.syspath_prepend(folder)
+    answer = ask("attack", f"model.import={spec}", *LINE)
+    assert answer.status == 2
+    (error,) = answer.errors
+    assert error.startswith(f"sstune: model.import: {said}")
+    assert len(error) <= 200
+    assert [path.name for path in tmp_path.iterdir()] == ["code"]

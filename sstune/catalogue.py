@@ -1,0 +1,79 @@
+"""The options of each config group, as the files under ``conf/`` define them. Imports no torch."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sstune.schema import GROUPS, RequestError, nearest
+
+_PACKAGE = Path(__file__).resolve().parent
+# Installed, conf/ lies inside the package; in a checkout, beside it.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+_FREE = "???"
+
+
+class Option(NamedTuple):
+    """What an option says of itself: its schema (a key of ``GROUPS[group]``) and its name, None if free."""
+
+    schema: str | None
+    name: str | None
+
+
+def options(group: str) -> list[str]:
+    """Names of a config group's options."""
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def option(group: str, chosen: str) -> Option:
+    """What the option ``chosen`` of ``group`` says, itself or by the options that it is made from."""
+    return _option(CONF / group, chosen)
+
+
+@cache
+def _option(folder: Path, chosen: str) -> Option:
+    path = folder / f"{chosen}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RequestError(f"{path}: cannot be read ({error})") from error
+    content = content if isinstance(content, dict) else {}
+    schema, name = None, None
+    for entry in content.get("defaults") or []:
+        if isinstance(entry, str) and entry != "_self_":
+            schema, name = _option(folder, entry)
+        elif isinstance(entry, dict):
+            schema = next((str(value) for key, value in entry.items() if "/schema/" in key), schema)
+    name = content.get("name", name)
+    return Option(schema, None if name == _FREE else name)
+
+
+def schemas(group: str, name: str) -> list[type]:
+    """The dataclasses that may have this ``name``; those that stand for any name last."""
+    said = [option(group, chosen) for chosen in options(group)]
+    found = [each.schema for free in (False, True) for each in said if each.name == (None if free else name)]
+    return [GROUPS[group][schema] for schema in dict.fromkeys(found) if schema in GROUPS[group]]
+
+
+def name_problem(group: str, section: Any) -> str | None:
+    """What is wrong where no option has this name and this dataclass: an SGD is not called adamw."""
+    kind = type(section)
+    if kind in schemas(group, section.name):
+        return None
+    said = [option(group, chosen) for chosen in options(group)]
+    own = {each.name for each in said if each.name and each.schema and GROUPS[group].get(each.schema) is kind}
+    return f"{group}.name: a {kind.__name__} is not {section.name!r}, {nearest(str(section.name), own)}"
+
+
+def choice_problem(group: str, chosen: str, name: str) -> str | None:
+    """What is wrong where the option ``chosen`` has another name than the one asked for."""
+    own = option(group, chosen).name
+    if own is None or own == name:
+        return None
+    known = options(group)
+    hint = f"write {group}={name}" if name in known else nearest(str(name), known)
+    return f"{group}.name: follows from {group}={chosen}; for another {group}, {hint}"

@@ -1,0 +1,124 @@
+"""What Hydra and OmegaConf find wrong, in one line: file or key, what was expected, the nearest spelling."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
+
+from hydra.core.override_parser.types import Override, OverrideType
+
+from sstune.catalogue import options
+from sstune.schema import GROUPS, AuditConfig, RunConfig, nearest, nearest_key
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def unreadable(override: str) -> str:
+    """What is wrong with a word that is no KEY=VALUE of Hydra's grammar."""
+    hint = """; with other characters in it, KEY="'VALUE'" """.rstrip() if "=" in override else ""
+    return f"{override}: cannot be read as KEY=VALUE{hint}"
+
+
+def in_override(override: Override, command: str) -> str | None:
+    """What is wrong with one override, whatever the others are; None if nothing is."""
+    key, (written, _, text) = override.key_or_group, str(override.input_line).partition("=")
+    within = _type_of(key)
+    if not key:
+        return f"{override.input_line}: cannot be read as KEY=VALUE"
+    if override.type is not OverrideType.CHANGE:
+        return f"{override.input_line}: keys are neither added nor taken away; to set one, write KEY=VALUE"
+    if override.package is not None or within is None:
+        return f"{written}: no such key, {nearest_key(key, known_keys())}"
+    if override.is_sweep_override():
+        return f"{key}: several values need -m: sstune {command} -m {override.input_line}"
+    value = override.value()
+    if key in (*GROUPS, "experiment") and value not in options(key):
+        return f"{key}: there is no {text!r}, {nearest(text, options(key))}"
+    nested = isinstance(value, list) and any(isinstance(each, list | dict) for each in value)
+    if nested or (within is bool and not isinstance(value, bool | str) and value not in (0, 1)):
+        return in_value(override)  # OmegaConf would take it
+    return None
+
+
+def _type_of(key: str) -> Any:
+    """The type of a key, or of a name within a mapping (optimizer.lr_factors.head); None if there is none."""
+    if key in types():
+        return types()[key]
+    mappings = {
+        known: hint for known, hint in types().items() if get_origin(hint) is dict and known != "model"
+    }
+    return next((get_args(hint)[1] for known, hint in mappings.items() if key.startswith(f"{known}.")), None)
+
+
+def in_value(override: Override) -> str:
+    """What is wrong with an override whose value its key cannot have."""
+    key, text = override.key_or_group, str(override.input_line).partition("=")[2]
+    hint = _type_of(key)
+    null = " or null" if type(None) in get_args(hint) else ""
+    plain = next((each for each in get_args(hint) if each is not type(None)), hint) if null else hint
+    if isinstance(plain, type) and issubclass(plain, StrEnum):
+        return f"{key}: there is no {text!r}, {nearest(text, [each.name for each in plain])}"
+    if is_dataclass(plain) or plain is Any:
+        return f"{key}: {text!r} has keys of its own, set these"
+    if get_origin(plain) is list and text != "null" and not text.startswith(("[", "{")):
+        return f"{key}: {text!r} is not a list, write {key}=[{text}]"
+    return f"{key}: {text!r} is not {_words(plain)}{null}"
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) is list:
+        inner = get_args(hint)[0]
+        names = [each.name for each in inner] if issubclass(inner, StrEnum) else []
+        return f"a list of {', '.join(names)}" if names else f"a list of which each is {_words(inner)}"
+    if get_origin(hint) is dict:
+        return "a mapping, {NAME:VALUE}"
+    return _WORDS.get(hint, "a text")
+
+
+def explain(error: BaseException, command: str) -> str:
+    """Hydra's or OmegaConf's error in one line: file or key, what was expected, the nearest spelling."""
+    messages = [str(link) for link in _chain(error)]
+    text = "\n".join(messages)
+    where = re.search(r"In '((?:experiment|local)/[^']+)'", text)
+    prefix = f"conf/{where[1]}.yaml: " if where else ""
+
+    option = re.search(r"Could not find '([^']+)/([^'/]*)'", text)
+    if option and option[1] in [*GROUPS, "experiment"]:
+        return f"{prefix}{option[1]}: there is no {option[2]!r}, {nearest(option[2], options(option[1]))}"
+    key = re.search(r"full_key: (\S+)", text) or re.search(r"Could not override '([^']+)'", text)
+    if key and re.search(r"Key '[^']*' (?:is )?not in|is not in struct|Could not override", text):
+        if key[1] in known_keys():
+            return f"{prefix}{key[1]}: the chosen {key[1].partition('.')[0]} has no such key"
+        return f"{prefix}{key[1]}: no such key, {nearest_key(key[1], known_keys())}"
+    if key:
+        stated = [message for message in messages if "full_key" in message][-1]  # the first cause
+        return f"{prefix}{key[1]}: {stated.splitlines()[0]}"
+    return prefix + next(line for line in text.splitlines() if line.strip())
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@cache
+def types() -> dict[str, Any]:
+    """Every key that some configuration has, dotted, and its type."""
+    found = dict(get_type_hints(RunConfig)) | {"experiment": str, "local": str, "model.import": str | None}
+    sections = [
+        ("audit", AuditConfig),
+        *((group, kind) for group in GROUPS for kind in GROUPS[group].values()),
+    ]
+    for section, kind in sections:
+        found |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
+    return found
+
+
+def known_keys() -> set[str]:
+    """Every key that some configuration has, dotted."""
+    return set(types()) - {"local"}
