@@ -86,7 +86,8 @@ def _override(argument: str) -> str:
 
 def _is_hydras(text: str) -> bool:
     """Whether a value is written in Hydra's grammar: quoted, a list, a reference, a function, escaped."""
-    return not exists(text) and bool(re.match(r"""(['"]).*\1$|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*\$\{""", text))
+    escaped = "\\" in text and not glob.has_magic(text)
+    return not exists(text) and (escaped or bool(re.match(_HYDRAS, text)))
 
 
 def _paths(key: str, text: str) -> list[str]:
