@@ -68,7 +68,7 @@ def requested(net: str, mlp: str, other: str) -> dict[str, dict[str, Any]]:
         for n in (4, 10):
             words = [f"attack={name}", f"attack.{setting}={n}", f"out=counted-{n}"]
             found[f"{name} {n}"] = sstune("attack", mlp, *UNBROKEN, *words)
-    resumed = [net, "attack=pgd", "attack.steps=3", "attack.n=24", "attack.batch_size=5"]
+    resumed = [net, "attack=pgd", "attack.steps=3", "attack.n=24", "attack.batch_size=12"]
     found["whole"] = sstune("attack", *resumed, "out=whole")
     found["stopped"] = sstune("attack", *resumed, "out=resumed", stop=4)
     found["resumed"] = sstune("attack", *resumed, "out=resumed")
@@ -88,7 +88,7 @@ def pooling():
 """
 AUDIT = ["attack=audit", "audit.black_box_n=12", "audit.square_queries=4", "audit.label_n=8"]
 AUDIT += ["audit.label_queries=8"]
-RESIZED = ["backbone=resnet18", "backbone.input_size=12", "epochs=1", "batch_size=24", "deterministic=true"]
+RESIZED = ["backbone=alexnet", "backbone.input_size=17", "epochs=1", "batch_size=24", "deterministic=true"]
 
 
 def row(told: dict[str, Answer], name: str, directory: Path) -> dict[str, Any]:
