@@ -1,0 +1,153 @@
+"""Several sweepers on one folder; and a sweep whose runs are made by processes that joblib starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from children import KILL, Child, Ended, Fault
+from contents import contents, differences
+from scenes import Scene
+from trials import Complaint, Interrupted, Trial
+
+ENDING = 10.0  # seconds in which a launcher's processes must follow it
+
+
+@dataclass(frozen=True)
+class Sweepers(Trial):
+    """``n`` processes with the same line at once: each run is made by one of them, and once.
+
+    ``killed``: the first of them is killed at that change of a file. In the end the line is run once more,
+    without force, which finishes what was left.
+    """
+
+    n: int
+    killed: int | None
+
+    @property
+    def fault(self) -> str:  # type: ignore[override]
+        return f"{self.n} sweepers{', one of them killed' if self.killed else ''}"
+
+    def __str__(self) -> str:
+        return f"killed before {self.killed}" if self.killed else "undisturbed"
+
+    def run(self, place: Path) -> list[Complaint]:
+        folder = self.scene.folder(place)
+        faults = [Fault(self.killed or 0, KILL), *[Fault()] * (self.n - 1)]
+        ends = [child.wait() for child in [Child(self.scene.line, folder, fault) for fault in faults]]
+        complaints = [
+            Complaint("blocked", f"status {end.status}: {end.err[-600:]}")
+            for end, fault in zip(ends, faults, strict=True)
+            if end.status not in ((-signal.SIGKILL, 0) if fault.number else (0, 1)) or "Traceback" in end.err
+        ]
+        last = Child([word for word in self.scene.line if word != "force=true"], folder).wait()
+        if last.status:
+            complaints.append(Complaint("blocked", f"at the end status {last.status}: {last.err[-600:]}"))
+        made = Counter(
+            change.path
+            for end in [*ends, last]
+            for change in end.changes
+            if change.operation == "done" and change.path.endswith("/result.json")
+        )
+        complaints += [Complaint("lost", f"{path} was made {n} times") for path, n in made.items() if n > 1]
+        rows = [str(folder / name) for name in self.scene.after if name.endswith("/result.json")]
+        if not (
+            self.killed and "force=true" in self.scene.line
+        ):  # a killed one's runs keep their earlier rows
+            complaints += [Complaint("lost", f"{path} was not made") for path in rows if path not in made]
+        return complaints + [
+            Complaint("different", text) for text in differences(contents(folder), self.scene.after)
+        ]
+
+
+@dataclass(frozen=True)
+class JoblibInterrupted(Interrupted):
+    """A sweep over joblib's processes is cut short; its processes end with it, and the same line finishes it.
+
+    Args:
+        whom: "the sweeper", "all" of its process group, or "a worker" at the ``when``-th change of a file.
+        when: otherwise, a moment as a part of the time that the whole takes.
+    """
+
+    whom: str
+    signal: signal.Signals
+    when: float
+
+    @property
+    def fault(self) -> str:  # type: ignore[override]
+        return (
+            "killed at a change of a file"
+            if self.whom == "a worker"
+            else ("killed at a random moment" if self.signal is signal.SIGKILL else "stopped by a signal")
+        )
+
+    def __str__(self) -> str:
+        return f"{self.signal.name} to {self.whom} at {self.when:g}"
+
+    def cut_short(self, folder: Path) -> Ended:
+        if self.whom == "a worker":
+            child = Child(self.scene.line, folder, Fault(int(self.when), KILL), everywhere=True)
+            group, ended = child.pid, child.wait()
+        else:
+            child = Child(self.scene.line, folder)
+            group, moment = child.pid, self.when * self.scene.undisturbed.seconds
+            ended = child.signal_after(moment, self.signal, group=self.whom == "all")
+        deadline = time.monotonic() + ENDING
+        while (left := _alive(group)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if left:
+            os.killpg(group, signal.SIGKILL)
+            ended.err += f"\nTraceback: {len(left)} processes outlived their sweeper"
+        return ended
+
+    def judge_first(self, first: Ended) -> list[Complaint]:
+        outlived = [line for line in first.errors if "outlived" in line]
+        return [Complaint("blocked", line) for line in outlived]
+
+
+def _alive(group: int) -> list[int]:
+    """The processes of a group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of = path.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):  # it ended just now
+            continue
+        if int(of) == group and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def sweepers(scene: Scene, rounds: int) -> list[Trial]:
+    """Two and four, undisturbed and with one of them killed at different changes."""
+    found: list[Trial] = []
+    last = len(scene.changes)
+    for k in range(rounds):
+        for n in (2, 4):
+            found += [
+                Sweepers(scene, n, None),
+                Sweepers(scene, n, 1 + last * (2 * k + 1) // (2 * rounds + 1)),
+            ]
+    return found
+
+
+def joblib_interruptions(scene: Scene) -> list[Trial]:
+    """Kills and signals of the sweeper, of all its processes and of one worker."""
+    cases: list[tuple[Any, ...]] = [
+        ("the sweeper", signal.SIGKILL, 0.5),
+        ("the sweeper", signal.SIGKILL, 0.75),
+        ("the sweeper", signal.SIGKILL, 0.9),
+        ("all", signal.SIGKILL, 0.8),
+        ("the sweeper", signal.SIGTERM, 0.85),
+        ("all", signal.SIGINT, 0.85),
+        ("the sweeper", signal.SIGHUP, 0.85),
+        ("a worker", signal.SIGKILL, 9),
+        ("a worker", signal.SIGKILL, 30),
+        ("a worker", signal.SIGKILL, 50),
+    ]
+    return [JoblibInterrupted(scene, *case) for case in cases]

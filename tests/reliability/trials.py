@@ -1,0 +1,245 @@
+"""One fault each: a kill, a signal or a full disk, and the same command line again until it is done."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from children import FULL, KILL, KILL_HALFWAY, SIGNAL, Change, Child, Ended, Fault
+from contents import content, contents, differences
+from scenes import Scene
+
+# What may be found amiss. lost: finished or saved work is gone, or is done again. different: not what an
+# undisturbed run leaves, file by file. blocked: the same line does not come to its end. unclear: not the one
+# line and the exit status that are promised.
+KINDS = ("lost", "different", "blocked", "unclear")
+SAVES = ("checkpoint.pt", "outcomes.npz")  # each is put in its place once for each piece of work
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Complaint(NamedTuple):
+    """``kind`` is one of :data:`KINDS`."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fault that a scene's command meets; ``fault`` is its line in the table."""
+
+    fault: ClassVar[str]
+    scene: Scene
+
+    @property
+    def command(self) -> str:
+        return self.scene.name
+
+    def run(self, place: Path) -> list[Complaint]:
+        """Carry it out below the empty folder ``place``; what is amiss."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Interrupted(Trial):
+    """The command is cut short once; then it is run again, which must end as if nothing had happened."""
+
+    def run(self, place: Path) -> list[Complaint]:
+        folder = self.scene.folder(place)
+        first = self.cut_short(folder)
+        return [*self.judge_first(first), *went_on(self.scene, folder, first)]
+
+    def cut_short(self, folder: Path) -> Ended:
+        raise NotImplementedError
+
+    def judge_first(self, first: Ended) -> list[Complaint]:
+        return []
+
+
+@dataclass(frozen=True)
+class KilledAtChange(Interrupted):
+    """SIGKILL before the ``number``-th change of a file, or when half of that write is done."""
+
+    fault = "killed at a change of a file"
+    number: int
+    halfway: bool = False
+
+    def __str__(self) -> str:
+        change = self.scene.changes[self.number - 1]
+        return (
+            f"{'halfway in' if self.halfway else 'before'} {change.operation} {self.number} of {change.name}"
+        )
+
+    def cut_short(self, folder: Path) -> Ended:
+        fault = Fault(self.number, KILL_HALFWAY if self.halfway else KILL)
+        return Child(self.scene.line, folder, fault, self.scene.changed).wait()
+
+    def judge_first(self, first: Ended) -> list[Complaint]:
+        return [] if first.status == -signal.SIGKILL else [Complaint("unclear", f"no kill: {first}")]
+
+
+@dataclass(frozen=True)
+class KilledAtMoment(Interrupted):
+    """SIGKILL at a moment, as a part of the time that the whole takes."""
+
+    fault = "killed at a random moment"
+    part: float
+
+    def __str__(self) -> str:
+        return f"after {self.part:.0%} of the time"
+
+    def cut_short(self, folder: Path) -> Ended:
+        child = Child(self.scene.line, folder, changed=self.scene.changed)
+        return child.signal_after(self.part * self.scene.undisturbed.seconds, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Stopped(Interrupted):
+    """SIGTERM, SIGINT or SIGHUP at the ``number``-th change of a file."""
+
+    fault = "stopped by a signal"
+    number: int
+    signal: signal.Signals
+
+    def __str__(self) -> str:
+        change = self.scene.changes[self.number - 1]
+        return f"{self.signal.name} at {change.operation} {self.number} of {change.name}"
+
+    def cut_short(self, folder: Path) -> Ended:
+        fault = Fault(self.number, SIGNAL + self.signal)
+        return Child(self.scene.line, folder, fault, self.scene.changed).wait()
+
+    def judge_first(self, first: Ended) -> list[Complaint]:
+        if first.status == 0 and not first.errors:  # it came when all was done
+            return []
+        (*_, line) = first.errors or [""]
+        if first.status == 128 + self.signal and line.startswith("sstune: ") and len(first.errors) == 1:
+            return []
+        return [Complaint("unclear", f"status {first.status}, {first.err!r}")]
+
+
+@dataclass(frozen=True)
+class DiskFull(Interrupted):
+    """From the ``number``-th change of a file on there is no room; then there is again."""
+
+    fault = "disk full"
+    number: int
+
+    def __str__(self) -> str:
+        change = self.scene.changes[self.number - 1]
+        return f"from {change.operation} {self.number} of {change.name} on"
+
+    def cut_short(self, folder: Path) -> Ended:
+        fault = Fault(self.number, FULL)
+        return Child(self.scene.line, folder, fault, self.scene.changed).wait()
+
+    def judge_first(self, first: Ended) -> list[Complaint]:
+        name = self.scene.changes[self.number - 1].name
+        lines = first.errors
+        named = [line for line in lines if "no space left" in line.lower() and name in line]
+        short = all(line.startswith("sstune: ") and len(line) <= 200 for line in lines)
+        expected = named and short and (len(lines) == 1 or "-m" in self.scene.line)
+        if first.status == 1 and expected:
+            return []
+        return [Complaint("unclear", f"status {first.status}, {first.err[-600:]!r}")]
+
+
+def went_on(scene: Scene, folder: Path, first: Ended) -> list[Complaint]:
+    """Judge what a cut left, run the same line again, and judge where that ends."""
+    found = [Complaint("lost", text) for text in _gone(scene, folder)]
+    finished = [] if scene.line[-1] == "force=true" else sorted(folder.glob("runs/*/*/result.json"))
+    again = Child(scene.line, folder, changed=scene.changed).wait()
+    if again.status or "Traceback" in again.err:
+        return [*found, Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
+    done = {change.path for change in again.changes if change.operation == "done"}
+    found += [
+        Complaint("lost", f"{path.parent.name} was made again") for path in finished if str(path) in done
+    ]
+    for name in SAVES:
+        both, once = first.completed(name) + again.completed(name), scene.undisturbed.completed(name)
+        if both > once:
+            found.append(
+                Complaint("lost", f"{name} was saved {both} times instead of {once}: work done again")
+            )
+    return found + [Complaint("different", text) for text in differences(contents(folder), scene.after)]
+
+
+def _gone(scene: Scene, folder: Path) -> Iterator[str]:
+    """What was there before and is neither as it was nor as it is to become.
+
+    What ``force=true`` replaces lies beside as ``previous.NAME`` until the new one is there.
+    """
+    for path in sorted(path for path in scene.before.rglob("*") if path.is_file()):
+        name = path.relative_to(scene.before)
+        old, new = content(path, scene.before), scene.after.get(str(name))
+        places = [folder / name, folder / name.with_name(f"previous.{name.name}")]
+        found = [content(place, folder) for place in places if place.exists()]
+        if name.name not in ("lock", "config.yaml") and not {old, new} & {*found}:
+            yield f"{name} is gone" if not found else f"{name} is damaged"
+
+
+def spread(numbers: Sequence[int], n: int) -> list[int]:
+    """``n`` of the numbers, from the first to the last, evenly."""
+    if n >= len(numbers):
+        return list(numbers)
+    return [numbers[round(k * (len(numbers) - 1) / max(1, n - 1))] for k in range(n)]
+
+
+def kills(scene: Scene, n: int) -> list[Trial]:
+    """``n`` kills over the scene's changes of files; of a file's many writes in a row only two count."""
+    chosen = spread(_telling(scene.changes), n)
+    writes = [number for number in chosen if scene.changes[number - 1].operation == "write"]
+    halves = set(writes[::2])
+    return [KilledAtChange(scene, number, number in halves) for number in chosen]
+
+
+def kills_at_moments(scene: Scene, n: int) -> list[Trial]:
+    """``n`` kills at random moments, one in each n-th part of the time; the same ones each time."""
+    generator = random.Random(scene.name)
+    return [KilledAtMoment(scene, (k + generator.random()) / n) for k in range(n)]
+
+
+def stops(scene: Scene, n: int) -> list[Trial]:
+    """Each signal at ``n`` changes of files."""
+    return [
+        Stopped(scene, number, which) for which in STOPPING for number in spread(_telling(scene.changes), n)
+    ]
+
+
+def full_disks(scene: Scene, n: int | None = None) -> list[Trial]:
+    """A full disk at each file that is written: where it is made, at its first, middle and last write and its
+    sync the first time, at one of these in turn each further time. ``n``: so many of them."""
+    seen: dict[str, int] = {}
+    chosen: list[int] = []
+    for name, numbers in _needing_room(scene.changes):
+        time = seen[name] = seen.get(name, -1) + 1
+        chosen += numbers if time == 0 else [numbers[time % len(numbers)]]
+    return [DiskFull(scene, number) for number in spread(chosen, n or len(chosen))]
+
+
+def _needing_room(changes: Sequence[Change]) -> Iterator[tuple[str, list[int]]]:
+    """Every time that a file is written, or a directory made: its name, and the changes that need room."""
+    paths = dict.fromkeys(change.path for change in changes)
+    for path in paths:
+        mine = [change for change in changes if change.path == path]
+        made = [change.number for change in mine if change.operation in ("open", "mkdir")][:1]
+        writes = [change.number for change in mine if change.operation == "write"]
+        synced = [change.number for change in mine if change.operation == "fsync"][-1:]
+        some = sorted({*writes[:1], *writes[len(writes) // 2 :][:1], *writes[-1:]})
+        if mine[0].operation == "mkdir" or re.match(r"\.|lock$", Path(path).name):
+            yield mine[0].name, [*made, *some, *synced]
+
+
+def _telling(changes: Sequence[Change]) -> list[int]:
+    """The numbers of all but the middle of many writes in a row."""
+    operations = ["", *(change.operation for change in changes), ""]
+    return [
+        change.number
+        for k, change in enumerate(changes)
+        if operations[k : k + 3] != ["write", "write", "write"]
+    ]
