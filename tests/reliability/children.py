@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -59,9 +60,10 @@ class Ended:
     seconds: float
     changes: list[Change] = field(repr=False)
 
-    def completed(self, name: str) -> int:
-        """How many times a file of this name was put in its place."""
-        return sum(change.operation == "done" and change.name == name for change in self.changes)
+    def completed(self, *names: str) -> Counter[str]:
+        """How many times each file of these names was put in its place, by run and name."""
+        done = (Path(change.path) for change in self.changes if change.operation == "done")
+        return Counter(f"{path.parent.name}/{path.name}" for path in done if path.name in names)
 
     @property
     def errors(self) -> list[str]:

@@ -16,7 +16,7 @@ import yaml
 from children import KILL, Child, Fault
 from contents import contents, differences
 from scenes import Scene
-from trials import Complaint, Trial
+from trials import SAVES, Complaint, Trial, done_again
 
 FOLDER = "a folder in its place"
 
@@ -88,10 +88,10 @@ WAYS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def _damaged(path: Path, way: str) -> bytes | None:
-    """Damage the file; what it then holds, or None where it is a folder."""
+def _damaged(path: Path, way: str) -> bytes:
+    """Damage the file; what it then holds, or the file in the folder that took its place."""
     WAYS[way](path)
-    return None if path.is_dir() else path.read_bytes()
+    return (path / "inside" if path.is_dir() else path).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -117,32 +117,19 @@ class StateDamaged(Trial):
         if again.status or "Traceback" in again.err:
             return [Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
         found = contents(folder)
-        kept = {
-            str(path.relative_to(folder))
-            for path in run.rglob("*")
-            if path.is_file() and str(path.relative_to(folder)) not in self.scene.after
-        }
+        aside = [name for name in found.keys() - self.scene.after.keys() if f".{self.name}" in name]
         complaints = [
             Complaint("different", text)
-            for text in differences({k: v for k, v in found.items() if k not in kept}, self.scene.after)
+            for text in differences(found, self.scene.after)
+            if text not in [f"leftover {name}" for name in aside[:1]]
         ]
-        saved = ("checkpoint.pt", "outcomes.npz")
-        if self.name in saved:
-            aside = [(folder / name).read_bytes() for name in kept]
-            if (held if held is not None else b"something") not in aside:
-                complaints.append(Complaint("lost", "what was damaged is not kept under another name"))
-            said = [line for line in (again.out + again.err).splitlines() if self.name in line]
-            if len(said) != 1 or len(said[0]) > 200:
-                complaints.append(Complaint("unclear", f"{len(said)} lines name the file: {said}"))
-        elif self.name != "config.yaml":
-            both, once = (
-                sum(end.completed(n) for end in ends for n in saved)
-                for ends in ((first, again), (self.scene.undisturbed,))
-            )
-            if both > once:
-                complaints.append(Complaint("lost", "sound state was not used"))
-        if len(kept) > 1:
-            complaints.append(Complaint("different", f"more than one file set aside: {sorted(kept)}"))
+        if self.name not in SAVES:
+            return complaints + [Complaint("lost", text) for text in done_again(self.scene, first, again)]
+        if held not in [(folder / name).read_bytes() for name in aside]:
+            complaints.append(Complaint("lost", "what was damaged is not kept under another name"))
+        said = [line for line in again.errors if self.name in line]
+        if len(again.errors) != 1 or len(said) != 1 or len(said[0]) > 200:
+            complaints.append(Complaint("unclear", f"not in one line: {again.err[-600:]!r}"))
         return complaints
 
 
@@ -211,9 +198,7 @@ STATE = {
 def state_damages(scene: Scene) -> list[Trial]:
     """Every state file that the scene's run has in the middle of its work, in every way."""
     saves = [
-        change.number
-        for change in scene.changes
-        if change.operation == "rename" and change.name in ("checkpoint.pt", "outcomes.npz")
+        change.number for change in scene.changes if change.operation == "rename" and change.name in SAVES
     ]
     middle = saves[len(saves) * 2 // 3]
     return [

@@ -139,9 +139,11 @@ class DiskFull(Interrupted):
         return Child(self.scene.line, folder, fault, self.scene.changed).wait()
 
     def judge_first(self, first: Ended) -> list[Complaint]:
-        name = self.scene.changes[self.number - 1].name
         lines = first.errors
-        named = [line for line in lines if "no space left" in line.lower() and name in line]
+        failed = {change.name for change in first.changes if change.number >= self.number} - {"failure.json"}
+        named = [
+            line for line in lines if "no space left" in line.lower() and any(name in line for name in failed)
+        ]
         short = all(line.startswith("sstune: ") and len(line) <= 200 for line in lines)
         expected = named and short and (len(lines) == 1 or "-m" in self.scene.line)
         if first.status == 1 and expected:
@@ -152,21 +154,26 @@ class DiskFull(Interrupted):
 def went_on(scene: Scene, folder: Path, first: Ended) -> list[Complaint]:
     """Judge what a cut left, run the same line again, and judge where that ends."""
     found = [Complaint("lost", text) for text in _gone(scene, folder)]
-    finished = [] if scene.line[-1] == "force=true" else sorted(folder.glob("runs/*/*/result.json"))
     again = Child(scene.line, folder, changed=scene.changed).wait()
     if again.status or "Traceback" in again.err:
         return [*found, Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
-    done = {change.path for change in again.changes if change.operation == "done"}
-    found += [
-        Complaint("lost", f"{path.parent.name} was made again") for path in finished if str(path) in done
-    ]
-    for name in SAVES:
-        both, once = first.completed(name) + again.completed(name), scene.undisturbed.completed(name)
-        if both > once:
-            found.append(
-                Complaint("lost", f"{name} was saved {both} times instead of {once}: work done again")
-            )
+    found += [Complaint("lost", text) for text in done_again(scene, first, again)]
     return found + [Complaint("different", text) for text in differences(contents(folder), scene.after)]
+
+
+def done_again(scene: Scene, first: Ended, again: Ended) -> Iterator[str]:
+    """What was saved, and yet done a second time. Under ``force=true`` what is finished is made anew."""
+    finished = {name.partition("/")[0] for name in first.completed("result.json")}
+    saves = first.completed(*SAVES) + again.completed(*SAVES)
+    for name, n in scene.undisturbed.completed(*SAVES).items():
+        if name.partition("/")[0] not in finished and saves[name] > n:
+            yield f"{name} was saved {saves[name]} times instead of {n}"
+    if "force=true" not in scene.line:
+        yield from (
+            f"{run} was made again"
+            for run in finished
+            if again.completed("result.json")[f"{run}/result.json"]
+        )
 
 
 def _gone(scene: Scene, folder: Path) -> Iterator[str]:
