@@ -117,7 +117,7 @@ class StateDamaged(Trial):
         if again.status or "Traceback" in again.err:
             return [Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
         found = contents(folder)
-        aside = [name for name in found.keys() - self.scene.after.keys() if f".{self.name}" in name]
+        aside = [name for name in found.keys() - self.scene.after.keys() if self._is_aside(name)]
         complaints = [
             Complaint("different", text)
             for text in differences(found, self.scene.after)
@@ -131,6 +131,10 @@ class StateDamaged(Trial):
         if len(again.errors) != 1 or len(said) != 1 or len(said[0]) > 200:
             complaints.append(Complaint("unclear", f"not in one line: {again.err[-600:]!r}"))
         return complaints
+
+    def _is_aside(self, name: str) -> bool:
+        """Whether a file is the damaged one, or lies in what took its place, under another name."""
+        return any(part.endswith(f".{self.name}") and part[0] != "." for part in Path(name).parts)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -99,12 +100,32 @@ def table(trials: Sequence[Trial], complaints: Sequence[Sequence[Complaint]]) ->
     ]
 
 
+def page_table(lines: Sequence[Mapping[str, object]]) -> str:
+    """The table in Markdown: a line for each fault, over all commands that met it, and one for all."""
+    from trials import KINDS
+
+    faults: dict[str, Counter[str]] = {}
+    commands: dict[str, list[str]] = {}
+    for line in lines:
+        fault = str(line["fault"])
+        commands.setdefault(fault, []).append(str(line["command"]))
+        for total in (faults.setdefault(fault, Counter()), faults.setdefault("all", Counter())):
+            total.update({name: int(str(line[name])) for name in ("tried", *KINDS)})
+    faults["all"] = faults.pop("all")
+    cells = [["fault", "commands", "tried", *KINDS], ["---"] * (3 + len(KINDS))]
+    for fault, total in faults.items():
+        figures = [str(total[name]) for name in ("tried", *KINDS)]
+        cells.append([fault, ", ".join(commands.get(fault, [])), *figures])
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
 def main() -> int:
     """Parse the command line, carry out the trials, print, write, judge."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--short", action="store_true", help="a few trials of each kind, in a minute")
     parser.add_argument("--only", default="", help="only trials whose command, fault or place has this")
     parser.add_argument("--out", type=Path, help="CSV file")
+    parser.add_argument("--page", type=Path, help="Markdown page whose table gets the figures")
     parser.add_argument("--keep", type=Path, help="a new folder for the work; what failed stays there")
     parser.add_argument("--processes", type=int, default=2, help="trials side by side; default: %(default)s")
     asked = parser.parse_args()
@@ -145,8 +166,11 @@ def measure(asked: argparse.Namespace, place: Path) -> int:
     if asked.out is not None:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         git = provenance()["git"]
-        frame = frame.assign(commit=git["commit"], dirty=git["dirty"])
-        write_text(asked.out, frame.to_csv(index=False, lineterminator="\n"))
+        noted = frame.assign(commit=git["commit"], dirty=git["dirty"])
+        write_text(asked.out, noted.to_csv(index=False, lineterminator="\n"))
+    if asked.page is not None:
+        text = asked.page.read_text(encoding="utf-8")
+        write_text(asked.page, re.sub(r"(?m)(^\|.*\n)+", page_table(lines), text, count=1))
     return int(frame.iloc[:, 3:].to_numpy().any())
 
 
