@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from sstune import backbones, rules
 from sstune.commands.execution import prepare
 from sstune.composition import compose
-from sstune.runs import write_text
+from sstune.storage import write_text
 from sstune.training import ALONE, build_optimizer
 
 MIB = 2**20

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sstune.runs import write_text
+from sstune.storage import write_text
 
 LARGEST_MS = 20.0
 RECIPE = ["backbone=mlp", "backbone.hidden=[]", "epochs=1", "threads=1", "device=cpu", "alignment=false"]

@@ -31,8 +31,9 @@ from sstune.commands.source import descend
 from sstune.commands.victim import victim_of
 from sstune.composition import compose
 from sstune.quantities import parse_eps
-from sstune.runs import file_digest, provenance, write_json, write_text
+from sstune.runs import provenance
 from sstune.schema import AttackConfig, Compile, Gradient
+from sstune.storage import file_digest, write_json, write_text
 from sstune.training import ALONE
 from sstune.training.forward import compiled
 

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from sstune import rules
 from sstune.backbones.cifar_resnet import CifarResNet
 from sstune.rules.feedback import constant_scale
-from sstune.runs import write_text
 from sstune.schema import Scale
+from sstune.storage import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BIOTORCH = "biotorch==0.0.16"

@@ -18,7 +18,7 @@ from sstune.report.alignment import alignment_table
 from sstune.report.measurements import LINE
 from sstune.report.rows import Row, read_rows
 from sstune.report.tables import table
-from sstune.runs import write_text
+from sstune.storage import write_text
 
 # Top-1 accuracy in %, read to 0.05 off the figures released with arXiv 2405.20594, of its MNIST network:
 # 784-512-512-10, ReLU, SGD 0.01, momentum 0.9, batch 64, 40 epochs, learning rate x0.5 at 20 and 30, Glorot

@@ -1,7 +1,39 @@
-"""``python -m sstune`` is ``sstune``."""
+"""The program ``sstune``, also ``python -m sstune``: what holds before anything else is imported."""
 
+from __future__ import annotations
+
+import os
+import signal
 import sys
+from types import FrameType
 
-from sstune.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line, and return its exit status.
+
+    A signal ends the process at once as long as there is no state to save: while Python imports torch, which
+    takes seconds, an exception could be swallowed or come out as another.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _end)
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+    from sstune.cli import main
+
+    return main()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    try:
+        os.write(2, b"sstune: stopped by a signal; the same line goes on from here\n")
+    finally:
+        os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -95,7 +95,8 @@ def _dispatch(arguments: list[str], verbose: bool) -> int:
 def _run(command: str, arguments: list[str], verbose: bool) -> int:
     from sstune import composition
     from sstune.commands import execute, objections
-    from sstune.runs import Locked
+    from sstune.locking import Locked
+    from sstune.storage import StorageError
     from sstune.validation import validate
 
     arguments = _expand_runs(arguments)
@@ -127,10 +128,10 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             config = composition.compose(command, overrides)
             validate(config)
             complaints = objections([execute(config, composition.asked(command, config, overrides))])
-    except Locked as error:
+    except (Locked, StorageError) as error:
         print(f"sstune: {error}", file=sys.stderr)
         return 1
-    except (RequestError, KeyboardInterrupt):
+    except (RequestError, KeyboardInterrupt, BrokenPipeError):
         raise
     except Exception as error:
         if verbose:

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR2 as a flag, so that work stops where its state can be saved."""
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR2 as a flag, so that work stops where its state can be saved."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 # SIGUSR2 is how Slurm says, as submitit asks it to, that a job's time is nearly over.
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 class Stopped(SystemExit):
-    """Work was stopped by a signal with its state saved; exit status 128 + signal (143, 130)."""
+    """Work was stopped by a signal with its state saved; exit status 128 + signal (143, 130, 129)."""
 
 
 class StopFlag:
@@ -37,9 +37,10 @@ class StopFlag:
 
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Inside, these signals set the flag that is yielded."""
+    """Inside, these signals set the flag that is yielded; one that was ignored (nohup) still is."""
     flag = StopFlag()
-    before = {number: signal.signal(number, flag.handle) for number in _STOPPING}
+    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, flag.handle) for number in heeded}
     try:
         yield flag
     finally:

@@ -6,17 +6,14 @@ a ``result.json`` is done. That file is written last and atomically.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
 import platform
-import socket
 import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -26,55 +23,22 @@ import yaml
 
 from sstune import __version__
 from sstune.identity import SCHEMA_VERSION, identity, plain, semantic
+from sstune.locking import locked
 from sstune.schema import RequestError, RunConfig
+from sstune.storage import explained, set_aside, write_json, write_text
 
-
-class Locked(Exception):
-    """Another process works on this run."""
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's content; taken once per process and (path, size, time of modification)."""
-    status = path.stat()
-    return _file_digest(path.resolve(), status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success its content replaces ``path``, synced to disk.
-
-    A crash or a full disk leaves the old file as it was.
-    """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, keys sorted."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+RESULT, CONFIG = "result.json", "config.yaml"
+STATE = ("checkpoint.pt", "outcomes.npz")  # what a run goes on from
+# all that it writes: none of it may be anything but a file
+_WRITTEN = (
+    *STATE, RESULT, CONFIG, "history.csv", "alignment.csv", "model.pt", "images.npz", "images.png",
+    "failure.json", "audit.html",
+)  # fmt: skip
+# What every row holds that others start from.
+_NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}
+CURE = "move it away and make that run again"
+# When the command line began that asks for work, in seconds since 1970; its workers inherit it.
+BEGAN = "SSTUNE_BEGAN"
 
 
 def name_of(ancestor: dict[str, Any]) -> str | None:
@@ -113,49 +77,61 @@ class Run:
         """The row of the finished run, or None."""
         return read_result(self.directory)
 
-    @contextmanager
-    def lock(self, wait: bool = False) -> Iterator[None]:
-        """Work on this run alone; with ``wait``, once another process has ended its work on it.
+    def answer(self) -> dict[str, Any] | None:
+        """The row with which this run need not be made; None where there is work to do.
 
-        The lock is the kernel's (flock), so it ends with its process, however that ends.
+        Under ``force`` only a row will do that a line with ``force`` made, and that was finished after the
+        present line began: lines at work at the same time share what they make, a later one makes it anew.
+        """
+        if self.config.force and not self._made_since(float(os.environ.get(BEGAN, time.time()))):
+            return None
+        return self.result()
+
+    def _made_since(self, began: float) -> bool:
+        with suppress(OSError):
+            return (self.directory / RESULT).stat().st_mtime >= began and self._forced()
+        return False
+
+    def _forced(self) -> bool:
+        """Whether the latest work here was asked for with ``force``."""
+        with suppress(OSError, ValueError, yaml.YAMLError):
+            asked = yaml.safe_load((self.directory / CONFIG).read_text(encoding="utf-8"))
+            return isinstance(asked, dict) and asked.get("force") is True
+        return False
+
+    def lock(self, wait: bool = False) -> AbstractContextManager[None]:
+        """Work on this run alone (:func:`sstune.locking.locked`); what fails at once leaves no directory.
 
         Raises:
             Locked: another process holds it; the message says which.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                reason = f"{self.directory} is being run by {file.read().strip()}"
-                if not wait:
-                    raise Locked(reason) from None
-                print(f"{reason}: waiting for it", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            try:
-                yield
-            finally:
-                file.truncate(0)
+        return locked(self.directory, wait, worthless=[CONFIG])
 
     def begin(self) -> None:
-        """Write down what is asked for; with ``force``, put an earlier result and its state aside."""
-        if self.config.force:
-            for name in ("result.json", "checkpoint.pt", "outcomes.npz"):
-                path = self.directory / name
-                if path.exists():
-                    os.replace(path, path.with_name(f"previous.{name}"))
-        for leftover in self.directory.glob(".*.*"):  # of a write that a kill cut short
-            leftover.unlink()
+        """Write down what is asked for; with ``force``, put an earlier result and its state aside.
+
+        Where a line with ``force`` was interrupted, there is no result, and its state is gone on from.
+        """
+        with explained("preparing", self.directory):
+            for leftover in self.directory.glob(".*.*"):  # of a write that a kill cut short
+                leftover.unlink()
+            for path in (self.directory / name for name in _WRITTEN):
+                if os.path.lexists(path) and not path.is_file():
+                    set_aside(path, "not a file")
+            if self.config.force and ((self.directory / RESULT).exists() or not self._forced()):
+                self._put_aside()
+            (self.directory / "failure.json").unlink(missing_ok=True)
         config = plain(asdict(self.config), names=True)  # as on a command line
         if config["init_from"] is not None:
             config["init_from"] = str(Path(config["init_from"]).expanduser().resolve())
-        write_text(self.directory / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        (self.directory / "failure.json").unlink(missing_ok=True)
+        write_text(self.directory / CONFIG, yaml.safe_dump(config, sort_keys=False))
         _git()  # now: by the end the checkout may have moved on
+
+    def _put_aside(self) -> None:
+        for name in (*STATE, RESULT):  # the result last: until then, a kill leaves this to be done again
+            path = self.directory / name
+            if path.exists():
+                os.replace(path, path.with_name(f"previous.{name}"))
 
     def finish(self, **measured: Any) -> dict[str, Any]:
         """Write the row, which marks the run as done, and return it."""
@@ -168,8 +144,9 @@ class Run:
             **provenance(),
             **measured,
         }
-        write_json(self.directory / "result.json", row)
-        (self.directory / "checkpoint.pt").unlink(missing_ok=True)
+        write_json(self.directory / RESULT, row)
+        with suppress(OSError):  # it is of no more use
+            (self.directory / "checkpoint.pt").unlink(missing_ok=True)
         return row
 
 
@@ -179,15 +156,20 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     Raises:
         RequestError: the file is there and is not a row.
     """
-    path = directory / "result.json"
+    path = directory / RESULT
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise RequestError(f"{path}: not JSON ({error})") from error
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); {CURE}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path}: not JSON ({error}); {CURE}") from error
     if not isinstance(row, dict) or row.get("schema_version") != SCHEMA_VERSION:
-        raise RequestError(f"{path}: not a row of schema version {SCHEMA_VERSION}")
+        raise RequestError(f"{path}: not a row of schema version {SCHEMA_VERSION}; {CURE}")
+    for key, kind in _NEEDED.items():
+        if not isinstance(row.get(key), kind):
+            raise RequestError(f"{path}: has no {key}; {CURE}")
     return row
 
 

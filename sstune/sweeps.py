@@ -25,8 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sstune import composition, schema
 from sstune.composition import Cell
-from sstune.runs import Locked
+from sstune.locking import Locked
 from sstune.schema import RequestError, RunConfig
+from sstune.storage import StorageError
 
 
 def sweep(command: str, overrides: Sequence[str]) -> list[str]:
@@ -41,7 +42,7 @@ def sweep(command: str, overrides: Sequence[str]) -> list[str]:
     print(f"{len(cells)} cells, {len(cells) - len(left)} done already", flush=True)
     if launcher and left:
         _launch(command, _different(left), launcher)
-        unfinished = len(_not_done(left, forced=False))
+        unfinished = len(_not_done(left))
     else:
         failed = _in_turn(left)
         locked = [cell for cell, error in failed if isinstance(error, Locked)]
@@ -65,14 +66,14 @@ def _objections(cells: Sequence[Cell]) -> list[str]:
     return objections(run for run in runs if run is not None)
 
 
-def _not_done(cells: Sequence[Cell], forced: bool = True) -> list[Cell]:
-    """The cells whose runs have no row yet; ``forced``: or shall be run again."""
+def _not_done(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells whose runs have no row yet; with ``force``, none that was made for it."""
     from sstune.commands import planned  # loads torch
 
     left = []
     for cell in cells:
         run = planned(cell.config, cell.asked)
-        if run is None or run.result() is None or (forced and cell.config.force):
+        if run is None or run.answer() is None:
             left.append(cell)
     return left
 
@@ -92,6 +93,8 @@ def _in_turn(cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
     for cell in cells:
         try:
             carry_out(cell.config, cell.asked)
+        except BrokenPipeError:
+            raise  # nobody reads what the others say
         except Exception as error:
             failed.append((cell, error))
     return failed
@@ -103,7 +106,9 @@ def carry_out(config: RunConfig, asked: set[str]) -> None:
 
     try:
         execute(config, asked)
-    except (Locked, RequestError) as error:
+    except BrokenPipeError:
+        raise
+    except (Locked, RequestError, StorageError) as error:
         print(f"sstune: {error}", file=sys.stderr, flush=True)
         raise
     except Exception as error:

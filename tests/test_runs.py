@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib.metadata
 import json
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import threading
@@ -21,7 +19,8 @@ import yaml
 
 import sstune
 from sstune.identity import SCHEMA_VERSION, identity, semantic
-from sstune.runs import Locked, Run, atomic_write, read_result, write_json
+from sstune.locking import Locked
+from sstune.runs import Run, read_result
 from sstune.schema import Redraw, RequestError, RunConfig
 
 Complete = Callable[..., RunConfig]
@@ -51,60 +50,6 @@ class TestDirectory:
         assert seen[2] == seen[3] == identity(complete(), "a" * 64, None)
         assert seen[1] == identity(complete(), "f" * 64, None)
         assert len(set(seen)) == 3
-
-
-class TestAtomicWrite:
-    def test_replaces_the_file_and_follows_the_umask(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.json"
-        before = os.umask(0o027)
-        try:
-            write_json(path, {"b": 1, "a": 2})
-            write_json(path, {"b": 3, "a": 4})
-        finally:
-            os.umask(before)
-        assert path.read_text() == '{\n "a": 4,\n "b": 3\n}\n'
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640
-        assert os.listdir(tmp_path) == ["a.json"]
-
-    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-    @pytest.mark.parametrize("there", [True, False])
-    def test_a_failure_leaves_things_as_they_were(
-        self, tmp_path: Path, error: BaseException, there: bool
-    ) -> None:
-        path = tmp_path / "a.json"
-        if there:
-            path.write_text("old")
-
-        def fail() -> None:
-            with atomic_write(path) as temporary:
-                temporary.write_text("half")
-                raise error
-
-        with pytest.raises(type(error)):
-            fail()
-        assert os.listdir(tmp_path) == (["a.json"] if there else [])
-        assert not there or path.read_text() == "old"
-
-    def test_the_temporary_file_has_the_suffix_and_lies_beside(self, tmp_path: Path) -> None:
-        with atomic_write(tmp_path / "a.npz") as temporary:
-            assert temporary.parent == tmp_path
-            assert temporary.suffix == ".npz"
-
-    def test_a_real_limit_on_the_file_size_leaves_the_old_file(self, tmp_path: Path) -> None:
-        program = (
-            "import resource, sys; from pathlib import Path; from sstune.runs import write_json\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-            "path = Path(sys.argv[1]); write_json(path, 'small')\n"
-            "try: write_json(path, 'large' * 4096)\n"
-            "except OSError as error: print(error.errno)"
-        )
-        path = tmp_path / "a.json"
-        printed = subprocess.check_output(
-            [sys.executable, "-c", program, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True
-        )
-        assert int(printed) == errno.EFBIG
-        assert json.loads(path.read_text()) == "small"
-        assert os.listdir(tmp_path) == ["a.json"]
 
 
 class TestLock:

@@ -47,7 +47,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
     victim = victim_of(config, source, data, device)
     n = len(victim.clean)
-    outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)
+    outcomes = Outcomes(run.directory / "outcomes.npz", run.identity, victim.samples, victim.clean)
     measured = []
     for view in views(config, victim, data):
         method = attacks.ATTACKS[config.attack.name](_for_view(config.attack, view), config.seed)

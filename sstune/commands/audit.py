@@ -22,8 +22,9 @@ from sstune.packing import pack
 from sstune.quantities import parse_eps
 from sstune.report.audit import audit_text
 from sstune.report.audit_page import audit_page
-from sstune.runs import Run, write_text
+from sstune.runs import Run
 from sstune.schema import Gradient, RunConfig
+from sstune.storage import write_text
 
 
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     config = run.config
     data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
     victim = victim_of(config, source, data, device)
-    outcomes = Outcomes(run.directory / "outcomes.npz", victim.samples, victim.clean)
+    outcomes = Outcomes(run.directory / "outcomes.npz", run.identity, victim.samples, victim.clean)
     evidence = evidence_of(config, victim, data, outcomes, stop)
     n = len(victim.clean)
     found = []

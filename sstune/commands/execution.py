@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from sstune.interrupt import StopFlag, stop_flag
-from sstune.runs import Locked, Run, write_json
+from sstune.locking import Locked
+from sstune.runs import Run
 from sstune.schema import Precision, RequestError, RunConfig
+from sstune.storage import StorageError, write_json
 from sstune.training import World, join
 
 Work = Callable[[Run, torch.device, StopFlag], dict[str, Any]]
@@ -33,7 +35,7 @@ def once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
         Stopped: a signal came; running the same line again goes on.
     """
     world = join()
-    if row := world.told(_answer(run)):
+    if row := world.told(run.answer()):
         print(f"{run.directory}: done already", flush=True)
         return row
     device = prepare(run.config, world)
@@ -47,40 +49,47 @@ def once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
         if reason := world.told(reason):
             raise Locked(reason)
         stop = stack.enter_context(stop_flag())
-        if row := world.told(_answer(run)):  # finished while we waited to look
+        if row := world.told(run.answer()):  # finished while we waited to look
             return row
-        print(f"{run.directory}", flush=True)
-        if world.first:
-            run.begin()
-        world.wait()
-        began = time.perf_counter()
         try:
+            print(f"{run.directory}", flush=True)
+            if world.first:
+                run.begin()
+            world.wait()
+            began = time.perf_counter()
             measured = work(run, device, stop)
+            measured.setdefault("seconds", time.perf_counter() - began)
+            measured |= {
+                "device": _device_name(device),
+                "threads": torch.get_num_threads(),
+                "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+            }
+            row = world.told(run.finish(**measured) if world.first else None)
         except Exception as error:
-            if not isinstance(error, RequestError):
-                traceback.print_exc()  # a sweep would show it only after its last cell
-            failure = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-            path = run.directory / "failure.json"
-            with suppress(OSError):  # the disk may be what failed
-                if not path.exists():  # of several processes, the first to fail knows why
-                    write_json(path, failure)
+            _record(run, error)
             if stop:  # even if saving failed, a sweep must not go on to its next cell
                 raise stop.stop() from error
             raise
-        measured.setdefault("seconds", time.perf_counter() - began)
-        measured |= {
-            "device": _device_name(device),
-            "threads": torch.get_num_threads(),
-            "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
-        }
-        row = world.told(run.finish(**measured) if world.first else None)
         if stop:  # came in the last step: this run is done, but a sweep's next cell must not begin
             raise stop.stop()
         return row
 
 
-def _answer(run: Run) -> dict[str, Any] | None:
-    return None if run.config.force else run.result()
+def _record(run: Run, error: Exception) -> None:
+    """Write a failure down, and show it, which a sweep would do only after its last cell.
+
+    A wrong request is no failure, nor is a reader of what we print who has gone (``| head``).
+    """
+    if isinstance(error, RequestError | BrokenPipeError):
+        return
+    failure = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    path = run.directory / "failure.json"
+    with suppress(OSError):  # the disk may be what failed
+        if not path.exists():  # of several processes, the first to fail knows why
+            write_json(path, failure)
+    with suppress(OSError):  # or the terminal
+        if not isinstance(error, StorageError):
+            traceback.print_exc()
 
 
 def prepare(config: RunConfig, world: World) -> torch.device:

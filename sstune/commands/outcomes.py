@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sstune.attacks import Outcome
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
-from sstune.runs import atomic_write
+from sstune.storage import read_state, write_bytes
 
 
 class Outcomes:
     """The outcome of each of a run's cells, by a key such as ``"rule 8/255"``.
 
-    In the file: ``samples``, indices in the test split; ``clean``, (n,) bool; and for every cell the fields
-    of :class:`Outcome` as ``KEY/FIELD``.
+    In the file: ``identity`` of the run; ``samples``, indices in the test split; ``clean``, (n,) bool; and
+    for every cell the fields of :class:`Outcome` as ``KEY/FIELD``. What another run left, or an attack on
+    other samples, is set aside.
     """
 
-    def __init__(self, path: Path, samples: Tensor, clean: Tensor) -> None:
+    def __init__(self, path: Path, identity: str, samples: Tensor, clean: Tensor) -> None:
         self.path = path
-        self.samples = samples
-        self.clean = clean
-        self.cells: dict[str, Outcome] = {}
-        if path.exists():
-            with np.load(path) as saved:
-                if np.array_equal(saved["samples"], samples) and np.array_equal(saved["clean"], clean):
-                    self.cells = _cells(dict(saved))
+        self.head = {"identity": np.array(identity), "samples": samples.numpy(), "clean": clean.numpy()}
+        self.cells: dict[str, Outcome] = read_state(path, self._read) or {}
+
+    def _read(self, path: Path) -> dict[str, Outcome]:
+        """The cells of a file.
+
+        Raises:
+            ValueError: it is not of this run, or a cell is not whole.
+        """
+        with np.load(path) as saved:
+            arrays = dict(saved)
+        arrays.setdefault("identity", self.head["identity"])  # earlier versions did not say
+        for name, own in self.head.items():
+            if not np.array_equal(arrays.pop(name), own):
+                raise ValueError(f"another {name} than this run's")
+        cells: dict[str, dict[str, Any]] = {}
+        for name, value in arrays.items():
+            key, _, field = name.rpartition("/")
+            cells.setdefault(key, {})[field] = value
+        for key, cell in cells.items():
+            if not _whole(cell):
+                raise ValueError(f"{key} is not whole")
+        return {key: Outcome.from_arrays(cell) for key, cell in cells.items()}
 
     def get(self, key: str) -> Outcome | None:
         """As far as the cell came."""
@@ -42,22 +61,24 @@ class Outcomes:
             Stopped: a signal came; everything is saved.
         """
         self.cells[key] = outcome
-        arrays: dict[str, Any] = {"samples": self.samples.numpy(), "clean": self.clean.numpy()}
+        arrays: dict[str, Any] = dict(self.head)
         for name, cell in self.cells.items():
             arrays |= {f"{name}/{field}": value for field, value in cell.arrays().items()}
-        with atomic_write(self.path) as temporary:
-            np.savez_compressed(temporary, **arrays)
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        write_bytes(self.path, file.getbuffer())
         if stop:
             raise stop.stop()
 
 
-def _cells(arrays: dict[str, Any]) -> dict[str, Outcome]:
-    fields: dict[str, dict[str, Any]] = {}
-    for name, value in arrays.items():
-        key, _, field = name.rpartition("/")
-        if key:
-            fields.setdefault(key, {})[field] = value
-    return {key: Outcome.from_arrays(found) for key, found in fields.items() if "broken" in found}
+def _whole(cell: dict[str, Any]) -> bool:
+    """Whether the arrays of a cell have the fields of an outcome, of their types, on as many samples each."""
+    n = len(cell["right"])
+    model = Outcome.begin(torch.zeros(n, dtype=torch.bool)).arrays()
+    return cell.keys() == model.keys() and all(
+        cell[field].dtype == like.dtype and (cell[field].shape == like.shape or field == "images")
+        for field, like in model.items()
+    )
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from sstune.datasets import Split, batches
 from sstune.quantities import parse_eps
 from sstune.report.grid import Attacked, image_grid
 from sstune.rules import eval_mode, frozen_feedback
-from sstune.runs import atomic_write
 from sstune.schema import AttackConfig
+from sstune.storage import write_bytes
 
 BATCH_SIZE = 128
 DRAWN = 4  # attacks; each takes two columns
@@ -44,14 +45,14 @@ def save_images(
     arrays: dict[str, Any] = {"samples": few.samples.numpy(), "labels": labels}
     for key, value in images.items():
         arrays |= {key: value.numpy(), f"{key}/predicted": predicted[key]}
-    with atomic_write(directory / "images.npz") as temporary:
-        np.savez_compressed(temporary, **arrays)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_bytes(directory / "images.npz", file.getbuffer())
     attacked = [
         Attacked(f"{config.name} {key}", images[key].numpy(), predicted[key]) for key in drawn(config, cells)
     ]
     picture = image_grid(images["clean"].numpy(), labels, predicted["clean"], attacked, classes)
-    with atomic_write(directory / "images.png") as temporary:
-        temporary.write_bytes(picture)
+    write_bytes(directory / "images.png", picture)
 
 
 def drawn(config: AttackConfig, cells: Mapping[str, Outcome]) -> list[str]:

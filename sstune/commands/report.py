@@ -65,7 +65,7 @@ def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
     from sstune.report.rows import write_rows
     from sstune.report.tables import table, to_csv, to_latex, wide
     from sstune.report.transfer import transfer_map
-    from sstune.runs import write_text
+    from sstune.storage import write_text
 
     out.mkdir(parents=True, exist_ok=True)
     texts = {"table.csv": to_csv(table(rows)), "wide.csv": to_csv(wide(rows)), "table.tex": to_latex(rows)}

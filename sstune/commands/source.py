@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -18,9 +19,10 @@ from sstune.backbones import Network, load_third_party
 from sstune.commands import imported
 from sstune.composition import compose, restore
 from sstune.datasets import fingerprint
-from sstune.identity import TRAINING_KEYS
-from sstune.runs import Run, file_digest, name_of, read_result
+from sstune.identity import TRAINING_KEYS, semantic
+from sstune.runs import CONFIG, CURE, Run, name_of, read_result
 from sstune.schema import BackboneConfig, FinetuneConfig, RequestError, RuleConfig, RunConfig
+from sstune.storage import check_zip, file_digest
 from sstune.validation import validate
 
 MODEL = "model.pt"
@@ -52,21 +54,25 @@ class Source:
         """``backbone`` with what the run that made the weights settled by its images, if left open."""
         if self.config is None:
             return backbone
-        found = torch.load(self.path, map_location="cpu", weights_only=True).get("settled", {})
-        merged = OmegaConf.merge(OmegaConf.structured(backbone), found)
+        merged = OmegaConf.merge(OmegaConf.structured(backbone), self._part("settled"))
         return cast(BackboneConfig, OmegaConf.to_object(merged))
 
     def load_feedback(self, network: Network) -> None:
         """Load the feedback that the run was trained with, into a network converted by the same rule."""
-        feedback = torch.load(self.path, map_location="cpu", weights_only=True).get("feedback", {})
-        network.backbone.load_state_dict({**rules.plain_state_dict(network.backbone), **feedback})
+        state = {**rules.plain_state_dict(network.backbone), **self._part("feedback")}
+        network.backbone.load_state_dict(state)
+
+    def _part(self, name: str) -> dict[str, Any]:
+        """What a run's file holds besides the forward weights."""
+        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        return dict(content.get(name, {}))
 
 
 def open_source(path: Path) -> Source:
     """A finished run's directory, or a checkpoint file.
 
     Raises:
-        RequestError: the directory is not a finished run.
+        RequestError: the directory is not a finished run, or a file in it is damaged.
     """
     path = path.expanduser()
     if not path.is_dir():
@@ -74,9 +80,50 @@ def open_source(path: Path) -> Source:
     row = read_result(path)
     if row is None or not (path / MODEL).exists():
         raise RequestError(f"init_from: {path} is not a finished train or finetune run")
-    config = restore(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    _check_weights(path / MODEL, row.get("model_sha256"))
     ancestor = {key: row[key] for key in ("command", "identity", "config")}
-    return Source(path / MODEL, [*row["lineage"], ancestor], config)
+    return Source(path / MODEL, [*row["lineage"], ancestor], _configuration(path, row))
+
+
+def _check_weights(path: Path, digest: str | None) -> None:
+    """Compare a run's weights with the digest in its row; rows of earlier versions have none.
+
+    Raises:
+        RequestError: the file is not what the run wrote.
+    """
+    try:
+        if digest is None:
+            check_zip(path)
+        elif file_digest(path) != digest:
+            raise ValueError("its sha256 is not the one in result.json")
+    except Exception as error:
+        raise RequestError(f"init_from: {path} is damaged ({error}); {CURE}") from error
+
+
+def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
+    """The configuration of a run, from its ``config.yaml``.
+
+    Raises:
+        RequestError: that cannot be read, or is not the configuration in the row.
+    """
+    path = directory / CONFIG
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = restore(values)
+    except Exception as error:  # of a damaged file, YAML and the schema may raise anything
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise RequestError(f"init_from: {path} cannot be read ({reason[:70]}); {CURE}") from error
+    own = json.loads(json.dumps(semantic(config)))
+    for section, value in row["config"].items():
+        pairs = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, expected in pairs:
+            found = own.get(section, expected) if key is None else own.get(section, {}).get(key, expected)
+            if found != expected:
+                name = section if key is None else f"{section}.{key}"
+                raise RequestError(
+                    f"init_from: {path} says {name}={found}, and result.json {expected}; {CURE}"
+                )
+    return config
 
 
 def inherit(config: RunConfig, source: Source, asked: set[str], sections: tuple[str, ...]) -> RunConfig:

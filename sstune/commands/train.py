@@ -17,8 +17,9 @@ from sstune import backbones, datasets, rules, tasks, training
 from sstune.commands.execution import once
 from sstune.commands.source import MODEL, Source
 from sstune.interrupt import StopFlag
-from sstune.runs import Run, atomic_write, write_text
+from sstune.runs import Run
 from sstune.schema import RequestError, RunConfig
+from sstune.storage import file_digest, write_bytes, write_text
 
 
 def train(config: RunConfig, asked: set[str], wait: bool = False) -> Run:
@@ -87,7 +88,9 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         if progress.step == 0:
             print(f"  {_epoch_line(progress.history[-1], config.epochs)}", flush=True)
 
-    progress = training.load(checkpoint, run.identity, network, optimizer) or training.Progress()
+    with world.first_before_others():  # a damaged one is set aside, and the others find none either
+        found = training.load(checkpoint, run.identity, network, optimizer)
+    progress = found or training.Progress()
     if progress.epoch or progress.step:
         print(f"  resuming in epoch {progress.epoch + 1} at step {progress.step}", flush=True)
     trainer = training.Trainer(config, network, task, loader, data.val, optimizer, device, save, stop, world)
@@ -115,6 +118,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         "compiled": str(config.compile) if config.compile else None,
         "processes": world.size,
         "notes": notes,
+        "model_sha256": file_digest(run.directory / MODEL) if world.first else None,
         "layers": asdict(conversion),
         "alignment": [_known(asdict(layer)) for layer in trainer.alignment()],
         "datasets": {
@@ -164,13 +168,14 @@ def write_model(path: Path, network: backbones.Network) -> None:
     state = {name: _contiguous(value) for name, value in network.backbone.state_dict().items()}
     plain = rules.plain_state_dict(network.backbone)
     feedback = {name: value for name, value in state.items() if name not in plain}
-    with atomic_write(path) as temporary:
-        content = {
-            "state_dict": {name: state[name] for name in plain},
-            "feedback": feedback,
-            "settled": {key: str(value) for key, value in network.settled.items()},
-        }
-        torch.save(content, temporary)
+    content = {
+        "state_dict": {name: state[name] for name in plain},
+        "feedback": feedback,
+        "settled": {key: str(value) for key, value in network.settled.items()},
+    }
+    file = io.BytesIO()
+    torch.save(content, file)
+    write_bytes(path, file.getbuffer())
 
 
 def _contiguous(value: Any) -> Any:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sstune.runs import file_digest
 from sstune.schema import DatasetConfig, DownloadedFolderConfig, FolderConfig, MnistConfig, RequestError
+from sstune.storage import file_digest
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 
 from sstune.report.measurements import RULES, rank
-from sstune.runs import atomic_write
+from sstune.storage import write_bytes
 
 # Okabe and Ito's colours, told apart under any colour blindness
 COLOURS = {
@@ -127,7 +128,8 @@ def save(figure: Figure, stem: str | Path) -> list[Path]:
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         path = Path(f"{stem}.{kind}")
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+        write_bytes(path, file.getbuffer())
         written.append(path)
     return written

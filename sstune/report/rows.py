@@ -10,8 +10,8 @@ from typing import Any
 from sstune.identity import SCHEMA_VERSION
 from sstune.packing import unpack
 from sstune.quantities import parse_eps
-from sstune.runs import write_text
 from sstune.schema import Norm, RequestError
+from sstune.storage import write_text
 
 Row = dict[str, Any]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import io
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sstune.runs import atomic_write
+from sstune.storage import read_state, write_bytes
+
+_KEYS = {"identity", "progress", "network", "optimizer", "rng", "rng_cuda"}
 
 
 @dataclass
@@ -37,35 +42,104 @@ def save(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write the whole state atomically: a kill or a full disk leaves the previous checkpoint."""
-    state = {
-        "identity": identity,
-        "progress": {item.name: getattr(progress, item.name) for item in fields(progress)},
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-    with atomic_write(path) as temporary:
-        torch.save(state, temporary)
+    """Write the whole state: a kill or a full disk leaves the previous checkpoint."""
+    file = io.BytesIO()
+    torch.save(
+        {
+            "identity": identity,
+            "progress": {item.name: getattr(progress, item.name) for item in fields(progress)},
+            **_state(network, optimizer),
+        },
+        file,
+    )
+    write_bytes(path, file.getbuffer())
 
 
 def load(
     path: Path, identity: str, network: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Progress | None:
-    """Restore the state saved at ``path``; None where there is none.
+    """Restore the state saved at ``path``, all of it or nothing; None where there is none.
 
-    Raises:
-        RuntimeError: the checkpoint is another run's.
+    What is damaged, or another run's, is set aside (:func:`sstune.storage.read_state`).
     """
-    if not path.exists():
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["identity"] != identity:
-        raise RuntimeError(f"{path} belongs to run {state['identity'][:12]}, not {identity[:12]}")
+
+    def restore(path: Path) -> Progress:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        _same_keys(state, _KEYS, "checkpoint")
+        if state["identity"] != identity:
+            raise ValueError(f"of run {str(state['identity'])[:12]}, not {identity[:12]}")
+        progress = _progress(state["progress"])
+        before = copy.deepcopy(_state(network, optimizer))
+        try:
+            _check(state, progress, before)
+            _put(state, network, optimizer)
+        except BaseException as error:
+            _put(before, network, optimizer)
+            if isinstance(error, torch.cuda.OutOfMemoryError):  # of the device; the file may be sound
+                raise MemoryError(str(error)) from error
+            raise
+        return progress
+
+    return read_state(path, restore)
+
+
+def _progress(values: dict[str, Any]) -> Progress:
+    """What was saved of it; an incomplete one would pass for an earlier moment."""
+    expected = vars(Progress())
+    _same_keys(values, expected, "progress")
+    for name, value in expected.items():
+        if type(values[name]) is not type(value):
+            raise ValueError(f"progress: {name} is a {type(values[name]).__name__}")
+    return Progress(**values)
+
+
+def _state(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _put(state: dict[str, Any], network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
     if state["rng_cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng_cuda"])
-    return Progress(**state["progress"])
+
+
+def _check(state: dict[str, Any], progress: Progress, own: dict[str, Any]) -> None:
+    """Compare a state with that of the untrained network, for what loading it would not tell.
+
+    Raises:
+        ValueError: something is missing, of another type, or of another shape.
+    """
+    _same_shape(state["network"], own["network"], "network")
+    for group, its_own in zip(
+        state["optimizer"]["param_groups"], own["optimizer"]["param_groups"], strict=True
+    ):
+        _same_keys(group, its_own, "optimizer")
+    if len(progress.history) != progress.epoch:
+        raise ValueError(f"{len(progress.history)} epochs in history, not {progress.epoch}")
+    if progress.epoch:
+        _same_keys(progress.best, {"epoch", "val_correct", "network"}, "best")
+        _same_shape(progress.best["network"], own["network"], "best")
+    if progress.average:
+        averaged = {f"module.{name}": value for name, value in own["network"].items()}
+        _same_shape(progress.average, {"n_averaged": torch.tensor(0), **averaged}, "average")
+
+
+def _same_shape(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+    _same_keys(found, expected, where)
+    for name, value in expected.items():
+        shapes = [getattr(each, "shape", None) for each in (found[name], value)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{where}: {name} is {shapes[0]}, expected {shapes[1]}")
+
+
+def _same_keys(found: Any, expected: Collection[str], where: str) -> None:
+    if not isinstance(found, dict) or found.keys() != set(expected):
+        differ = sorted(set(expected) ^ set(found), key=str) if isinstance(found, dict) else type(found)
+        raise ValueError(f"{where}: wrong or missing {differ}")

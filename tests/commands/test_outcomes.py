@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -41,9 +42,9 @@ def row_of(run: Path) -> Any:
 
 
 def outcomes(run: Path) -> Arrays:
-    """Everything but the time taken."""
+    """Everything but the time taken and whose it is."""
     with np.load(run / "outcomes.npz") as file:
-        return {name: file[name] for name in file if not name.endswith("seconds")}
+        return {name: file[name] for name in file if not name.endswith(("seconds", "identity"))}
 
 
 def same(one: Arrays, other: Arrays) -> bool:
@@ -243,14 +244,41 @@ class TestStopped:
         ]
         assert without_seconds[0] == without_seconds[1]
 
-    def test_other_samples_or_judgements_are_not_gone_on_from(self, tmp_path: Path) -> None:
+    def test_other_samples_or_judgements_or_another_run_are_not_gone_on_from(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         path = tmp_path / "outcomes.npz"
         samples, clean = torch.tensor([3, 5, 8]), torch.tensor([True, True, False])
-        Outcomes(path, samples, clean).save("rule 8/255", Outcome.begin(clean), StopFlag())
-        assert Outcomes(path, samples, clean).get("rule 8/255") is not None
-        assert Outcomes(path, samples, clean).get("exact 8/255") is None
-        for other in (Outcomes(path, samples + 1, clean), Outcomes(path, samples, ~clean)):
-            assert other.cells == {}
+        Outcomes(path, "a", samples, clean).save("rule 8/255", Outcome.begin(clean), StopFlag())
+        content = path.read_bytes()
+        assert Outcomes(path, "a", samples, clean).get("rule 8/255") is not None
+        assert Outcomes(path, "a", samples, clean).get("exact 8/255") is None
+        others = ("a", samples + 1, clean), ("a", samples, ~clean), ("b", samples, clean)
+        for other, name in zip(others, ("samples", "clean", "identity"), strict=True):
+            path.write_bytes(content)
+            assert Outcomes(path, *other).cells == {}
+            assert f"another {name} than this run's" in capsys.readouterr().err
+        assert sorted(os.listdir(tmp_path)) == [f"damaged{n}.outcomes.npz" for n in ("", ".2", ".3")]
+
+    @pytest.mark.parametrize("field", ["right", "effort", "part", "images", "clean"])
+    @pytest.mark.parametrize("change", ["missing", "type", "size"])
+    def test_a_cell_that_is_not_whole_is_not_gone_on_from(
+        self, tmp_path: Path, field: str, change: str
+    ) -> None:
+        if (field, change) == ("images", "size"):
+            pytest.skip("none are kept, or some")
+        path, samples, clean = tmp_path / "outcomes.npz", torch.arange(3), torch.ones(3, dtype=torch.bool)
+        Outcomes(path, "a", samples, clean).save("rule 8/255", Outcome.begin(clean), StopFlag())
+        with np.load(path) as file:
+            arrays = dict(file)
+        name = field if field == "clean" else f"rule 8/255/{field}"
+        if change == "missing":
+            del arrays[name]
+        else:
+            arrays[name] = arrays[name].astype("U9") if change == "type" else np.append(arrays[name], True)
+        np.savez_compressed(path, **arrays)
+        assert Outcomes(path, "a", samples, clean).cells == {}
+        assert os.listdir(tmp_path) == ["damaged.outcomes.npz"]
 
     def test_outcomes_are_used_again_when_only_the_row_is_gone(self, attack: Attack, trained: Path) -> None:
         run = attack(trained, *PGD)
@@ -260,11 +288,12 @@ class TestStopped:
         assert (run / "outcomes.npz").stat().st_mtime_ns == stamp
         assert row_of(run) == row
 
-    def test_a_file_of_an_older_version_is_begun_anew(self, tmp_path: Path) -> None:
+    def test_a_file_that_does_not_say_whose_it_is_is_gone_on_from(self, tmp_path: Path) -> None:
+        """As the version before wrote it."""
         path, samples, clean = tmp_path / "outcomes.npz", torch.arange(2), torch.ones(2, dtype=torch.bool)
-        old = {"rule 8/255": np.zeros(2, dtype=bool), "seconds rule 8/255": np.float64(1.5)}
-        np.savez_compressed(path, samples=samples, clean=clean, **old)
-        assert Outcomes(path, samples, clean).cells == {}
+        cell = {f"rule 8/255/{field}": value for field, value in Outcome.begin(clean).arrays().items()}
+        np.savez_compressed(path, samples=samples, clean=clean, **cell)
+        assert list(Outcomes(path, "a", samples, clean).cells) == ["rule 8/255"]
 
 
 class TestSummary:

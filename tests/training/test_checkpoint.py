@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -37,9 +39,8 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_loaded_goes_on_bit_by_bit(path: Path) -> None:
     network, optimizer = build(0)
     step(network, optimizer)
-    progress = Progress(
-        1, 2, {"loss": 0.1}, [{"epoch": 1}], [{"angle": 3.0}], {"network": network.state_dict()}, 1.5
-    )
+    best = {"epoch": 1, "val_correct": 3, "network": network.state_dict()}
+    progress = Progress(1, 2, {"loss": 0.1}, [{"epoch": 1}], [{"angle": 3.0}], best, seconds=1.5)
     save(path, "identity", progress, network, optimizer)
     step(network, optimizer)
     step(network, optimizer)
@@ -65,13 +66,82 @@ def test_nothing_there_is_none(path: Path) -> None:
     assert load(path, "identity", *build(0)) is None
 
 
-def test_another_runs_state_is_refused_and_loads_nothing(path: Path) -> None:
-    save(path, "a" * 64, Progress(), *build(0))
+Damage = Callable[[Path], None]
+
+
+def without(*keys: str | int) -> Damage:
+    """Take a key out, and save what is left as torch does: no checksum tells."""
+
+    def damage(path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        owner = state
+        for key in keys[:-1]:
+            owner = owner[key]
+        del owner[keys[-1]]
+        torch.save(state, path)
+
+    return damage
+
+
+def changed(key: str, value: object) -> Damage:
+    """Put another value in its place."""
+
+    def damage(path: Path) -> None:
+        torch.save({**torch.load(path, weights_only=True), key: value}, path)
+
+    return damage
+
+
+def flipped(path: Path) -> None:
+    """A bit of a weight is another: ``torch.load`` does not look at checksums."""
+    content = bytearray(path.read_bytes())
+    content[content.index(build(0)[0].state_dict()["0.weight"].numpy().tobytes()[:16]) + 5] ^= 1
+    path.write_bytes(content)
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b""),
+        flipped,
+        without("optimizer"),
+        without("rng"),
+        without("network", "0.weight"),
+        without("network", "4.feedback._extra_state"),
+        without("progress", "best"),
+        without("progress", "best", "network", "0.weight"),
+        without("optimizer", "param_groups", 0, "momentum"),
+        changed("network", torch.zeros(3)),
+        changed("optimizer", {"state": {}, "param_groups": []}),
+        changed("rng", torch.zeros(3)),
+        changed("identity", "b" * 64),
+        lambda path: torch.save(torch.zeros(3), path),
+        lambda path: torch.save([1], path),
+        lambda path: path.write_text("text"),
+        directory,
+    ],
+)
+def test_what_is_damaged_is_set_aside_and_loads_nothing(
+    path: Path, damage: Damage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, optimizer = build(0)
+    best = {"epoch": 1, "val_correct": 3, "network": network.state_dict()}
+    save(path, "a" * 64, Progress(1, 2, {}, [{"epoch": 1}], best=best), network, optimizer)
+    damage(path)
     network, optimizer = build(1)
-    before = {name: torch.as_tensor(value).clone() for name, value in network.named_parameters()}
-    with pytest.raises(RuntimeError, match=f"belongs to run {'a' * 12}, not {'b' * 12}"):
-        load(path, "b" * 64, network, optimizer)
-    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+    before = copy.deepcopy([network.state_dict(), optimizer.state_dict(), torch.get_rng_state()])
+    assert load(path, "a" * 64, network, optimizer) is None
+    after = [network.state_dict(), optimizer.state_dict(), torch.get_rng_state()]
+    assert repr(before) == repr(after)
+    assert os.listdir(path.parent) == ["damaged.checkpoint.pt"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sstune: {path}: cannot be used (")
 
 
 def test_the_file_holds_only_tensors_and_plain_python(path: Path) -> None:
@@ -85,11 +155,11 @@ def test_the_file_holds_only_tensors_and_plain_python(path: Path) -> None:
 
 def test_a_failure_while_saving_leaves_the_previous_state(path: Path) -> None:
     network, optimizer = build(0)
-    save(path, "identity", Progress(epoch=1), network, optimizer)
+    save(path, "identity", Progress(step=1), network, optimizer)
     unpicklable = Progress(epoch=2, best={"network": lambda: None})
     with pytest.raises(Exception, match="pickle"):
         save(path, "identity", unpicklable, network, optimizer)
     restored = load(path, "identity", network, optimizer)
     assert restored is not None
-    assert restored.epoch == 1
+    assert restored.step == 1
     assert os.listdir(path.parent) == ["checkpoint.pt"]

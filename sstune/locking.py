@@ -1,0 +1,123 @@
+"""One process at a time in a directory, which goes again if it was made for nothing. Imports no torch."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sstune.schema import RequestError
+from sstune.storage import explained, set_aside
+
+LOCK = "lock"
+# of mkdir: the place asked for cannot hold a directory, in contrast to a disk that is full or broken
+_WRONG_PLACE = {
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+}
+
+
+class Locked(Exception):
+    """Another process works in this directory."""
+
+
+@contextmanager
+def locked(directory: Path, wait: bool = False, worthless: Collection[str] = ()) -> Iterator[None]:
+    """Work in ``directory`` alone, which is made if need be; with ``wait``, once another has ended.
+
+    The lock is the kernel's (flock), so it ends with its process, however that ends. A directory made here
+    goes again if the work fails before it has kept any file but the ``worthless``.
+
+    Raises:
+        Locked: another process holds the lock; the message says which.
+        RequestError: there can be no such directory.
+        StorageError: it cannot be made or locked.
+    """
+    made = [place for place in (directory, *directory.parents) if not os.path.exists(place)]
+    descriptor = _lock(directory, wait)
+    try:
+        _sign(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if made and set(os.listdir(directory)) <= {LOCK, *worthless}:
+                for name in (*worthless, LOCK):
+                    (directory / name).unlink(missing_ok=True)
+                for place in made:  # as far as nothing else is in them
+                    place.rmdir()
+        raise
+    finally:
+        _sign(descriptor, "")
+        os.close(descriptor)
+
+
+def make_directory(path: Path, key: str) -> None:
+    """Make a directory that ``key`` asks for, with those above it.
+
+    Raises:
+        RequestError: that is no place for a directory.
+        StorageError: the disk is full or broken.
+    """
+    try:
+        with explained("making", path):
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in _WRONG_PLACE:
+            raise
+        wrong = next((place for place in (path, *path.parents) if place.is_file()), None)
+        reason = f"{wrong} is a file, expected a directory" if wrong else error
+        raise RequestError(f"{key}: {reason}") from error
+
+
+def _lock(directory: Path, wait: bool) -> int:
+    """Descriptor of the lock file, locked; if that was removed while we waited, of a new one."""
+    path = directory / LOCK
+    while True:
+        make_directory(directory, "out")
+        if path.is_dir():
+            set_aside(path, "a directory, expected a file")
+        with explained("locking", path):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                if directory.is_dir():
+                    raise
+                continue  # its maker has removed it
+            try:
+                _wait_for(descriptor, directory, wait)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                        return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, directory: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+        reason = f"{directory} is being run by {holder}"
+        if not wait:
+            raise Locked(reason) from None
+        print(f"{reason}: waiting for it", flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _sign(descriptor: int, text: str) -> None:
+    """Say who holds the lock, for others to read; the lock holds without, on a full disk."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
