@@ -35,6 +35,9 @@ class Fault(NamedTuple):
     action: int = COUNT
 
 
+NO_FAULT = Fault()
+
+
 class Change(NamedTuple):
     """A change of a file: its number in its process, the system's name for it, and the file's path."""
 
@@ -95,7 +98,8 @@ class Child:
 
     Args:
         changed: new values of modules' constants, by full name ("sstune.training.engine.SAVE_EVERY").
-        everywhere: the fault also meets the processes that this one starts, each with numbers of its own.
+        everywhere: the fault also meets the processes that this one starts, each with numbers of its own,
+            and their changes are noted, too.
 
     Its output and the log of its changes lie beside ``folder``. It leads a process group of its own.
     """
@@ -104,7 +108,7 @@ class Child:
         self,
         arguments: Sequence[str],
         folder: Path,
-        fault: Fault = Fault(),  # noqa: B008  (a tuple)
+        fault: Fault = NO_FAULT,
         changed: dict[str, Any] | None = None,
         everywhere: bool = False,
     ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from children import KILL, Child, Fault
+from children import KILL, Fault
 from contents import contents, differences
 from scenes import Scene
 from trials import SAVES, Complaint, Trial, done_again
@@ -108,12 +108,12 @@ class StateDamaged(Trial):
 
     def run(self, place: Path) -> list[Complaint]:
         folder = self.scene.folder(place)
-        first = Child(self.scene.line, folder, Fault(self.number, KILL), self.scene.changed).wait()
+        first = self.scene.start(folder, Fault(self.number, KILL)).wait()
         (run,) = [path.parent for path in folder.glob("runs/*/*/lock") if path.read_bytes()]
         if self.name == "failure.json":
             (run / self.name).write_text('{"error": "OSError: no space", "traceback": "lines"}')
         held = _damaged(run / self.name, self.way)
-        again = Child(self.scene.line, folder, changed=self.scene.changed).wait()
+        again = self.scene.start(folder).wait()
         if again.status or "Traceback" in again.err:
             return [Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
         found = contents(folder)
@@ -154,7 +154,7 @@ class SourceDamaged(Trial):
         folder = self.scene.folder(place)
         _damaged(folder / self.path, self.way)
         before = contents(folder)
-        ended = Child(self.scene.line, folder, changed=self.scene.changed).wait()
+        ended = self.scene.start(folder).wait()
         if ended.status == 0:
             mine = f"{self.path}/" if self.way == FOLDER else self.path
             found = [contents(folder), dict(self.scene.after)]
@@ -183,9 +183,9 @@ class Repaired(Trial):
     def run(self, place: Path) -> list[Complaint]:
         folder = self.scene.folder(place)
         _damaged(folder / self.path, "half")
-        Child(self.scene.line, folder, changed=self.scene.changed).wait()
+        self.scene.start(folder).wait()
         shutil.copy2(self.scene.before / self.path, folder / self.path)
-        again = Child(self.scene.line, folder, changed=self.scene.changed).wait()
+        again = self.scene.start(folder).wait()
         if again.status:
             return [Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
         return [Complaint("different", text) for text in differences(contents(folder), self.scene.after)]

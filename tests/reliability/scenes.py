@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from children import Change, Child, Ended
+from children import NO_FAULT, Change, Child, Ended, Fault
 from contents import contents
 
 DATA = ["dataset.test_fraction=0.8", "dataset.val_fraction=0.2", "threads=1", "device=cpu"]
@@ -30,13 +30,15 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 class Scene:
     """A command line, in a folder that holds what ``before`` holds.
 
-    ``undisturbed`` and ``after`` are how it ends, and what is there then, if nothing comes in its way.
+    ``undisturbed`` and ``after`` are how it ends, and what is there then, if nothing comes in its way;
+    ``changed`` and ``everywhere`` are :class:`children.Child`'s.
     """
 
     name: str
     line: list[str]
     before: Path
     changed: dict[str, Any] = field(default_factory=dict)
+    everywhere: bool = False
     undisturbed: Ended = field(init=False)
     after: dict[str, str] = field(init=False)
 
@@ -46,10 +48,14 @@ class Scene:
         shutil.copytree(self.before, folder, copy_function=shutil.copy)
         return folder
 
+    def start(self, folder: Path, fault: Fault = NO_FAULT) -> Child:
+        """The command at work in ``folder``."""
+        return Child(self.line, folder, fault, self.changed, self.everywhere)
+
     def run_undisturbed(self, place: Path) -> None:
         """Find out how it ends."""
         folder = self.folder(place)
-        self.undisturbed = Child(self.line, folder, changed=self.changed).wait()
+        self.undisturbed = self.start(folder).wait()
         if self.undisturbed.status:
             raise RuntimeError(f"{self.name}: {self.undisturbed.err}")
         self.after = contents(folder)
@@ -119,6 +125,6 @@ def scenes(found: dict[str, Path]) -> dict[str, Scene]:
         Scene("train force", [*TRAIN, "force=true"], found["trained"], EVERY_STEP),
         Scene("attack force", [*attack, "force=true"], found["attacked"]),
         Scene("sweep force", [*sweep, "force=true"], found["swept"]),
-        Scene("sweep joblib", [*sweep, *JOBLIB], found["empty"]),
+        Scene("sweep joblib", [*sweep, *JOBLIB], found["empty"], everywhere=True),
     ]
     return {scene.name: scene for scene in every}

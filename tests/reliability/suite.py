@@ -152,7 +152,7 @@ def measure(asked: argparse.Namespace, place: Path) -> int:
     every = scenes(prepared(place / "prepared"))
     for scene in every.values():
         if not (asked.short and scene.name == "sweep joblib"):
-            scene.run_undisturbed(place / "undisturbed" / scene.name)
+            scene.run_undisturbed(place / "undisturbed" / scene.name.replace(" ", "-"))
     trials = [
         trial
         for trial in chosen(every, asked.short)

@@ -39,7 +39,7 @@ class Sweepers(Trial):
     def run(self, place: Path) -> list[Complaint]:
         folder = self.scene.folder(place)
         faults = [Fault(self.killed or 0, KILL), *[Fault()] * (self.n - 1)]
-        ends = [child.wait() for child in [Child(self.scene.line, folder, fault) for fault in faults]]
+        ends = [child.wait() for child in [self.scene.start(folder, fault) for fault in faults]]
         complaints = [
             Complaint("blocked", f"status {end.status}: {end.err[-600:]}")
             for end, fault in zip(ends, faults, strict=True)
@@ -91,10 +91,10 @@ class JoblibInterrupted(Interrupted):
 
     def cut_short(self, folder: Path) -> Ended:
         if self.whom == "a worker":
-            child = Child(self.scene.line, folder, Fault(int(self.when), KILL), everywhere=True)
+            child = self.scene.start(folder, Fault(int(self.when), KILL))
             group, ended = child.pid, child.wait()
         else:
-            child = Child(self.scene.line, folder)
+            child = self.scene.start(folder)
             group, moment = child.pid, self.when * self.scene.undisturbed.seconds
             ended = child.signal_after(moment, self.signal, group=self.whom == "all")
         deadline = time.monotonic() + ENDING

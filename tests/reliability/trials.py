@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from children import FULL, KILL, KILL_HALFWAY, SIGNAL, Change, Child, Ended, Fault
+from children import FULL, KILL, KILL_HALFWAY, SIGNAL, Change, Ended, Fault
 from contents import content, contents, differences
 from scenes import Scene
 
@@ -77,7 +77,7 @@ class KilledAtChange(Interrupted):
 
     def cut_short(self, folder: Path) -> Ended:
         fault = Fault(self.number, KILL_HALFWAY if self.halfway else KILL)
-        return Child(self.scene.line, folder, fault, self.scene.changed).wait()
+        return self.scene.start(folder, fault).wait()
 
     def judge_first(self, first: Ended) -> list[Complaint]:
         return [] if first.status == -signal.SIGKILL else [Complaint("unclear", f"no kill: {first}")]
@@ -94,7 +94,7 @@ class KilledAtMoment(Interrupted):
         return f"after {self.part:.0%} of the time"
 
     def cut_short(self, folder: Path) -> Ended:
-        child = Child(self.scene.line, folder, changed=self.scene.changed)
+        child = self.scene.start(folder)
         return child.signal_after(self.part * self.scene.undisturbed.seconds, signal.SIGKILL)
 
 
@@ -112,7 +112,7 @@ class Stopped(Interrupted):
 
     def cut_short(self, folder: Path) -> Ended:
         fault = Fault(self.number, SIGNAL + self.signal)
-        return Child(self.scene.line, folder, fault, self.scene.changed).wait()
+        return self.scene.start(folder, fault).wait()
 
     def judge_first(self, first: Ended) -> list[Complaint]:
         if first.status == 0 and not first.errors:  # it came when all was done
@@ -136,7 +136,7 @@ class DiskFull(Interrupted):
 
     def cut_short(self, folder: Path) -> Ended:
         fault = Fault(self.number, FULL)
-        return Child(self.scene.line, folder, fault, self.scene.changed).wait()
+        return self.scene.start(folder, fault).wait()
 
     def judge_first(self, first: Ended) -> list[Complaint]:
         lines = first.errors
@@ -154,7 +154,7 @@ class DiskFull(Interrupted):
 def went_on(scene: Scene, folder: Path, first: Ended) -> list[Complaint]:
     """Judge what a cut left, run the same line again, and judge where that ends."""
     found = [Complaint("lost", text) for text in _gone(scene, folder)]
-    again = Child(scene.line, folder, changed=scene.changed).wait()
+    again = scene.start(folder).wait()
     if again.status or "Traceback" in again.err:
         return [*found, Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
     found += [Complaint("lost", text) for text in done_again(scene, first, again)]
