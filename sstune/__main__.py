@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from sstune.interrupt import GOES_ON
+
 
 def main() -> int:
     """Run the command line, and return its exit status.
@@ -17,20 +19,25 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _end)
-    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != descriptor:
-                os.dup2(opened, descriptor)
-            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+    _open_what_is_closed()
     from sstune.cli import main
 
     return main()
 
 
+def _open_what_is_closed() -> None:
+    """stdin, stdout and stderr: the next file that is opened would take the place of a closed one."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     try:
-        os.write(2, b"sstune: stopped by a signal; the same line goes on from here\n")
+        os.write(2, f"sstune: {GOES_ON}\n".encode())
     finally:
         os._exit(128 + number)
 

@@ -1,25 +1,27 @@
 """The one command line: ``sstune train | finetune | attack`` over Hydra, and ``sstune report``.
 
 A thin dispatcher; torch is imported only once a request has been found right. Exit status: 0 done, 1 failed
-while working or found not good enough (audit.strict), 2 the request was wrong, 130/143 stopped by a signal
-with the state saved.
+while working or found not good enough (audit.strict), 2 the request was wrong, 128 + its number when a
+signal stopped it with the state saved.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import signal
 import sys
 import textwrap
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 
 from sstune import __version__
-from sstune.interrupt import Stopped
+from sstune.interrupt import GOES_ON, Stopped
 from sstune.schema import COMMANDS, GROUPS, RequestError, nearest
+from sstune.storage import BEGAN, StorageError
 
 _SUMMARY = {
     "train": "train a network from scratch (backpropagation unless rule= says otherwise)",
@@ -45,24 +47,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "-v" in arguments or os.environ.get("SSTUNE_DEBUG") == "1"
     arguments = [argument for argument in arguments if argument != "-v"]
+    os.environ[BEGAN] = repr(time.time())
     try:
         with nullcontext() if _speaks() else redirect_stdout(None):
-            return _dispatch(arguments, verbose)
+            status = _dispatch(arguments, verbose)
+            print(end="", flush=True)
+            return status
     except RequestError as error:
         if verbose:
             traceback.print_exc()
         if not _speaks():
             time.sleep(10)  # the first process says it and torchrun ends the others, if it is wrong there too
         for line in str(error).splitlines():
-            print(f"sstune: {line}", file=sys.stderr)
+            _say(line)
         return 2
     except Stopped as stopped:
         if _speaks():
-            print("sstune: stopped by a signal; the same line goes on from here", file=sys.stderr)
+            _say(GOES_ON)
         return int(str(stopped.code))
     except KeyboardInterrupt:
-        print("sstune: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
+    except OSError as error:
+        if verbose:
+            traceback.print_exc()
+        return _cut_off(error)
+    finally:
+        del os.environ[BEGAN]
+
+
+def _cut_off(error: OSError) -> int:
+    """Nobody reads the output any more (``| head -1``), or something cannot be read or written."""
+    with suppress(OSError, ValueError):  # the interpreter would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    _say(str(error) if isinstance(error, StorageError) else f"failed: {type(error).__name__}: {error}")
+    return 1
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print(f"sstune: {line}", file=sys.stderr, flush=True)
 
 
 def _speaks() -> bool:
@@ -96,7 +122,6 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
     from sstune import composition
     from sstune.commands import execute, objections
     from sstune.locking import Locked
-    from sstune.storage import StorageError
     from sstune.validation import validate
 
     arguments = _expand_runs(arguments)
@@ -128,18 +153,21 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             config = composition.compose(command, overrides)
             validate(config)
             complaints = objections([execute(config, composition.asked(command, config, overrides))])
-    except (Locked, StorageError) as error:
-        print(f"sstune: {error}", file=sys.stderr)
+    except Locked as error:
+        _say(str(error))
         return 1
-    except (RequestError, KeyboardInterrupt, BrokenPipeError):
+    except BrokenPipeError:
+        _say("stopped, as nobody reads the output; the same line goes on from here")
+        raise
+    except (RequestError, KeyboardInterrupt, OSError):
         raise
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        print(f"sstune: failed: {type(error).__name__}: {error}", file=sys.stderr)
+        _say(f"failed: {type(error).__name__}: {error}")
         return 1
     for complaint in complaints:
-        print(f"sstune: {complaint}", file=sys.stderr)
+        _say(complaint)
     return 1 if complaints else 0
 
 

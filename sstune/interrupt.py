@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 
 # SIGUSR2 is how Slurm says, as submitit asks it to, that a job's time is nearly over.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
+GOES_ON = "stopped by a signal; the same line goes on from here"
 
 
 class Stopped(SystemExit):
@@ -46,3 +52,20 @@ def stop_flag() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@cache
+def end_with(parent: int) -> None:
+    """From now on, this process stops as on SIGTERM once its ``parent`` process has ended, however that did.
+
+    The signal comes again until the process has ended: its worker would go on to what it was given besides.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -25,7 +25,7 @@ from sstune import __version__
 from sstune.identity import SCHEMA_VERSION, identity, plain, semantic
 from sstune.locking import locked
 from sstune.schema import RequestError, RunConfig
-from sstune.storage import explained, set_aside, write_json, write_text
+from sstune.storage import BEGAN, explained, set_aside, write_json, write_text
 
 RESULT, CONFIG = "result.json", "config.yaml"
 STATE = ("checkpoint.pt", "outcomes.npz")  # what a run goes on from
@@ -37,8 +37,6 @@ _WRITTEN = (
 # What every row holds that others start from.
 _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}
 CURE = "move it away and make that run again"
-# When the command line began that asks for work, in seconds since 1970; its workers inherit it.
-BEGAN = "SSTUNE_BEGAN"
 
 
 def name_of(ancestor: dict[str, Any]) -> str | None:

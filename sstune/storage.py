@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# The variable that tells a command line's workers when it began, in seconds since 1970: what was written
+# earlier is not its own.
+BEGAN = "SSTUNE_BEGAN"
 
 
 class StorageError(OSError):

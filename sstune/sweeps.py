@@ -7,6 +7,7 @@ once on this machine (joblib), or on a Slurm cluster (submitit_slurm).
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
@@ -25,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sstune import composition, schema
 from sstune.composition import Cell
+from sstune.interrupt import end_with
 from sstune.locking import Locked
 from sstune.schema import RequestError, RunConfig
 from sstune.storage import StorageError
@@ -34,21 +37,25 @@ def sweep(command: str, overrides: Sequence[str]) -> list[str]:
     """Run every cell that is not done; returns what there is to complain of, a line each.
 
     Raises:
-        RequestError: a cell is wrong, or the launcher is; nothing has run then.
+        RequestError: a cell is wrong, or the launcher is, and nothing has run; or all that failed was wrong.
     """
     launcher = [override for override in overrides if override.startswith("hydra")]
     cells = composition.cells(command, [override for override in overrides if override not in launcher])
     left = _not_done(cells)
     print(f"{len(cells)} cells, {len(cells) - len(left)} done already", flush=True)
     if launcher and left:
-        _launch(command, _different(left), launcher)
+        errors = _launch(command, _different(left), launcher)
         unfinished = len(_not_done(left))
     else:
         failed = _in_turn(left)
         locked = [cell for cell, error in failed if isinstance(error, Locked)]
-        again = _in_turn(locked) if locked else []  # the others may be done by now
-        unfinished = len(failed) - len(locked) + len(again)
-    return [*_unfinished(unfinished), *_objections(cells)]
+        errors = [error for _, error in failed if not isinstance(error, Locked)]
+        errors += [error for _, error in _in_turn(locked)]  # the others may be done by now
+        unfinished = len(errors)
+    complaints = [*_unfinished(unfinished), *_objections(cells)]
+    if errors and all(isinstance(error, RequestError) for error in errors):
+        raise RequestError("\n".join(complaints))
+    return complaints
 
 
 def _unfinished(n: int) -> list[str]:
@@ -116,21 +123,25 @@ def carry_out(config: RunConfig, asked: set[str]) -> None:
         raise
 
 
-def _launched(command: str, config: DictConfig) -> None:
-    """One cell in a process that a launcher started."""
+def _launched(command: str, parent: int | None, config: DictConfig) -> None:
+    """One cell in a process that a launcher started; on this machine, one that ends with its parent."""
+    if parent is not None:
+        end_with(parent)
     typed = composition.typed(config, command)
     carry_out(typed, composition.asked(command, typed, HydraConfig.get().overrides.task))
 
 
-def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> None:
+def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> list[Exception]:
+    """Run cells by a launcher; the errors of those that failed."""
     schema.register()
-    task: Callable[[DictConfig], Any] = partial(_launched, command)
     try:
         with hydra.initialize_config_dir(str(composition.CONF), version_base="1.3"):
             engine = GlobalHydra.instance().hydra
             assert engine is not None
             overrides = [*settings, *cells[0].overrides]  # for out=, below which a launcher keeps its files
             config = engine.compose_config(command, overrides, run_mode=RunMode.MULTIRUN)
+            local = "joblib" in str(config.hydra.launcher._target_)
+            task: Callable[[DictConfig], Any] = partial(_launched, command, os.getpid() if local else None)
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(engine.config_loader, Callbacks(config)),
                 task_function=task,
@@ -143,4 +154,5 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> Non
                 f"submitit_slurm 'sstune[slurm]'"
             ) from error
         raise RequestError(composition.explain(error, command)) from error
-    launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
+    ended = launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
+    return [job._return_value for job in ended if job.status is JobStatus.FAILED]

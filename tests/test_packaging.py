@@ -56,7 +56,7 @@ def test_the_wheel_has_the_version_and_every_file(wheel: Path) -> None:
 def test_the_wheel_declares_the_command_and_what_it_needs(wheel: Path) -> None:
     folder = f"sstune-{sstune.__version__}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
-        assert "sstune = sstune.cli:main" in archive.read(f"{folder}/entry_points.txt").decode()
+        assert "sstune = sstune.__main__:main" in archive.read(f"{folder}/entry_points.txt").decode()
         metadata = archive.read(f"{folder}/METADATA").decode()
     assert f"Version: {sstune.__version__}\n" in metadata
     assert "Requires-Python: <3.14,>=3.11\n" in metadata

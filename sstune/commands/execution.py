@@ -17,7 +17,7 @@ from sstune.interrupt import StopFlag, stop_flag
 from sstune.locking import Locked
 from sstune.runs import Run
 from sstune.schema import Precision, RequestError, RunConfig
-from sstune.storage import StorageError, write_json
+from sstune.storage import write_json
 from sstune.training import World, join
 
 Work = Callable[[Run, torch.device, StopFlag], dict[str, Any]]
@@ -88,7 +88,7 @@ def _record(run: Run, error: Exception) -> None:
         if not path.exists():  # of several processes, the first to fail knows why
             write_json(path, failure)
     with suppress(OSError):  # or the terminal
-        if not isinstance(error, StorageError):
+        if not isinstance(error, OSError):
             traceback.print_exc()
 
 
