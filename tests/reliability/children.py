@@ -173,9 +173,10 @@ def _become(
             os.environ["FILE_FAULTS"] = f"{folder} {paths[2]} {fault.number} {fault.action}"
         library = ctypes.CDLL(os.environ[LIBRARY])
         library.arm(bytes(folder), bytes(paths[2]), ctypes.c_long(fault.number), fault.action)
-        from sstune.cli import main
+        sys.argv = ["sstune", *arguments]
+        from sstune.__main__ import main
 
-        status = main(list(arguments))
+        status = main()
         sys.stdout.flush()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1

@@ -62,15 +62,15 @@ def chosen(scenes: Mapping[str, Scene], short: bool) -> list[Trial]:
     return found
 
 
-def carried_out(task: tuple[int, Trial], place: Path) -> tuple[int, list[Complaint], float]:
-    """A trial by its number; what is amiss, and seconds. The trial's folder stays if anything is."""
+def carried_out(task: tuple[int, Trial], place: Path) -> tuple[int, list[Complaint]]:
+    """A trial's number, and what is amiss; the trial's folder stays if anything is."""
     number, trial = task
-    folder, began = place / f"{number}", time.monotonic()
+    folder = place / f"{number}"
     folder.mkdir()
     complaints = trial.run(folder)
     if not complaints:
         shutil.rmtree(folder)
-    return number, complaints, time.monotonic() - began
+    return number, complaints
 
 
 def run(trials: Sequence[Trial], place: Path, processes: int) -> list[list[Complaint]]:
@@ -79,7 +79,9 @@ def run(trials: Sequence[Trial], place: Path, processes: int) -> list[list[Compl
     context = multiprocessing.get_context("fork")
     with context.Pool(processes) as pool:
         tasks = pool.imap_unordered(partial(carried_out, place=place), list(enumerate(trials)))
-        for number, complaints, _ in tasks:
+        for done, (number, complaints) in enumerate(tasks, start=1):
+            if done % 100 == 0:
+                print(f"{done} of {len(trials)} trials", flush=True)
             trial, found[number] = trials[number], complaints
             for kind, text in complaints:
                 print(f"{kind}: {trial.command}, {trial.fault}, {trial} [{number}]: {text}", flush=True)

@@ -139,6 +139,8 @@ class DiskFull(Interrupted):
         return self.scene.start(folder, fault).wait()
 
     def judge_first(self, first: Ended) -> list[Complaint]:
+        if first.status == 0 and not first.errors:  # nothing that was left to do needed room
+            return []
         lines = first.errors
         failed = {change.name for change in first.changes if change.number >= self.number} - {"failure.json"}
         named = [
