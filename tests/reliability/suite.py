@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,26 +62,25 @@ def chosen(scenes: Mapping[str, Scene], short: bool) -> list[Trial]:
     return found
 
 
-def carried_out(task: tuple[int, Trial], place: Path) -> tuple[int, list[Complaint]]:
-    """A trial's number, and what is amiss; the trial's folder stays if anything is."""
-    number, trial = task
-    folder = place / f"{number}"
+def carried_out(trial: Trial, folder: Path) -> list[Complaint]:
+    """What is amiss after a trial in the new ``folder``, which stays if anything is."""
     folder.mkdir()
     complaints = trial.run(folder)
     if not complaints:
         shutil.rmtree(folder)
-    return number, complaints
+    return complaints
 
 
 def run(trials: Sequence[Trial], place: Path, processes: int) -> list[list[Complaint]]:
     """Carry out the trials, so many side by side; what is amiss is said at once."""
     found: list[list[Complaint]] = [[] for _ in trials]
     context = multiprocessing.get_context("fork")
-    with context.Pool(processes) as pool:
-        tasks = pool.imap_unordered(partial(carried_out, place=place), list(enumerate(trials)))
-        for done, (number, complaints) in enumerate(tasks, start=1):
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        tasks = {pool.submit(carried_out, trial, place / f"{k}"): k for k, trial in enumerate(trials)}
+        for done, task in enumerate(as_completed(tasks), start=1):
             if done % 100 == 0:
                 print(f"{done} of {len(trials)} trials", flush=True)
+            number, complaints = tasks[task], task.result()
             trial, found[number] = trials[number], complaints
             for kind, text in complaints:
                 print(f"{kind}: {trial.command}, {trial.fault}, {trial} [{number}]: {text}", flush=True)
