@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from types import FrameType
 
-from sstune.interrupt import GOES_ON
+from sstune.interrupt import GOES_ON, unheard
 
 
 def main() -> int:
@@ -17,22 +18,25 @@ def main() -> int:
     takes seconds, an exception could be swallowed or come out as another.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if not unheard(number):
             signal.signal(number, _end)
-    _open_what_is_closed()
+    _prepare_streams()
     from sstune.cli import main
 
     return main()
 
 
-def _open_what_is_closed() -> None:
-    """stdin, stdout and stderr: the next file that is opened would take the place of a closed one."""
+def _prepare_streams() -> None:
+    """Open those that are closed, as the next file that is opened would take their place."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, os.O_RDWR)
             if opened != descriptor:
                 os.dup2(opened, descriptor)
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):  # names of files may be of characters that it has not
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end(number: int, frame: FrameType | None) -> None:

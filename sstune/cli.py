@@ -20,6 +20,7 @@ from pathlib import Path
 
 from sstune import __version__
 from sstune.interrupt import GOES_ON, Stopped
+from sstune.locking import Locked
 from sstune.schema import COMMANDS, GROUPS, RequestError, nearest
 from sstune.storage import BEGAN, StorageError
 
@@ -68,19 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
-    except OSError as error:
+    except Locked as error:
+        _say(str(error))
+        return 1
+    except Exception as error:
         if verbose:
             traceback.print_exc()
-        return _cut_off(error)
+        return _failed(error)
     finally:
-        del os.environ[BEGAN]
+        os.environ.pop(BEGAN, None)
 
 
-def _cut_off(error: OSError) -> int:
-    """Nobody reads the output any more (``| head -1``), or something cannot be read or written."""
-    with suppress(OSError, ValueError):  # the interpreter would try again at its end
+def _failed(error: Exception) -> int:
+    try:
+        print(end="", flush=True)
+    except OSError:  # it is the output that failed, and the interpreter would try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError):  # as of a program that SIGPIPE ends
         return 128 + signal.SIGPIPE
     _say(str(error) if isinstance(error, StorageError) else f"failed: {type(error).__name__}: {error}")
     return 1
@@ -121,7 +126,6 @@ def _dispatch(arguments: list[str], verbose: bool) -> int:
 def _run(command: str, arguments: list[str], verbose: bool) -> int:
     from sstune import composition
     from sstune.commands import execute, objections
-    from sstune.locking import Locked
     from sstune.validation import validate
 
     arguments = _expand_runs(arguments)
@@ -153,19 +157,9 @@ def _run(command: str, arguments: list[str], verbose: bool) -> int:
             config = composition.compose(command, overrides)
             validate(config)
             complaints = objections([execute(config, composition.asked(command, config, overrides))])
-    except Locked as error:
-        _say(str(error))
-        return 1
     except BrokenPipeError:
         _say("stopped, as nobody reads the output; the same line goes on from here")
         raise
-    except (RequestError, KeyboardInterrupt, OSError):
-        raise
-    except Exception as error:
-        if verbose:
-            traceback.print_exc()
-        _say(f"failed: {type(error).__name__}: {error}")
-        return 1
     for complaint in complaints:
         _say(complaint)
     return 1 if complaints else 0

@@ -41,12 +41,16 @@ class StopFlag:
         return Stopped(128 + self.signal)
 
 
+def unheard(number: int) -> bool:
+    """Whether it is a hang-up that nohup has us ignore."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Inside, these signals set the flag that is yielded; one that was ignored (nohup) still is."""
+    """Inside, these signals set the flag that is yielded."""
     flag = StopFlag()
-    heeded = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, flag.handle) for number in heeded}
+    before = {number: signal.signal(number, flag.handle) for number in STOPPING if not unheard(number)}
     try:
         yield flag
     finally:

@@ -35,25 +35,26 @@ class Locked(Exception):
 def locked(directory: Path, wait: bool = False, worthless: Collection[str] = ()) -> Iterator[None]:
     """Work in ``directory`` alone, which is made if need be; with ``wait``, once another has ended.
 
-    The lock is the kernel's (flock), so it ends with its process, however that ends. A directory made here
-    goes again if the work fails before it has kept any file but the ``worthless``.
+    The lock is the kernel's (flock), so it ends with its process, however that ends. A directory that was
+    empty goes again, with those above it that were made for it, if the work fails before it has kept any file
+    but the ``worthless``.
 
     Raises:
         Locked: another process holds the lock; the message says which.
         RequestError: there can be no such directory.
         StorageError: it cannot be made or locked.
     """
-    made = [place for place in (directory, *directory.parents) if not os.path.exists(place)]
-    descriptor = _lock(directory, wait)
+    descriptor, made = _lock(directory, wait)
     try:
+        empty = os.listdir(directory) == [LOCK]
         _sign(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
     except BaseException:
         with suppress(OSError):
-            if made and set(os.listdir(directory)) <= {LOCK, *worthless}:
+            if empty and set(os.listdir(directory)) <= {LOCK, *worthless}:
                 for name in (*worthless, LOCK):
                     (directory / name).unlink(missing_ok=True)
-                for place in made:  # as far as nothing else is in them
+                for place in (directory, *made):  # as far as nothing else is in them
                     place.rmdir()
         raise
     finally:
@@ -70,19 +71,35 @@ def make_directory(path: Path, key: str) -> None:
     """
     try:
         with explained("making", path):
-            path.mkdir(parents=True, exist_ok=True)
+            for left in reversed(range(100)):
+                try:
+                    return path.mkdir(parents=True, exist_ok=True)
+                except (FileExistsError, FileNotFoundError):  # another process makes and removes it
+                    if not left or file_in_the_way(path):
+                        raise
     except OSError as error:
         if error.errno not in _WRONG_PLACE:
             raise
-        wrong = next((place for place in (path, *path.parents) if place.is_file()), None)
-        reason = f"{wrong} is a file, expected a directory" if wrong else error
-        raise RequestError(f"{key}: {reason}") from error
+        file = file_in_the_way(path)
+        raise RequestError(
+            f"{key}: {file} is a file, expected a directory" if file else f"{key}: {error}"
+        ) from error
 
 
-def _lock(directory: Path, wait: bool) -> int:
-    """Descriptor of the lock file, locked; if that was removed while we waited, of a new one."""
+def file_in_the_way(path: Path) -> Path | None:
+    """What is at ``path`` or above it, and no directory."""
+    places = (place for place in (path, *path.parents) if os.path.lexists(place))
+    return next((place for place in places if not place.is_dir()), None)
+
+
+def _lock(directory: Path, wait: bool) -> tuple[int, list[Path]]:
+    """Descriptor of the lock file, locked, and the directories above it that were made for it.
+
+    If the file was removed while we waited, its lock is nobody's: another one is made.
+    """
     path = directory / LOCK
     while True:
+        made = [place for place in directory.parents if not os.path.exists(place)]
         make_directory(directory, "out")
         if path.is_dir():
             set_aside(path, "a directory, expected a file")
@@ -90,14 +107,14 @@ def _lock(directory: Path, wait: bool) -> int:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:
-                if directory.is_dir():
+                if path.is_symlink():
                     raise
-                continue  # its maker has removed it
+                continue  # another process has removed the directory
             try:
                 _wait_for(descriptor, directory, wait)
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                        return descriptor
+                        return descriptor, made
             except BaseException:
                 os.close(descriptor)
                 raise

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from sstune.locking import file_in_the_way, make_directory
 from sstune.schema import RequestError
 
 
@@ -20,12 +21,13 @@ def run(argv: Sequence[str]) -> int:
     """Print the table of the rows asked for and, with ``--out``, write it; returns the exit status.
 
     Raises:
-        RequestError: rows cannot be read, do not go together, or ``--out`` is not a directory.
+        RequestError: there are no rows, they do not go together, or ``--out`` can be no directory.
+        StorageError: something cannot be read or written.
         SystemExit: 2 for a wrong command line, 0 after ``--help``.
     """
     asked = _parser().parse_args(argv)
-    if asked.out is not None and asked.out.exists() and not asked.out.is_dir():
-        raise RequestError(f"--out {asked.out}: is a file, expected a directory")
+    if asked.out is not None and (file := file_in_the_way(asked.out)):
+        raise RequestError(f"--out {asked.out}: {file} is a file, expected a directory")
     # pandas and matplotlib take a second to import: --help and a mistyped option need not wait
     from sstune.report.rows import read_rows
     from sstune.report.tables import to_text
@@ -67,7 +69,7 @@ def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
     from sstune.report.transfer import transfer_map
     from sstune.storage import write_text
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out, "--out")
     texts = {"table.csv": to_csv(table(rows)), "wide.csv": to_csv(wide(rows)), "table.tex": to_latex(rows)}
     others = {"gap": gap_table, "paired": paired_table, "audit": audit_table, "alignment": alignment_table}
     tables = {name: make(rows) for name, make in others.items()}

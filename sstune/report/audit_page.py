@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from sstune.report.audit import HEADER, VERDICTS, Check, cells_of, remarks
 from sstune.report.audit_figures import Tried, audit_figures, clean_of, tried
+from sstune.report.looks import printable
 from sstune.report.rows import Row, eps_value
 from sstune.report.variants import joined, labels_of
 from sstune.statistics import wilson
@@ -137,7 +138,7 @@ def _svg(figure: Figure, prefix: str) -> str:
     """A figure as an element of a page: ids begin with ``prefix``, since a page holds several figures."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "sstune", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", bbox_inches="tight", transparent=True)
+        printable(figure).savefig(text, format="svg", bbox_inches="tight", transparent=True)
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{prefix}", svg[svg.index("<svg") :])
     return svg.strip()

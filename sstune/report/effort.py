@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from sstune.report.looks import STYLE, each_network, legend_beside, looks_of, named, save, style_of
 from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, frame, rank
@@ -107,6 +107,8 @@ def effort_figure(curves: Sequence[Curve], unit: str) -> Figure:
         line[0].set_ylabel(f"{row}\naccuracy (%)")
         if logarithmic:
             line[0].set_xscale("log")
+            line[0].xaxis.set_major_formatter("{x:g}")
+            line[0].xaxis.set_minor_formatter(NullFormatter())
         else:
             line[0].xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         line[0].set_xlim(left=first)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sstune.report.looks import STYLE
+from sstune.report.looks import STYLE, printable
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -68,7 +68,9 @@ def image_grid(
             shown, times = magnified(clean, one.images)
             _column(right, f"difference × {times}", shown[lines])
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
+        printable(figure).savefig(
+            file, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None}
+        )
     return file.getvalue()
 
 

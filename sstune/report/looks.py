@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.typing import LineStyleType
 
 from sstune.report.measurements import RULES, rank
@@ -49,6 +50,7 @@ MARKERS = "os^Dv*XP"
 STYLE: list[str | Path | dict[str, Any]] = [
     "default",
     {"svg.hashsalt": "sstune", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
+    {"text.parse_math": False},  # a class may be called "$x$"
 ]
 
 
@@ -123,13 +125,24 @@ def legend_beside(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
+def printable(figure: Figure) -> Figure:
+    """``figure`` with what no font can show (control characters, bytes of a file's name) as escapes."""
+    for text in figure.findobj(Text):
+        text.set_text(re.sub(r"[^\n]", lambda match: _shown(match[0]), text.get_text()))
+    return figure
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 def save(figure: Figure, stem: str | Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.svg``, byte for byte the same for the same figure; returns both."""
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         path = Path(f"{stem}.{kind}")
         file = io.BytesIO()
-        figure.savefig(file, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+        printable(figure).savefig(file, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
         write_bytes(path, file.getbuffer())
         written.append(path)
     return written

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sstune.identity import SCHEMA_VERSION
 from sstune.packing import unpack
 from sstune.quantities import parse_eps
 from sstune.schema import Norm, RequestError
-from sstune.storage import write_text
+from sstune.storage import StorageError, explained, write_text
 
 Row = dict[str, Any]
 
@@ -39,6 +40,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
 
     Raises:
         RequestError: a file is no row of this schema version, one run has two results, or nothing was found.
+        StorageError: a file or directory cannot be read.
     """
     places = [Path(path).expanduser() for path in paths]
     rows = [row for place in places for source in _sources(place) for row in _read(source)]
@@ -84,19 +86,40 @@ def eps_value(row: Row, eps: str) -> float:
 
 
 def _sources(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise RequestError(f"{path}: does not exist (a run directory, a directory of runs, or a rows.jsonl)")
-    own = path / "result.json"
-    return [own] if own.is_file() else sorted(path.rglob("result.json"))
+    with explained("reading", path):
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise RequestError(
+                f"{path}: does not exist (a run directory, a directory of runs, or a rows.jsonl)"
+            )
+        own = path / "result.json"
+        return [own] if own.is_file() else sorted(_below(path))
+
+
+def _below(directory: Path) -> Iterator[Path]:
+    """Every ``result.json`` below a directory, to whatever kind of file it belongs.
+
+    Raises:
+        OSError: a directory cannot be read, whose rows would be missing from the tables.
+    """
+
+    def fail(error: OSError) -> NoReturn:
+        raise StorageError(error.errno, f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    for place, directories, files in os.walk(directory, onerror=fail):
+        if "result.json" in (*directories, *files):
+            yield Path(place, "result.json")
 
 
 def _read(source: Path) -> Iterator[Row]:
-    try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{source}: cannot be read ({error})") from None
+    with explained("reading", source):
+        if source.exists() and not source.is_file():
+            raise RequestError(f"{source}: expected a file")
+        try:
+            text = source.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{source}: cannot be read ({error})") from None
     many = source.suffix == ".jsonl"
     for number, line in enumerate(text.split("\n") if many else [text], start=1):
         if many and not line.strip():
@@ -104,7 +127,7 @@ def _read(source: Path) -> Iterator[Row]:
         where = f"{source}:{number}" if many else str(source)
         try:
             row = json.loads(line, parse_constant=lambda name: None)  # NaN is no JSON
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(f"{where}: expected one JSON row ({error})") from None
         problem = _problem(row)
         if problem:
