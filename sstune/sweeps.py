@@ -124,8 +124,11 @@ def carry_out(config: RunConfig, asked: set[str]) -> None:
 
 
 def _launched(command: str, parent: int | None, config: DictConfig) -> None:
-    """One cell in a process that a launcher started; on this machine, one that ends with its parent."""
-    if parent is not None:
+    """One cell in a process that a launcher started; on this machine, one that ends with its parent.
+
+    With one job, joblib starts none, and the cell is the sweeper's own.
+    """
+    if parent not in (None, os.getpid()):
         end_with(parent)
     typed = composition.typed(config, command)
     carry_out(typed, composition.asked(command, typed, HydraConfig.get().overrides.task))

@@ -248,3 +248,9 @@ class TestLaunchers:
         assert [run.name for run in runs(tmp_path)] == sorted(path.name for path in directories("seed=0,1"))
         again = ask(*line)
         assert (again.status, again.out) == (0, "2 cells, 2 done already\n")
+
+    def test_one_job_of_joblib_runs_in_the_sweeper_itself(self, tmp_path: Path) -> None:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        line = ["train", "-m", *TINY, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+        assert processes.wait(processes.start(line, tmp_path, tmp_path / "output")) == 0
+        assert len(runs(tmp_path)) == 2
