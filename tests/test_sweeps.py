@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ import pytest
 import sstune
 from sstune.commands import planned
 from sstune.composition import cells
+from sstune.locking import locked
 
 Ask = Callable[..., Any]
 ROOT = Path(sstune.__file__).parents[1]
@@ -168,6 +170,13 @@ class TestOneProcess:
         assert said[-1] == "sstune: 3 cells are not done; the same line runs them"
         assert len(runs(tmp_path)) == 1
 
+    def test_only_wrong_requests_are_a_wrong_request(self, ask: Ask, tmp_path: Path) -> None:
+        """They are found as late as this by the network that they name a layer of; nothing stays of them."""
+        answer = ask("train", "-m", *TINY, "optimizer.freeze=[heat],[hed]")
+        assert (answer.status, len(answer.errors)) == (2, 3)
+        assert answer.errors[-1] == "sstune: 2 cells are not done; the same line runs them"
+        assert not (tmp_path / "runs").exists()
+
     def test_cells_that_share_a_parent_make_it_once(self, ask: Ask, tmp_path: Path) -> None:
         data = [each for each in TINY if not each.startswith("epochs")]
         answer = ask("finetune", "-m", *data, "epochs=1", "rule=usf,frsf")
@@ -194,16 +203,33 @@ class TestSeveralProcesses:
         assert answer.status == (0 if released else 1)
         assert worked_on(answer.out) == [second.name, *([first.name] if released else [])]
 
-    def test_two_sweepers_run_each_cell_exactly_once(self, tmp_path: Path) -> None:
-        line = ["train", "-m", *TINY, "seed=range(12)"]
-        pair = [processes.start(line, tmp_path, tmp_path / name) for name in ("one", "two")]
-        statuses = [processes.wait(process) for process in pair]
+    @pytest.mark.parametrize(("n", "force"), [(2, False), (2, True), (4, True)])
+    def test_sweepers_run_each_cell_exactly_once(self, tmp_path: Path, n: int, force: bool) -> None:
+        """With ``force``, once for all of them; rows that were there before are made anew."""
+        line = ["train", "-m", *TINY, "seed=range(12)", f"force={force}"]
+        names = [f"sweeper {number}" for number in range(n)]
+        if force:
+            before = [*line[:-2], "seed=0,1", "force=true"]
+            assert processes.wait(processes.start(before, tmp_path, tmp_path / "before")) == 0
+        started = [processes.start(line, tmp_path, tmp_path / name) for name in names]
+        statuses = [processes.wait(process) for process in started]
         assert set(statuses) <= {0, 1}
         assert min(statuses) == 0
-        outputs = [(tmp_path / name).read_text() for name in ("one", "two")]
-        finished = Counter(worked_on(outputs[0]) + worked_on(outputs[1]))
+        finished = Counter(each for name in names for each in worked_on((tmp_path / name).read_text()))
         assert finished == {run.name: 1 for run in runs(tmp_path)}
         assert len(finished) == 12
+        assert len(list(tmp_path.rglob("previous.result.json"))) == (2 if force else 0)
+
+    def test_a_forced_run_goes_on_after_a_stop_and_is_made_anew_after_its_end(self, tmp_path: Path) -> None:
+        line = ["train", *TINY, "epochs=300", "force=true"]
+        first = processes.start(line, tmp_path, tmp_path / "first")
+        processes.until(lambda: any(tmp_path.glob("runs/train/*/checkpoint.pt")), first)
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGTERM)
+        assert processes.wait(first) == 143
+        for name, resumed in (("second", True), ("third", False)):
+            assert processes.wait(processes.start(line, tmp_path, tmp_path / name)) == 0
+            assert ("resuming in epoch" in (tmp_path / name).read_text()) is resumed
 
     def test_the_parent_that_another_process_makes_is_waited_for(self, tmp_path: Path) -> None:
         line = ["finetune", *TINY, "rule=usf"]
@@ -233,6 +259,27 @@ class TestLaunchers:
         assert (config["lr"], config["lr_factors"]) == (0.1, [{"head": 2.0}])
         (failed,) = (tmp_path / "runs" / "train").glob("*/failure.json")
         assert json.loads(failed.read_text())["error"].startswith("FloatingPointError")
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    def test_workers_end_with_their_sweeper_and_keep_their_state(
+        self, tmp_path: Path, number: signal.Signals
+    ) -> None:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+        line = ["train", "-m", *TINY, "epochs=100000", "seed=0,1,2", *launcher]
+        sweeper = processes.start(line, tmp_path, tmp_path / "output")
+
+        def states() -> list[Path]:
+            return list(tmp_path.glob("runs/train/*/checkpoint.pt"))
+
+        processes.until(lambda: len(states()) == 2, sweeper)
+        assert sweeper.pid is not None
+        os.kill(sweeper.pid, number)
+        assert processes.wait(sweeper) == -number
+        for state in states():
+            with locked(state.parent, wait=True):  # as soon as its worker has ended
+                assert (state.parent / "config.yaml").exists()
+        assert len(states()) == 2  # none went on to the third cell
 
     def test_submitit_is_given_only_what_is_left(self, ask: Ask, tmp_path: Path) -> None:
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,12 +120,118 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
 
 def test_a_wrong_request_touches_nothing(tmp_path: Path) -> None:
     (tmp_path / "table").write_text("mine")
-    with pytest.raises(RequestError, match="table: is a file"):
+    with pytest.raises(RequestError, match="^--out table: table is a file"):
         run(["--out", "table"])
     with pytest.raises(RequestError, match="runz: does not exist"):
         run(["runz", "--out", "results/first"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "table"]
     assert (tmp_path / "table").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["mine", "mine/deep/er", "link", "fifo"])
+def test_a_place_that_can_be_no_directory_is_a_wrong_request(out: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("")
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(RequestError, match=f"^--out {out}: {out[:4]} is a file, expected a directory$"):
+        run(["--out", out])
+
+
+def test_what_cannot_be_written_is_one_line_and_status_1(ask: Any, runs: Path) -> None:
+    (runs.parent / "first" / "table.csv").mkdir(parents=True)
+    answer = ask("report", "--out", "first")
+    assert (answer.status, answer.errors) == (
+        1,
+        ["sstune: is a directory while writing first/table.csv; the earlier table.csv is intact"],
+    )
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_is_one_line_and_status_1(
+    ask: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str
+) -> None:
+    """At every write in turn; what is there is whole, and the next report completes it."""
+    real, written = getattr(os, step), 0
+
+    def full(*arguments: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > allowed:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(os, step, full)
+    for allowed in range(len(WRITTEN)):
+        written = 0
+        answer = ask("report", "--out", f"out{allowed}")
+        assert (answer.status, len(answer.errors)) == (1, 1)
+        assert re.match(rf"sstune: no space left on /\S* while writing out{allowed}/\S+$", answer.err)
+        assert len(os.listdir(f"out{allowed}")) == allowed
+    allowed = 100
+    assert ask("report", "--out", "out3").status == 0
+    assert sorted(os.listdir("out3")) == WRITTEN
+
+
+class TestUnreadable:
+    """Not left out in silence: the tables would look complete."""
+
+    @pytest.mark.parametrize("named", ["runs", "runs/attack/s0", "runs/attack/s0/result.json"])
+    @pytest.mark.parametrize("kind", ["directory", "fifo", "dangling"])
+    def test_a_result_that_is_no_file_is_named(self, ask: Any, runs: Path, named: str, kind: str) -> None:
+        path = runs / "attack" / "s0" / "result.json"
+        path.unlink()
+        if kind == "directory":
+            path.mkdir()
+        elif kind == "fifo":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("nowhere")
+        answer = ask("report", named)
+        assert answer.status in (1, 2)
+        assert len(answer.errors) == 1
+        assert answer.err.startswith("sstune: ")
+        assert "runs/attack/s0/result.json" in answer.err or named in answer.err
+        assert answer.out == ""
+
+    def test_what_the_system_does_not_let_us_read_is_named(
+        self, ask: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scandir, opened = os.scandir, Path.read_text
+
+        def denied(path: Any) -> Any:
+            if str(path).endswith("s1"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return scandir(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", denied)
+            answer = ask("report")
+        assert (answer.status, answer.out) == (1, "")
+        assert answer.errors == ["sstune: runs/attack/s1: cannot be read (Permission denied)"]
+
+        def broken(path: Path, **arguments: Any) -> str:
+            if path.name == "result.json":
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return opened(path, **arguments)
+
+        monkeypatch.setattr(Path, "read_text", broken)
+        answer = ask("report")
+        assert (answer.status, answer.out) == (1, "")
+        assert answer.errors == ["sstune: input/output error while reading runs/attack/s0/result.json"]
+
+
+def test_names_that_look_like_mathematics_or_have_no_glyph_do_not_stop_a_report(runs: Path) -> None:
+    for number, name in enumerate([r"$\frac$", "a_b%&#{}~^\\", "\x1b[31m\0", "caf\udce9", "a$b$"]):
+        path = runs / "attack" / "s0" / "result.json"
+        row = json.loads(path.read_text())
+        row["config"]["dataset"]["label"] = row["config"]["backbone"]["name"] = name
+        row["identity"] = f"{number:064}"
+        (runs / "attack" / f"n{number}").mkdir()
+        (runs / "attack" / f"n{number}" / "result.json").write_text(json.dumps(row))
+    assert run(["--out", "results/first"]) == 0
+    run(["results/first/rows.jsonl", "--out", "results/second"])
+    for path in Path("results/first").iterdir():
+        assert path.read_bytes() == Path("results/second", path.name).read_bytes()
 
 
 def test_help_waits_for_no_heavy_import() -> None:
