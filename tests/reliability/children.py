@@ -141,9 +141,15 @@ class Child:
                 self.group, self.pid, self.status = self.pid, 0, os.waitstatus_to_exitcode(status)
         return None if self.pid else self.status
 
-    def signal_after(self, seconds: float, number: int, group: bool = False) -> Ended:
-        """Send a signal so long after the start, to its whole group or to itself; wait for its end."""
-        while self.poll() is None and time.monotonic() - self.began < seconds:
+    def signal_after(self, seconds: float, number: int, changes: int = 0, group: bool = False) -> Ended:
+        """Send a signal so long after the start, and after so many changes of files; wait for its end.
+
+        Args:
+            group: to all of its process group instead of to itself.
+        """
+        while self.poll() is None and (
+            time.monotonic() - self.began < seconds or self.paths[2].read_bytes().count(b"\n") < changes
+        ):
             time.sleep(0.001)
         if self.poll() is None:
             (os.killpg if group else os.kill)(self.pid, number)

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from children import KILL, Child, Ended, Fault
 from contents import contents, differences
@@ -30,7 +29,7 @@ class Sweepers(Trial):
     killed: int | None
 
     @property
-    def fault(self) -> str:  # type: ignore[override]
+    def fault(self) -> str:
         return f"{self.n} sweepers{', one of them killed' if self.killed else ''}"
 
     def __str__(self) -> str:
@@ -56,9 +55,7 @@ class Sweepers(Trial):
         )
         complaints += [Complaint("lost", f"{path} was made {n} times") for path, n in made.items() if n > 1]
         rows = [str(folder / name) for name in self.scene.after if name.endswith("/result.json")]
-        if not (
-            self.killed and "force=true" in self.scene.line
-        ):  # a killed one's runs keep their earlier rows
+        if not (self.killed and "force=true" in self.scene.line):  # then earlier rows may stay
             complaints += [Complaint("lost", f"{path} was not made") for path in rows if path not in made]
         return complaints + [
             Complaint("different", text) for text in differences(contents(folder), self.scene.after)
@@ -70,16 +67,16 @@ class JoblibInterrupted(Interrupted):
     """A sweep over joblib's processes is cut short; its processes end with it, and the same line finishes it.
 
     Args:
-        whom: "the sweeper", "all" of its process group, or "a worker" at the ``when``-th change of a file.
-        when: otherwise, a moment as a part of the time that the whole takes.
+        whom: "the sweeper" or "all" of its process group, after ``changes`` of files by all of them; or
+            "a worker", at the one of its own that has this number.
     """
 
     whom: str
     signal: signal.Signals
-    when: float
+    changes: int
 
     @property
-    def fault(self) -> str:  # type: ignore[override]
+    def fault(self) -> str:
         return (
             "killed at a change of a file"
             if self.whom == "a worker"
@@ -87,27 +84,31 @@ class JoblibInterrupted(Interrupted):
         )
 
     def __str__(self) -> str:
-        return f"{self.signal.name} to {self.whom} at {self.when:g}"
+        return f"{self.signal.name} to {self.whom} at change {self.changes}"
 
     def cut_short(self, folder: Path) -> Ended:
         if self.whom == "a worker":
-            child = self.scene.start(folder, Fault(int(self.when), KILL))
+            child = self.scene.start(folder, Fault(self.changes, KILL))
             group, ended = child.pid, child.wait()
         else:
             child = self.scene.start(folder)
-            group, moment = child.pid, self.when * self.scene.undisturbed.seconds
-            ended = child.signal_after(moment, self.signal, group=self.whom == "all")
+            group, ended = child.pid, child.signal_after(0, self.signal, self.changes, self.whom == "all")
         deadline = time.monotonic() + ENDING
         while (left := _alive(group)) and time.monotonic() < deadline:
             time.sleep(0.05)
         if left:
             os.killpg(group, signal.SIGKILL)
-            ended.err += f"\nTraceback: {len(left)} processes outlived their sweeper"
+            ended.err += f"\n{len(left)} processes outlived their sweeper"
         return ended
 
     def judge_first(self, first: Ended) -> list[Complaint]:
-        outlived = [line for line in first.errors if "outlived" in line]
-        return [Complaint("blocked", line) for line in outlived]
+        found = [Complaint("blocked", line) for line in first.errors if "outlived" in line]
+        expected = 1 if self.whom == "a worker" else 128 + self.signal
+        if self.whom != "a worker" and self.signal is signal.SIGKILL:
+            expected = -signal.SIGKILL
+        if first.status not in (expected, 0) or "Traceback" in first.err:
+            found.append(Complaint("unclear", f"status {first.status}: {first.err[-600:]}"))
+        return found
 
 
 def _alive(group: int) -> list[int]:
@@ -138,16 +139,12 @@ def sweepers(scene: Scene, rounds: int) -> list[Trial]:
 
 def joblib_interruptions(scene: Scene) -> list[Trial]:
     """Kills and signals of the sweeper, of all its processes and of one worker."""
-    cases: list[tuple[Any, ...]] = [
-        ("the sweeper", signal.SIGKILL, 0.5),
-        ("the sweeper", signal.SIGKILL, 0.75),
-        ("the sweeper", signal.SIGKILL, 0.9),
-        ("all", signal.SIGKILL, 0.8),
-        ("the sweeper", signal.SIGTERM, 0.85),
-        ("all", signal.SIGINT, 0.85),
-        ("the sweeper", signal.SIGHUP, 0.85),
-        ("a worker", signal.SIGKILL, 9),
-        ("a worker", signal.SIGKILL, 30),
-        ("a worker", signal.SIGKILL, 50),
+    n = len(scene.changes)  # of two processes with a run each
+    sent = [
+        *[("the sweeper", signal.SIGKILL, n * k // 10) for k in (0, 3, 6, 9)],
+        *[("all", signal.SIGKILL, n * k // 10) for k in (2, 5, 8)],
+        *[("the sweeper", number, n // 2) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)],
+        *[("all", number, n // 2) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)],
+        *[("a worker", signal.SIGKILL, 1 + n * k // 20) for k in (1, 4, 8)],
     ]
-    return [JoblibInterrupted(scene, *case) for case in cases]
+    return [JoblibInterrupted(scene, *case) for case in sent]
