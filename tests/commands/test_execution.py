@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
 import re
 import shutil
@@ -142,6 +144,58 @@ def test_who_waits_for_another_process_takes_its_result(tmp_path: Path, small: l
     assert processes.wait(other) == 0
 
 
+@pytest.mark.parametrize("out", ["file", "file/deep"])
+def test_an_impossible_place_is_a_wrong_request(
+    ask: Callable[..., Any], tmp_path: Path, small: list[str], out: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    answer = ask("train", *small, f"out={out}")
+    assert (answer.status, answer.errors) == (2, ["sstune: out: file is a file, expected a directory"])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_damaged_result_is_made_anew_by_force(
+    ask: Callable[..., Any], tmp_path: Path, small: list[str]
+) -> None:
+    assert ask("train", *small).status == 0
+    (path,) = (tmp_path / "runs" / "train").glob("*/result.json")
+    path.write_text(path.read_text()[:100])
+    answer = ask("train", *small)
+    assert (answer.status, len(answer.errors)) == (2, 1)
+    assert f"{path.relative_to(tmp_path)}: not JSON (" in answer.err
+    assert ask("train", *small, "force=true").status == 0
+    assert ask("train", *small).out.endswith(": done already\n")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_disk_full_at_any_write_is_one_line_and_the_same_line_ends_at_the_same_row(
+    ask: Callable[..., Any], tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    real, written = getattr(os, step), []
+    line = ["train", *small, "backbone=mlp", "rule=usf"]
+
+    def full(*arguments: Any) -> None:
+        written.append(arguments)
+        if len(written) == at + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments)
+
+    monkeypatch.setattr(os, step, full)
+    at = 1000
+    assert ask(*line, "out=whole").status == 0
+    (whole,) = (tmp_path / "whole" / "train").iterdir()
+    for at in range(len(written)):
+        written.clear()
+        answer = ask(*line, f"out=out{at}")
+        assert (answer.status, len(answer.errors)) == (1, 1)
+        assert re.match(rf"sstune: no space left on /\S* while writing out{at}/train/\S+", answer.err)
+        written.clear()
+        assert ask(*line, f"out=out{at}").status == 0
+        (run,) = (tmp_path / f"out{at}" / "train").iterdir()
+        assert (run / "model.pt").read_bytes() == (whole / "model.pt").read_bytes()
+        assert os.listdir(run).sort() == os.listdir(whole).sort()
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_deterministic_algorithms_are_used_when_asked_for(
     tmp_path: Path, complete: Callable[..., RunConfig], deterministic: bool
@@ -209,3 +263,4 @@ class TestRefusedByTheNetwork:
         monkeypatch.setenv("CXX", "no-such-compiler")
         answer = ask("train", *small, override)
         assert (answer.status, answer.errors) == (2, [f"sstune: {said}"])
+        assert os.listdir() == []

@@ -120,7 +120,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
 
 def test_a_wrong_request_touches_nothing(tmp_path: Path) -> None:
     (tmp_path / "table").write_text("mine")
-    with pytest.raises(RequestError, match="^--out table: table is a file"):
+    with pytest.raises(RequestError, match=r"^--out table: table is a file"):
         run(["--out", "table"])
     with pytest.raises(RequestError, match="runz: does not exist"):
         run(["runz", "--out", "results/first"])

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -52,6 +54,98 @@ class TestOpen:
             (tmp_path / name).write_bytes((trained / name).read_bytes())
         with pytest.raises(RequestError, match=r"init_from: .* is not a finished train or finetune run"):
             open_source(tmp_path)
+
+
+def flipped(path: Path, at: bytes) -> None:
+    """One bit is another, where ``at`` begins."""
+    content = bytearray(path.read_bytes())
+    content[content.index(at)] ^= 1
+    path.write_bytes(content)
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def text(path: Path) -> None:
+    path.write_text("- what?")
+
+
+def weight(path: Path) -> None:
+    first = next(iter(torch.load(path, weights_only=True)["state_dict"].values()))
+    flipped(path, first.numpy().tobytes()[:24])
+
+
+def key(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    del content["settled"]
+    torch.save(content, path)
+
+
+class TestDamaged:
+    """One line that names the file and what to do, before anything is made."""
+
+    @pytest.mark.parametrize(
+        ("name", "damage"),
+        [
+            *(
+                (name, each)
+                for name in ("model.pt", "config.yaml", "result.json")
+                for each in (half, empty, text)
+            ),
+            ("config.yaml", directory),
+            ("result.json", directory),
+            ("model.pt", weight),
+            ("model.pt", key),
+            ("config.yaml", lambda path: flipped(path, b"0.2\n")),  # val_fraction
+            ("config.yaml", lambda path: flipped(path, b"resnet20")),
+            ("config.yaml", lambda path: flipped(path, b"digits")),
+            ("result.json", lambda path: flipped(path, b'"identity": ')),
+            ("result.json", lambda path: flipped(path, b'lineage"')),
+        ],
+    )
+    def test_a_file_of_a_source_is_named(
+        self,
+        ask: Callable[..., Any],
+        trained: Path,
+        tmp_path: Path,
+        name: str,
+        damage: Callable[[Path], None],
+    ) -> None:
+        source = tmp_path / "source"
+        shutil.copytree(trained, source)
+        damage(source / name)
+        answer = ask("finetune", f"init_from={source}", "epochs=1", "threads=1", "device=cpu")
+        assert (answer.status, len(answer.errors)) == (2, 1), answer.err
+        assert str(source / name) in answer.err
+        assert answer.err.endswith("; move it away and make that run again\n")
+        assert os.listdir(tmp_path) == ["source"]
+
+    @pytest.mark.parametrize("damage", [None, weight])
+    def test_a_row_of_an_earlier_version_has_no_digest(
+        self, trained: Path, tmp_path: Path, damage: Callable[[Path], None] | None
+    ) -> None:
+        """Its weights are compared with the checksums of the zip file that they are in."""
+        source = tmp_path / "source"
+        shutil.copytree(trained, source)
+        row = json.loads((source / "result.json").read_text())
+        assert row.pop("model_sha256") == hashlib.sha256((source / "model.pt").read_bytes()).hexdigest()
+        (source / "result.json").write_text(json.dumps(row))
+        if damage is None:
+            assert open_source(source).path == source / "model.pt"
+        else:
+            damage(source / "model.pt")
+            with pytest.raises(RequestError, match=r"model.pt is damaged \(wrong checksum of archive/data/"):
+                open_source(source)
 
 
 class TestLoad:
