@@ -25,7 +25,7 @@ from sstune import __version__
 from sstune.identity import SCHEMA_VERSION, identity, plain, semantic
 from sstune.locking import locked
 from sstune.schema import RequestError, RunConfig
-from sstune.storage import BEGAN, explained, set_aside, write_json, write_text
+from sstune.storage import BEGAN, explained, in_short, set_aside, write_json, write_text
 
 RESULT, CONFIG = "result.json", "config.yaml"
 STATE = ("checkpoint.pt", "outcomes.npz")  # what a run goes on from
@@ -162,7 +162,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror}); {CURE}") from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: not JSON ({error}); {CURE}") from error
+        raise RequestError(f"{path}: not JSON ({in_short(error)}); {CURE}") from error
     if not isinstance(row, dict) or row.get("schema_version") != SCHEMA_VERSION:
         raise RequestError(f"{path}: not a row of schema version {SCHEMA_VERSION}; {CURE}")
     for key, kind in _NEEDED.items():

@@ -121,6 +121,8 @@ def _read(source: Path) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             raise RequestError(f"{source}: cannot be read ({error})") from None
     many = source.suffix == ".jsonl"
+    if many and not text.strip():
+        raise RequestError(f"{source}: holds no row")
     for number, line in enumerate(text.split("\n") if many else [text], start=1):
         if many and not line.strip():
             continue
