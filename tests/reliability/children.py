@@ -138,8 +138,12 @@ class Child:
         if self.pid:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
-                self.group, self.pid, self.status = self.pid, 0, os.waitstatus_to_exitcode(status)
+                self.pid, self.status = 0, os.waitstatus_to_exitcode(status)
         return None if self.pid else self.status
+
+    def changes_made(self) -> int:
+        """How many lines its log has so far."""
+        return self.paths[2].read_bytes().count(b"\n")
 
     def signal_after(self, seconds: float, number: int, changes: int = 0, group: bool = False) -> Ended:
         """Send a signal so long after the start, and after so many changes of files; wait for its end.
@@ -148,7 +152,7 @@ class Child:
             group: to all of its process group instead of to itself.
         """
         while self.poll() is None and (
-            time.monotonic() - self.began < seconds or self.paths[2].read_bytes().count(b"\n") < changes
+            time.monotonic() - self.began < seconds or self.changes_made() < changes
         ):
             time.sleep(0.001)
         if self.poll() is None:

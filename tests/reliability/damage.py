@@ -216,9 +216,8 @@ def state_damages(scene: Scene) -> list[Trial]:
 def source_damages(scene: Scene) -> list[Trial]:
     """Every file of the runs that the scene's command starts from, or of the rows that it reports."""
     if scene.name == "report":
-        names = sorted(
-            str(path.relative_to(scene.before)) for path in scene.before.glob("runs/a*/*/result.json")
-        )[:1]
+        attacked = min(scene.before.glob("runs/attack/*/result.json"))
+        names = [str(attacked.relative_to(scene.before)), "other/rows.jsonl"]
         statuses: tuple[int, ...] = (1, 2)
     else:
         (run,) = scene.before.glob("runs/train/*-s1-*" if scene.name == "audit" else "runs/train/*-s0-*")

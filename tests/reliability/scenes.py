@@ -79,6 +79,8 @@ def prepared(place: Path) -> dict[str, Path]:
     more = ["attack", *PGD, f"init_from={source}", "rule=fa"]  # so that each table has to change
     reported = made(reported, place / "more", more, [*finetuned[:-1], "rule=usf"])
     swept = made(empty, place / "swept", [*TRAIN, "-m", "seed=0,1"])
+    other = made(swept, place / "other", ["report", "runs", "--out", "other"])
+    shutil.copytree(other / "other", reported / "other")
     return {
         "empty": empty,
         "trained": trained,
@@ -112,7 +114,7 @@ def scenes(found: dict[str, Path]) -> dict[str, Scene]:
     surrogate = f"audit.surrogate={other.relative_to(found['surrogate'])}"
     attack = ["attack", *PGD, source, "rule=usf"]
     finetune = ["finetune", *DATA, *EPOCH, "epochs=2", source, "rule=brsf"]
-    report = ["report", "runs", "--out", "results/tables"]
+    report = ["report", "runs", "other/rows.jsonl", "--out", "results/tables"]
     sweep = [*TRAIN, "-m", "seed=0,1"]
     chain = ["finetune", *DATA, *NET, *EPOCH, "-m", "rule=usf,frsf"]
     every = [
