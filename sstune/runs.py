@@ -132,7 +132,7 @@ class Run:
                 os.replace(path, path.with_name(f"previous.{name}"))
 
     def finish(self, **measured: Any) -> dict[str, Any]:
-        """Write the row, which marks the run as done, and return it."""
+        """Write the row, which marks the run as done, and return it as it will be read: keys sorted."""
         row = {
             "schema_version": SCHEMA_VERSION,
             "identity": self.identity,
@@ -145,7 +145,7 @@ class Run:
         write_json(self.directory / RESULT, row)
         with suppress(OSError):  # it is of no more use
             (self.directory / "checkpoint.pt").unlink(missing_ok=True)
-        return row
+        return dict(json.loads(json.dumps(row, sort_keys=True)))
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:

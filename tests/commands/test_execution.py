@@ -171,29 +171,29 @@ def test_a_damaged_result_is_made_anew_by_force(
 def test_a_disk_full_at_any_write_is_one_line_and_the_same_line_ends_at_the_same_row(
     ask: Callable[..., Any], tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    real, written = getattr(os, step), []
-    line = ["train", *small, "backbone=mlp", "rule=usf"]
+    real, line = getattr(os, step), ["train", *small, "backbone=mlp", "rule=usf"]
+    written, full = 0, -1
 
-    def full(*arguments: Any) -> None:
-        written.append(arguments)
-        if len(written) == at + 1:
+    def write(*arguments: Any) -> None:
+        nonlocal written
+        written += 1
+        if written == full:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(*arguments)
 
-    monkeypatch.setattr(os, step, full)
-    at = 1000
+    monkeypatch.setattr(os, step, write)
     assert ask(*line, "out=whole").status == 0
     (whole,) = (tmp_path / "whole" / "train").iterdir()
-    for at in range(len(written)):
-        written.clear()
-        answer = ask(*line, f"out=out{at}")
+    for number in range(1, written + 1):
+        written, full = 0, number
+        answer = ask(*line, f"out=out{number}")
         assert (answer.status, len(answer.errors)) == (1, 1)
-        assert re.match(rf"sstune: no space left on /\S* while writing out{at}/train/\S+", answer.err)
-        written.clear()
-        assert ask(*line, f"out=out{at}").status == 0
-        (run,) = (tmp_path / f"out{at}" / "train").iterdir()
+        assert re.match(rf"sstune: no space left on /\S* while writing out{number}/train/\S+", answer.err)
+        full = -1
+        assert ask(*line, f"out=out{number}").status == 0
+        (run,) = (tmp_path / f"out{number}" / "train").iterdir()
         assert (run / "model.pt").read_bytes() == (whole / "model.pt").read_bytes()
-        assert os.listdir(run).sort() == os.listdir(whole).sort()
+        assert sorted(os.listdir(run)) == sorted(os.listdir(whole))
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

@@ -75,3 +75,12 @@ def test_many_samples_are_thinned_out_and_first_and_last_stay() -> None:
 
 def test_one_sample_without_attack() -> None:
     assert grid(k=1, n_attacks=0).size
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", r"_%&#{}~^\ $", "two\nlines", "\0\x1b[31m", "caf\udce9", ""])
+@pytest.mark.filterwarnings("error")
+def test_any_name_can_be_drawn(name: str) -> None:
+    """A finished attack is not lost to what a class is called."""
+    clean, labels = np.zeros((2, 1, 8, 8), dtype=np.uint8), np.array([0, 1])
+    attacked = [Attacked(f"pgd {name}", clean, labels)]
+    assert image_grid(clean, labels, labels, attacked, [name, "dog"]).startswith(b"\x89PNG")
