@@ -166,9 +166,10 @@ def went_on(scene: Scene, folder: Path, first: Ended) -> list[Complaint]:
 def done_again(scene: Scene, first: Ended, again: Ended) -> Iterator[str]:
     """What was saved, and yet done a second time. Under ``force=true`` what is finished is made anew."""
     finished = {name.partition("/")[0] for name in first.completed("result.json")}
+    stopped = int(first.status > 128)  # a signal makes a run save once more
     saves = first.completed(*SAVES) + again.completed(*SAVES)
     for name, n in scene.undisturbed.completed(*SAVES).items():
-        if name.partition("/")[0] not in finished and saves[name] > n:
+        if name.partition("/")[0] not in finished and saves[name] > n + stopped:
             yield f"{name} was saved {saves[name]} times instead of {n}"
     if "force=true" not in scene.line:
         yield from (
