@@ -48,7 +48,7 @@ def explained(doing: str, path: Path, intact: str = "") -> Iterator[None]:
         reason = os.strerror(number)
         if number == errno.ENOSPC:
             reason = f"no space left on {_mount_point(path)}"
-        elif number == errno.ENOENT and not path.parent.exists():
+        elif number == errno.ENOENT and doing == "writing" and not path.parent.exists():
             reason = f"{path.parent} is gone"
         said = f"{reason[0].lower()}{reason[1:]} while {doing} {path}{intact}"
         raise StorageError(number, said) from error

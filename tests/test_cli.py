@@ -65,7 +65,9 @@ class TestRequests:
         assert answer.out.startswith("sstune ")
 
     @pytest.mark.parametrize("how", ["-v", "SSTUNE_DEBUG"])
-    @pytest.mark.parametrize(("line", "status"), [("train epoch=3", 2), ("train out=file", 1)])
+    @pytest.mark.parametrize(
+        ("line", "status"), [("train epoch=3", 2), ("train out=file", 2), ("train out=/proc/none", 1)]
+    )
     def test_a_traceback_is_shown_when_asked_for(
         self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, line: str, status: int
     ) -> None:
