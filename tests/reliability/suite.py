@@ -39,6 +39,9 @@ IMPORTED = [
 ]  # fmt: skip
 
 
+SHORT = ("train", "finetune", "attack", "audit", "sweep", "report", "sweep force")
+
+
 def chosen(scenes: Mapping[str, Scene], short: bool) -> list[Trial]:
     """The trials; ``short``: a few of each kind."""
     from damage import source_damages, state_damages
@@ -48,15 +51,15 @@ def chosen(scenes: Mapping[str, Scene], short: bool) -> list[Trial]:
     found: list[Trial] = []
     for name, scene in scenes.items():
         if name == "sweep joblib":
-            found += [] if short else joblib_interruptions(scene)
-        elif short:
-            found += [*kills(scene, 5)[1:4:2], *full_disks(scene, 3)[1:2]]
-        else:
+            found += joblib_interruptions(scene)
+        elif not short:
             found += [*kills(scene, 24), *kills_at_moments(scene, 6), *stops(scene, 4), *full_disks(scene)]
+        elif name != "sweep force":
+            found += [*kills(scene, 3)[1:2], *full_disks(scene, 3)[1:2]]
         if name in ("train", "finetune", "attack", "audit"):
-            found += state_damages(scene)[:: 9 if short else 1]
+            found += state_damages(scene)[:: 12 if short else 1]
         if name in ("finetune", "attack", "audit", "report"):
-            found += source_damages(scene)[:: 7 if short else 1]
+            found += source_damages(scene)[:: 11 if short else 1]
         if name in ("sweep", "sweep force"):
             found += sweepers(scene, 1)[:1] if short else sweepers(scene, 3)
     return found
@@ -151,9 +154,10 @@ def measure(asked: argparse.Namespace, place: Path) -> int:
 
     began = time.monotonic()
     every = scenes(prepared(place / "prepared"))
+    if asked.short:
+        every = {name: scene for name, scene in every.items() if name in SHORT}
     for scene in every.values():
-        if not (asked.short and scene.name == "sweep joblib"):
-            scene.run_undisturbed(place / "undisturbed" / scene.name.replace(" ", "-"))
+        scene.run_undisturbed(place / "undisturbed" / scene.name.replace(" ", "-"))
     trials = [
         trial
         for trial in chosen(every, asked.short)
