@@ -45,8 +45,8 @@ SHORT = ("train", "finetune", "attack", "audit", "sweep", "report", "sweep force
 def chosen(scenes: Mapping[str, Scene], short: bool) -> list[Trial]:
     """The trials; ``short``: a few of each kind."""
     from damage import source_damages, state_damages
+    from selection import full_disks, kills, kills_at_moments, stops
     from sweepers import joblib_interruptions, sweepers
-    from trials import full_disks, kills, kills_at_moments, stops
 
     found: list[Trial] = []
     for name, scene in scenes.items():
