@@ -15,7 +15,7 @@ space := $(subst ,, )
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart reproduce reproduce-cifar10-jpeg reproduce-mnist reproduce-transfer reproduce-audit \
-    test lint format bench bench-train bench-attack gpu clean
+    test faults lint format bench bench-train bench-attack gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -121,6 +121,10 @@ gpu: .venv/installed  ## the benches and ResNet-18's transfer on a GPU
 
 test: .venv/installed-dev  ## run the tests (2 processes, no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Two at a time, in folders that are removed; the table and the page get their figures from it.
+faults: .venv/installed-dev  ## kills, full disks, damaged files, several sweepers over every command (minutes; needs gcc)
+	$(BIN)/python tests/reliability/suite.py --out results/reliability/faults.csv --page docs/reliability.md
 
 lint: .venv/installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from sstune import __version__
 from sstune.identity import SCHEMA_VERSION, identity, plain, semantic
 from sstune.locking import locked
 from sstune.schema import RequestError, RunConfig
-from sstune.storage import BEGAN, explained, set_aside, write_json, write_text
+from sstune.storage import BEGAN, explained, in_short, set_aside, write_json, write_text
 
 RESULT, CONFIG, RECORD = "result.json", "config.yaml", "data.json"
 STATE = ("checkpoint.pt", "outcomes.npz")  # what a run goes on from
@@ -150,7 +150,7 @@ class Run:
                 os.replace(path, path.with_name(f"previous.{name}"))
 
     def finish(self, **measured: Any) -> dict[str, Any]:
-        """Write the row, which marks the run as done, and return it."""
+        """Write the row, which marks the run as done, and return it as it will be read: keys sorted."""
         row = {
             "schema_version": SCHEMA_VERSION,
             "identity": self.identity,
@@ -164,7 +164,7 @@ class Run:
         for name in ("checkpoint.pt", RECORD):  # of no more use: the row says what they said
             with suppress(OSError):
                 (self.directory / name).unlink(missing_ok=True)
-        return row
+        return dict(json.loads(json.dumps(row, sort_keys=True)))  # as whoever reads it will find it
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
@@ -181,7 +181,7 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror}); {CURE}") from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: not JSON ({error}); {CURE}") from error
+        raise RequestError(f"{path}: not JSON ({in_short(error)}); {CURE}") from error
     if not isinstance(row, dict) or row.get("schema_version") != SCHEMA_VERSION:
         raise RequestError(f"{path}: not a row of schema version {SCHEMA_VERSION}; {CURE}")
     for key, kind in _NEEDED.items():

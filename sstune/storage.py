@@ -12,6 +12,7 @@ import os
 import stat
 import sys
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -188,12 +189,17 @@ def check_zip(path: Path) -> None:
             raise ValueError(f"wrong checksum of {name}")
 
 
+def in_short(why: BaseException | str) -> str:
+    """What an error says, as much of it as goes into one line with the path of a run's file."""
+    said = why.strerror if isinstance(why, OSError) and why.strerror else str(why)
+    return textwrap.shorten(said, 40, placeholder=" …") or type(why).__name__
+
+
 def set_aside(path: Path, why: BaseException | str) -> None:
     """Keep what is damaged under a new name, "damaged.NAME" or "damaged.2.NAME", and say so in one line."""
     names = ("damaged" if number == 1 else f"damaged.{number}" for number in count(1))
     new = next(new for name in names if not os.path.lexists(new := path.with_name(f"{name}.{path.name}")))
     with explained("setting aside", path):
         path.rename(new)
-    reason = next(iter(str(why).splitlines()), "") or type(why).__name__
-    line = f"sstune: {path}: cannot be used ({reason[:70]}); kept as {new.name}, begun anew"
+    line = f"sstune: {path}: cannot be used ({in_short(why)}); kept as {new.name}, begun anew"
     print(line, file=sys.stderr, flush=True)

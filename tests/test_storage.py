@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import sstune
-from sstune.storage import StorageError, read_state, set_aside, write_bytes, write_json, write_text
+from sstune.storage import StorageError, in_short, read_state, set_aside, write_bytes, write_json, write_text
 
 ROOT = Path(sstune.__file__).parents[1]
 
@@ -206,3 +206,13 @@ class TestState:
 def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a", b"\0\r\n")
     assert (tmp_path / "a").read_bytes() == b"\0\r\n"
+
+
+def test_an_error_is_told_in_short() -> None:
+    """A line that names a path has at most 200 characters: it leaves room for some of a foreign error."""
+    assert (
+        in_short(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "/a/long/path"))
+        == "Is a directory"
+    )
+    assert in_short(ValueError("one\ntwo " + 50 * "x")) == "one two …"
+    assert in_short(KeyError()) == "KeyError"

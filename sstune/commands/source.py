@@ -21,7 +21,7 @@ from sstune.datasets import earlier_fingerprint, fingerprint
 from sstune.identity import TRAINING_KEYS, semantic
 from sstune.runs import CONFIG, CURE, Run, name_of, read_result
 from sstune.schema import BackboneConfig, FinetuneConfig, RequestError, RuleConfig, RunConfig
-from sstune.storage import check_zip, file_digest
+from sstune.storage import check_zip, file_digest, in_short
 from sstune.validation import validate
 
 MODEL = "model.pt"
@@ -99,9 +99,9 @@ def _check_weights(path: Path, digest: str | None) -> None:
         if digest is None:
             check_zip(path)
         elif file_digest(path) != digest:
-            raise ValueError("its sha256 is not the one in result.json")
+            raise ValueError("not the sha256 in result.json")
     except Exception as error:
-        raise RequestError(f"init_from: {path} is damaged ({error}); {CURE}") from error
+        raise RequestError(f"init_from: {path} is damaged ({in_short(error)}); {CURE}") from error
 
 
 def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
@@ -115,8 +115,7 @@ def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = restore(values)
     except Exception as error:  # of a damaged file, YAML and the schema may raise anything
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise RequestError(f"init_from: {path} cannot be read ({reason[:70]}); {CURE}") from error
+        raise RequestError(f"init_from: {path} cannot be read ({in_short(error)}); {CURE}") from error
     own = json.loads(json.dumps(semantic(config)))
     for section, value in row["config"].items():
         pairs = value.items() if isinstance(value, dict) else [(None, value)]

@@ -28,14 +28,16 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     a ``rows.jsonl`` with one row a line.
 
     Raises:
-        RequestError: a file is no row of this schema version, one run has two results, or nothing was found.
+        RequestError: a file is no row of this schema version, one run has two results, or a path has none.
         StorageError: a file or directory cannot be read.
     """
     places = [Path(path).expanduser() for path in paths]
-    rows = [row for place in places for source in _sources(place) for row in _read(source)]
-    if not rows:
-        shown = ", ".join(map(str, places)) or "no path"
-        raise RequestError(f"{shown}: no result.json found (tables already made: name their rows.jsonl)")
+    rows: list[Row] = []
+    for place in places:
+        found = [row for source in _sources(place) for row in _read(source)]
+        if not found:
+            raise RequestError(f"{place}: no result.json found (tables already made: name their rows.jsonl)")
+        rows += found
     return unique(rows)
 
 
@@ -110,6 +112,8 @@ def _read(source: Path) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             raise RequestError(f"{source}: cannot be read ({error})") from None
     many = source.suffix == ".jsonl"
+    if many and not text.strip():
+        raise RequestError(f"{source}: holds no row")
     for number, line in enumerate(text.split("\n") if many else [text], start=1):
         if many and not line.strip():
             continue

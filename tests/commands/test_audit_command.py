@@ -226,12 +226,16 @@ class TestOfAnImport:
         assert found["checks"][1]["text"] == "no feedback: the network's gradient is the exact one"
 
     def test_with_a_rule_of_ours(self, ask: Ask, imports: None, tmp_path: Path) -> None:
-        answer = ask("attack", *NEAREST, "rule=fa",
-                     "audit.skip=[D4,D5,D7,D8,D13]")  # fmt: skip
-        assert answer.status == 0
+        line = [*NEAREST, "rule=fa", "audit.skip=[D4,D5,D7,D8,D13]"]
+        assert ask("attack", *line).status == 0
         found = row_of(tmp_path)["audit"]
         assert found["checks"][0]["status"] == "ok"
         assert (found["verdict"], found["because"]) == ("MASKED", ["D1"])
+        (page,) = tmp_path.glob("runs/attack/*/audit.html")
+        first = page.read_bytes()
+        page.unlink()  # as if a kill had come before it was written
+        assert ask("attack", *line).status == 0
+        assert page.read_bytes() == first
 
     def test_a_random_network_is_audited_alike_each_time(
         self, ask: Ask, imports: None, tmp_path: Path

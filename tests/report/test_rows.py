@@ -148,6 +148,16 @@ def test_a_foreign_result_file_is_refused_by_name(tmp_path: Path, content: bytes
         read_rows([tmp_path])
 
 
+def test_a_path_without_a_row_is_not_passed_over(make: Any, tmp_path: Path) -> None:
+    write_rows([make.finetune()], tmp_path / "rows.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(RequestError, match=r"empty\.jsonl: holds no row"):
+        read_rows([tmp_path / "rows.jsonl", tmp_path / "empty.jsonl"])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RequestError, match=r"folder: no result\.json found"):
+        read_rows([tmp_path / "rows.jsonl", tmp_path / "folder"])
+
+
 def test_outcomes_and_an_eps_in_l2_are_read(make: Any, tmp_path: Path) -> None:
     row = make.attack(make.finetune(), counts={"1.5": (500, 100)}, norm="L2")
     row["measurements"][1]["outcomes"] = pack([True] * 500 + [False] * 500)
