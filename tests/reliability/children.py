@@ -114,7 +114,8 @@ class Child:
     ) -> None:
         number = len(list(folder.parent.glob("*.log")))
         self.paths = [folder.parent / f"{number}.{kind}" for kind in ("out", "err", "log")]
-        self.paths[2].touch()
+        for path in self.paths:
+            path.touch()
         self.began = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:

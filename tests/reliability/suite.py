@@ -67,8 +67,13 @@ def chosen(scenes: Mapping[str, Scene], short: bool) -> list[Trial]:
 
 def carried_out(trial: Trial, folder: Path) -> list[Complaint]:
     """What is amiss after a trial in the new ``folder``, which stays if anything is."""
+    from trials import Complaint
+
     folder.mkdir()
-    complaints = trial.run(folder)
+    try:
+        complaints = trial.run(folder)
+    except Exception as error:  # the others go on
+        complaints = [Complaint("blocked", f"{type(error).__name__}: {error}")]
     if not complaints:
         shutil.rmtree(folder)
     return complaints

@@ -47,7 +47,7 @@ def test_short_part(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def library(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("library") / "file_faults.so"
     subprocess.run([str(compiler()), "-shared", "-fPIC", "-o", path, SOURCE, "-ldl"], check=True)
     return path

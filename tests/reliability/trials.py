@@ -157,22 +157,30 @@ def went_on(scene: Scene, folder: Path, first: Ended) -> list[Complaint]:
     if again.status or "Traceback" in again.err:
         return [*found, Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
     found += [Complaint("lost", text) for text in done_again(scene, first, again)]
-    return found + [Complaint("different", text) for text in differences(contents(folder), scene.after)]
+    unused = {f"{run}/{kept}checkpoint.pt" for run in finished(first) for kept in ("", "previous.")}
+    return found + [
+        Complaint("different", text)
+        for text in differences(contents(folder), scene.after)
+        if not (text.startswith("leftover") and any(text.endswith(name) for name in unused))
+    ]
+
+
+def finished(ended: Ended) -> set[str]:
+    """The folders of the runs that it finished. A kill right behind may leave a checkpoint of no more use."""
+    return {name.partition("/")[0] for name in ended.completed("result.json")}
 
 
 def done_again(scene: Scene, first: Ended, again: Ended) -> Iterator[str]:
     """What was saved, and yet done a second time. Under ``force=true`` what is finished is made anew."""
-    finished = {name.partition("/")[0] for name in first.completed("result.json")}
+    over = finished(first)
     stopped = int(first.status > 128)  # a signal makes a run save once more
     saves = first.completed(*SAVES) + again.completed(*SAVES)
     for name, n in scene.undisturbed.completed(*SAVES).items():
-        if name.partition("/")[0] not in finished and saves[name] > n + stopped:
+        if name.partition("/")[0] not in over and saves[name] > n + stopped:
             yield f"{name} was saved {saves[name]} times instead of {n}"
     if "force=true" not in scene.line:
         yield from (
-            f"{run} was made again"
-            for run in finished
-            if again.completed("result.json")[f"{run}/result.json"]
+            f"{run} was made again" for run in over if again.completed("result.json")[f"{run}/result.json"]
         )
 
 
