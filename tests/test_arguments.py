@@ -133,8 +133,9 @@ def test_a_run_on_other_data_is_found_before_the_first_cell_runs(
 ) -> None:
     for name in ("a", "b", "c"):
         shutil.copytree(trained, tmp_path / "nets" / name)
-    stored = tmp_path / "nets" / "b" / "config.yaml"
-    stored.write_text(stored.read_text().replace("label: digits", "label: others"))
+    for name, label in (("config.yaml", "label: {}"), ("result.json", '"label": "{}"')):
+        stored = tmp_path / "nets" / "b" / name
+        stored.write_text(stored.read_text().replace(label.format("digits"), label.format("others")))
     quick = ["attack=fgsm", "attack.eps=[8/255]", "attack.n=8", "threads=1", "device=cpu"]
     through = ["attack.gradient=[surrogate]", f"attack.surrogates=[{trained}]"]
     answer = ask("attack", "-m", "init_from=nets/*", *quick, *through)

@@ -35,6 +35,7 @@ class TestRequests:
     def test_a_traceback_is_shown_when_asked_for(
         self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, line: str, status: int
     ) -> None:
+        (tmp_path / "file").write_text("")
         plain = ask(*line.split())
         if how == "SSTUNE_DEBUG":
             monkeypatch.setenv("SSTUNE_DEBUG", "1")

@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_line_and_the_same_line_goes_on(
     (run,) = (tmp_path / "runs" / "train").iterdir()
     said = f"file too large while writing {run.relative_to(tmp_path) / 'checkpoint.pt'}"
     assert (process.returncode, error) == (1, f"sstune: {said}\n")
-    assert sorted(os.listdir(run)) == ["config.yaml", "failure.json", "lock"]
+    assert sorted(os.listdir(run)) == ["config.yaml", "data.json", "failure.json", "lock"]
     with start(*line) as process:
         assert process.communicate()[1] == ""
     assert process.returncode == 0

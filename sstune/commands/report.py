@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sstune.locking import make_directory
+from sstune.locking import file_in_the_way, make_directory
 from sstune.schema import RequestError
 from sstune.validation.leaves import text_problem
 from sstune.validation.places import place_problem
@@ -35,6 +35,8 @@ def run(argv: Sequence[str]) -> int:
     for path in asked.rows:
         if problem := text_problem(path):
             raise RequestError(f"report: ROWS {problem}")
+    if asked.out is not None and (file := file_in_the_way(asked.out)):
+        raise RequestError(f"--out {asked.out}: {file} is a file, expected a directory")
     if asked.out is not None and (problem := place_problem(str(asked.out))):
         raise RequestError(f"--out {problem}")
     # pandas and matplotlib take a second to import: --help and a mistyped option need not wait

@@ -88,7 +88,7 @@ def _progress(values: dict[str, Any]) -> Progress:
     expected = vars(Progress())
     _same_keys(values, expected, "progress")
     for name, value in expected.items():
-        if type(values[name]) is not type(value):
+        if not isinstance(values[name], type(value)):
             raise ValueError(f"progress: {name} is a {type(values[name]).__name__}")
     return Progress(**values)
 

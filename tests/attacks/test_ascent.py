@@ -15,7 +15,7 @@ from victims import OWN, batch_of, gradients, make
 from sstune.attacks import ATTACKS, Batch, Subject, attacked_through
 from sstune.attacks.ascent import Ascent
 from sstune.backbones import Network
-from sstune.composition import options
+from sstune.catalogue import options
 from sstune.datasets import Split
 from sstune.schema import Gradient, Norm, RequestError
 

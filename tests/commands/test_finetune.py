@@ -56,7 +56,7 @@ class TestFromARun:
             (["rule=usf", "rule.include=[layer9]"], "rule.include: 'layer9' matches no module"),
             (
                 ["dataset.mean=[0.1,0.2]", "dataset.std=[1,1]"],
-                "dataset.mean: has 2 values, the images have 1",
+                "dataset.mean: has 2 values, expected 1 (grey images) or 3 (colours)",
             ),
         ],
     )

@@ -258,7 +258,7 @@ class TestStopped:
             path.write_bytes(content)
             assert Outcomes(path, *other).cells == {}
             assert f"another {name} than this run's" in capsys.readouterr().err
-        assert sorted(os.listdir(tmp_path)) == [f"damaged{n}.outcomes.npz" for n in ("", ".2", ".3")]
+        assert set(os.listdir(tmp_path)) == {f"damaged{n}.outcomes.npz" for n in ("", ".2", ".3")}
 
     @pytest.mark.parametrize("field", ["right", "effort", "part", "images", "clean"])
     @pytest.mark.parametrize("change", ["missing", "type", "size"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from lines import DATA, MLP, RESNET, Answer, Drive, sstune
 
-from sstune.composition import options
+from sstune.catalogue import options
 
 FEW = ["attack.n=24", "attack.eps=[8/255]", "device=auto"]
 RATE = ["optimizer.lr=0.05", "dataset.crop_padding=0"]

@@ -59,10 +59,11 @@ def docs(run: str, other: str) -> list[dict[str, Any]]:
         for _, command, *words in test_docs.command_lines(page):
             kept = [replaced(word, run, other) for word in words if not word.startswith(LEFT_OUT)]
             given = any(word.startswith(("init_from", "model.import")) for word in kept)
-            small = [word for word in SMALL if not (given and command == "attack" and word[:8] != "device=")]
-            network = [word for word in small if not (given and word.startswith("backbone"))]
             kept = [word for word in kept if not (given and word.startswith("backbone"))]
-            found.append(sstune(command, *network, *FEW, *kept, f"out=page{len(found)}"))
+            small = [word for word in SMALL if not (given and command == "attack" and word[:8] != "device=")]
+            if given or any(word.startswith("backbone=") for word in kept):
+                small = [word for word in small if not word.startswith("backbone")]
+            found.append(sstune(command, *small, *FEW, *kept, f"out=page{len(found)}"))
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lines import DATA, MLP, RESNET, Answer, Drive, sstune
 
-from sstune.composition import options
+from sstune.catalogue import options
 from sstune.schema import Precision
 
 RULES = options("rule")

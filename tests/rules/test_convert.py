@@ -149,7 +149,7 @@ class TestSelection:
         [
             (["conv9"], [], r"rule\.include: 'conv9' matches no module, did you mean 'conv1'\?"),
             (["*"], ["haed"], r"rule\.exclude: 'haed' matches no module, did you mean 'head'\?"),
-            (["*"], ["vit.*"], r"rule\.exclude: 'vit\.\*' matches no module, known: conv1, head, layer1"),
+            (["*"], ["vit.*"], r"rule\.exclude: 'vit\.\*' matches no module, the nearest known: conv1"),
             (["layer1", "layer9.*"], [], r"rule\.include: 'layer9\.\*' matches no module"),
             (["*"], ["*"], r"no layer is left to convert by \['\*'\] less \['\*'\]"),
             (["*bn*"], [], r"no layer is left to convert"),

@@ -164,7 +164,7 @@ class TestFreeze:
         [
             (["hed"], "optimizer.freeze: 'hed' matches no module, did you mean 'head'?"),
             (["stem", "linaer"], "optimizer.freeze: 'linaer' matches no module, did you mean 'linear'?"),
-            (["*.feedback"], "optimizer.freeze: '*.feedback' matches no module, known: "),
+            (["*.feedback"], "optimizer.freeze: '*.feedback' matches no module, the nearest known: "),
             (["*"], "optimizer.freeze: ['*'] leaves nothing to train"),
         ],
     )
