@@ -120,7 +120,7 @@ gpu: .venv/installed  ## the benches and ResNet-18's transfer on a GPU
 	$(BIN)/sstune report runs/tiny-imagenet-32 runs/transfer --out results/transfer-resnet18
 
 test: .venv/installed-dev  ## run the tests (2 processes, no GPU, no network)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Two at a time, in folders that are removed; the table and the page get their figures from it.
 faults: .venv/installed-dev  ## kills, full disks, damaged files, several sweepers over every command (minutes; needs gcc)

@@ -16,6 +16,7 @@ from scenes import Scene
 # undisturbed run leaves, file by file. blocked: the same line does not come to its end. unclear: not the one
 # line and the exit status that are promised.
 KINDS = ("lost", "different", "blocked", "unclear")
+UNUSED = ("checkpoint.pt", "previous.checkpoint.pt", "data.json")  # beside a row
 SAVES = ("checkpoint.pt", "outcomes.npz")  # each is put in its place once for each piece of work
 
 
@@ -157,7 +158,7 @@ def went_on(scene: Scene, folder: Path, first: Ended) -> list[Complaint]:
     if again.status or "Traceback" in again.err:
         return [*found, Complaint("blocked", f"status {again.status}: {again.err[-600:]}")]
     found += [Complaint("lost", text) for text in done_again(scene, first, again)]
-    unused = {f"{run}/{kept}checkpoint.pt" for run in finished(first) for kept in ("", "previous.")}
+    unused = {f"{run}/{name}" for run in finished(first) for name in UNUSED}
     return found + [
         Complaint("different", text)
         for text in differences(contents(folder), scene.after)
@@ -166,7 +167,7 @@ def went_on(scene: Scene, folder: Path, first: Ended) -> list[Complaint]:
 
 
 def finished(ended: Ended) -> set[str]:
-    """The folders of the runs that it finished. A kill right behind may leave a checkpoint of no more use."""
+    """The folders of the runs that it finished. A kill right behind may leave what is ``UNUSED``."""
     return {name.partition("/")[0] for name in ended.completed("result.json")}
 
 
