@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Complaint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(ABC):
     """A fault that a scene's command meets; ``fault`` is its line in the table."""
 
     fault: ClassVar[str]
@@ -38,9 +39,9 @@ class Trial:
     def command(self) -> str:
         return self.scene.name
 
+    @abstractmethod
     def run(self, place: Path) -> list[Complaint]:
         """Carry it out below the empty folder ``place``; what is amiss."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Interrupted(Trial):
         first = self.cut_short(folder)
         return [*self.judge_first(first), *went_on(self.scene, folder, first)]
 
+    @abstractmethod
     def cut_short(self, folder: Path) -> Ended:
-        raise NotImplementedError
+        """Run the command up to its fault."""
 
     def judge_first(self, first: Ended) -> list[Complaint]:
         return []
