@@ -57,7 +57,8 @@ def check_exact(device: torch.device) -> None:
     for kind in _KINDS.get(device.type, ()):
         if (found := _backend(kind).fp32_precision) not in ("ieee", "none"):
             raise RuntimeError(
-                f"torch.backends.{kind}.fp32_precision is {found}, but figures are measured in float32 (ieee)"
+                f"torch.backends.{kind}.fp32_precision is {found}, but figures are measured in float32: "
+                f"call sstune.arithmetic.exact_products()"
             )
 
 
@@ -81,6 +82,9 @@ def refusing_what_cannot_repeat() -> Iterator[None]:
 
 
 def _set(device: str, precision: str) -> None:
+    if device == "cuda":  # torch's older switches, which raise when asked while they say otherwise
+        on = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
     for kind in _KINDS[device]:
         _backend(kind).fp32_precision = precision
 

@@ -27,6 +27,18 @@ T = TypeVar("T")
 BEGAN = "SSTUNE_BEGAN"
 
 
+# What keeps a process from reading a file that may be sound.
+_NOT_THE_FILES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
+
+
 class StorageError(OSError):
     """A file or directory cannot be written or read: the message says which, why, and what is intact."""
 
@@ -160,7 +172,7 @@ def read_state(path: Path, read: Callable[[Path], T]) -> T | None:
     an error about is set aside, so that the run starts from what is sound.
 
     Raises:
-        StorageError: it may be sound, and this process is not allowed to read it.
+        StorageError: it may be sound, and this process cannot read it now.
     """
     if not os.path.lexists(path):
         return None
@@ -168,9 +180,11 @@ def read_state(path: Path, read: Callable[[Path], T]) -> T | None:
         try:
             check_zip(path)
             return read(path)
-        except (MemoryError, PermissionError):
+        except MemoryError:
             raise
         except Exception as error:  # of a damaged file, a reader may raise anything
+            if isinstance(error, OSError) and error.errno in _NOT_THE_FILES:
+                raise
             set_aside(path, error)
             return None
 

@@ -98,3 +98,13 @@ def test_cudnn_looks_for_the_fastest_algorithm_only_inside(benchmark: bool) -> N
     with training_arithmetic(Precision.float32, benchmark=benchmark):
         assert torch.backends.cudnn.benchmark == benchmark
     assert not torch.backends.cudnn.benchmark
+
+
+def test_torchs_older_switches_can_still_be_asked() -> None:
+    """They raise where they contradict the newer ones, also in ``cudnn.flags`` of somebody's network."""
+    with torch.backends.cudnn.flags(enabled=False):
+        assert torch.backends.cuda.matmul.allow_tf32 is False
+    with training_arithmetic(Precision.tf32, benchmark=False):
+        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is True
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"

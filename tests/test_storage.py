@@ -194,13 +194,22 @@ class TestState:
             set_aside(path, "why")
             assert (path.parent / name).read_text() == name
 
-    def test_a_full_memory_is_not_taken_for_damage(self, path: Path) -> None:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError(),
+            OSError(errno.ESTALE, "x"),
+            OSError(errno.EMFILE, "x"),
+            PermissionError(errno.EACCES, "x"),
+        ],
+    )
+    def test_what_is_no_fault_of_the_file_is_not_taken_for_damage(self, path: Path, error: Exception) -> None:
         def read(path: Path) -> None:
-            raise MemoryError
+            raise error
 
-        with pytest.raises(MemoryError):
+        with pytest.raises((MemoryError, StorageError)):
             read_state(path, read)
-        assert path.exists()
+        assert os.listdir(path.parent) == [path.name]
 
 
 def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def _fits(view: View, images: Tensor) -> bool:
     return True
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether memory was at an end: torch's own error, or what cuBLAS, cuDNN or the driver say of it."""
     if isinstance(error, torch.OutOfMemoryError):
         return True

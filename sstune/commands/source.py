@@ -20,7 +20,16 @@ from sstune.composition import compose, restore, restored_section
 from sstune.datasets import earlier_fingerprint, fingerprint
 from sstune.identity import TRAINING_KEYS, semantic
 from sstune.runs import CONFIG, CURE, Run, name_of, read_result
-from sstune.schema import BackboneConfig, FinetuneConfig, RequestError, RuleConfig, RunConfig
+from sstune.schema import (
+    BackboneConfig,
+    DatasetConfig,
+    DigitsConfig,
+    FinetuneConfig,
+    MnistConfig,
+    RequestError,
+    RuleConfig,
+    RunConfig,
+)
 from sstune.storage import check_zip, file_digest, in_short
 from sstune.validation import validate
 
@@ -193,12 +202,19 @@ def check_images(config: RunConfig, source: Source) -> None:
     """
     if source.config is None or config.dataset == source.config.dataset:
         return
-    made_for, given = (len(each.dataset.mean) for each in (source.config, config))
-    if made_for != given:
+    made_for, given = (_channels(each.dataset) for each in (source.config, config))
+    if made_for != given and None not in (made_for, given):
         raise RequestError(
             f"dataset: {config.dataset.label} has images of {given} channels, the network of "
             f"{source.path.parent} takes {made_for} (trained on {source.config.dataset.label})"
         )
+
+
+def _channels(dataset: DatasetConfig) -> int | None:
+    """Of a dataset's images, where that is known without reading them: one mean may stand for any number."""
+    if len(dataset.mean) > 1:
+        return len(dataset.mean)
+    return 1 if isinstance(dataset, DigitsConfig | MnistConfig) else None
 
 
 def descend_from_import(config: RunConfig, asked: set[str]) -> tuple[RunConfig, Source]:

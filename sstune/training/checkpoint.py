@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sstune.attacks.memory import out_of_memory
 from sstune.storage import read_state, write_bytes
 
 _KEYS = {"identity", "progress", "network", "optimizer", "rng", "rng_cuda"}
@@ -74,9 +75,9 @@ def load(
             _check(state, progress, before)
             _put(state, network, optimizer)
         except BaseException as error:
+            if out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                raise MemoryError(str(error)) from error  # the device failed; the file may be sound
             _put(before, network, optimizer)
-            if isinstance(error, torch.cuda.OutOfMemoryError):  # of the device; the file may be sound
-                raise MemoryError(str(error)) from error
             raise
         return progress
 

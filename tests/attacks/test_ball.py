@@ -140,6 +140,17 @@ class TestStart:
         assert float(units.mean(0).abs().max()) < 4 / math.sqrt(2000 * 16)
         torch.testing.assert_close(units.square().mean(0), torch.full((16,), 1 / 16), rtol=0.15, atol=0)
 
+    def test_is_the_same_in_inference_mode_and_on_any_number_of_threads(self) -> None:
+        shape = torch.Size((7, 1, 4, 4))
+        one = random_in_ball(shape, Norm.Linf, 0, ("k",), range(7))
+        before = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            with torch.inference_mode():
+                assert torch.equal(random_in_ball(shape, Norm.Linf, 0, ("k",), range(7)), one)
+        finally:
+            torch.set_num_threads(before)
+
     def test_is_the_image_itself_when_told(self, test_split: Split) -> None:
         attack: Any = make("pgd", random_start=False)
         batch = batch_of(test_split)

@@ -15,7 +15,7 @@ import torch
 
 from sstune import backbones, rules
 from sstune.commands import execute, planned
-from sstune.commands.source import default_parent, inherit, open_source
+from sstune.commands.source import Source, check_images, default_parent, inherit, open_source
 from sstune.composition import asked, compose
 from sstune.runs import Run
 from sstune.schema import (
@@ -311,3 +311,36 @@ class TestPlanned:
     def test_is_unknown_until_the_parent_is_made(self, tmp_path: Path, command: str) -> None:
         assert self.plan(command, [f"out={tmp_path}"]) is None
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("made_for", "given", "goes"),
+    [
+        ("dataset=cifar10", ["dataset=cifar100"], True),
+        (
+            "dataset=cifar10",
+            ["dataset=cifar100", "dataset.mean=[0.5]", "dataset.std=[0.5]"],
+            True,
+        ),  # for all channels
+        (
+            "dataset=digits",
+            ["dataset=cifar10", "dataset.mean=[0.5]", "dataset.std=[0.5]"],
+            True,
+        ),  # not known unread
+        ("dataset=digits", ["dataset=mnist"], True),
+        ("dataset=digits", ["dataset=cifar10"], False),
+        ("dataset=svhn", ["dataset=fashion_mnist"], False),
+    ],
+)
+def test_images_of_other_channels_are_refused_where_that_is_sure(
+    made_for: str, given: list[str], goes: bool
+) -> None:
+    source = Source(Path("run/model.pt"), [], compose("train", [made_for]))
+    config = compose("finetune", given)
+    if goes:
+        check_images(config, source)
+        return
+    with pytest.raises(
+        RequestError, match=r"^dataset: .* has images of [13] channels, the network of run takes"
+    ):
+        check_images(config, source)

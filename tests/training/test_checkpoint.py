@@ -163,3 +163,28 @@ def test_a_failure_while_saving_leaves_the_previous_state(path: Path) -> None:
     assert restored is not None
     assert restored.step == 1
     assert os.listdir(path.parent) == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_a_device_that_fails_is_no_damage_of_the_file(
+    path: Path, error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, optimizer = build(0)
+    step(network, optimizer)
+    save(path, "identity", Progress(step=1), network, optimizer)
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(optimizer, "load_state_dict", fail)
+    with pytest.raises(MemoryError, match=str(error)[:20]):
+        load(path, "identity", network, optimizer)
+    assert os.listdir(path.parent) == [path.name]
