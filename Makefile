@@ -123,7 +123,7 @@ test: .venv/installed-dev  ## run the tests (2 processes, no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Two at a time, in folders that are removed; the table and the page get their figures from it.
-faults: .venv/installed-dev  ## kills, full disks, damaged files, several sweepers over every command (minutes; needs gcc)
+faults: .venv/installed-dev  ## kills, full disks, damaged files, several sweepers over every command (a quarter of an hour; needs gcc)
 	$(BIN)/python tests/reliability/suite.py --out results/reliability/faults.csv --page docs/reliability.md
 
 lint: .venv/installed-dev  ## ruff and mypy

@@ -21,7 +21,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 # Keys whose value is one path, of characters that Hydra's grammar has another meaning for, or none.
 PATHS = ("init_from", "out", "dataset.root", "dataset.cache", "audit.surrogate")
 
-_HYDRAS = r"""(['"]).*\1$|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*\$\{"""
+# What only Hydra's grammar has: quotes around all or an item of a list, null in one, and brackets.
+_HYDRAS = (
+    r"""(['"]).*\1$|(['"]).*\2,|.*,(['"]).*\3(?:,|$)"""
+    r"""|null,|.*,null(?:,|$)|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*\$\{"""
+)
 
 
 def read(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -95,23 +99,25 @@ def _paths(key: str, text: str) -> list[str]:
     if exists(text):
         return [text]
     if key == "init_from" and glob.has_magic(text):
-        return _finished_runs(text)
+        if found := _finished_runs(text):
+            return found
+        parts = [_finished_runs(part) if glob.has_magic(part) else [part] for part in text.split(",")]
+        if not all(parts):
+            raise RequestError(f"init_from: {text} matches no finished run")
+        return [path for part in parts for path in part]
     return text.split(",")
 
 
 def _finished_runs(pattern: str) -> list[str]:
-    """The finished runs that ``runs/finetune/*`` matches; folders that exist are no part of the pattern."""
+    """The finished runs that ``runs/finetune/*`` matches, if any; folders that exist are no pattern."""
     whole = Path(pattern).expanduser()
     folder = next(parent for parent in whole.parents if exists(str(parent)))
     search = Path(glob.escape(str(folder)), whole.relative_to(folder))
-    found = sorted(path for path in glob.glob(str(search)) if (Path(path) / "result.json").exists())
-    if not found:
-        raise RequestError(f"init_from: {pattern} matches no finished run")
-    return found
+    return sorted(path for path in glob.glob(str(search)) if (Path(path) / "result.json").exists())
 
 
 def quoted(text: str) -> str:
-    """``text`` as Hydra's grammar has it, in quotes where it would be read as something else."""
+    """``text`` as Hydra's grammar has it, in quotes where it would be read as something else than itself."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -168,7 +168,7 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
     program, sys.argv = sys.argv, [f"sstune {command}", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(catalogue.CONF), config_name=command)(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: rule=null
         raise RequestError(mistakes.explain(error, command)) from error
     finally:
         sys.argv = program

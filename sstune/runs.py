@@ -87,7 +87,7 @@ class Run:
         if config.command == "attack":
             parts.insert(0, config.attack.name)
         label = "-".join(part for part in parts if part)
-        return found, Path(config.out) / config.command / f"{label}-{found[:12]}"
+        return found, Path(config.out).expanduser() / config.command / f"{label}-{found[:12]}"
 
     def result(self) -> dict[str, Any] | None:
         """The row of the finished run, or None."""

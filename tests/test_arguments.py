@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sstune.arguments import PATHS, quoted, read
 from sstune.composition import cells, compose
 from sstune.mistakes import known_keys
+from sstune.runs import Run
 from sstune.schema import RequestError
 from sstune.validation import validate
 
@@ -73,7 +74,8 @@ def test_nor_does_one_that_is_yet_to_be_made(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["null", "'a b'", '"a b"', "${seed}", "a\\ b", "choice(a,b)", "[a]", "{a:b}", "a,b"]
+    "text",
+    ["null", "'a b'", '"a b"', "${seed}", "a\\ b", "choice(a,b)", "[a]", "{a:b}", "a,b", "null,a", "a,null"],
 )
 def test_what_is_in_hydras_grammar_stays_so(text: str) -> None:
     assert read([f"init_from={text}"]) == ([], [f"init_from={text}"])
@@ -100,6 +102,35 @@ def test_a_pattern_finds_the_runs_below_any_folder(
     _, overrides = read(["-m", f"init_from={tmp_path}/{folder}/*"])
     found = [cell.config.init_from for cell in cells("finetune", overrides)]
     assert found == sorted(f"{tmp_path}/{folder}/{name}" for name in ODD)
+
+
+@pytest.mark.parametrize("text", ['"a b",c', "a,'b c'", "a,'b c',d"])
+def test_nor_is_a_list_that_is_quoted_in_part_changed(text: str) -> None:
+    assert read([f"init_from={text}"]) == ([], [f"init_from={text}"])
+
+
+def test_patterns_and_paths_may_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one/a", "one/b", "two/c", "other"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "result.json").touch()
+    _, overrides = read(["-m", "init_from=one/*,other,t*/c"])
+    found = [cell.config.init_from for cell in cells("finetune", overrides)]
+    assert found == ["one/a", "one/b", "other", "two/c"]
+    with pytest.raises(RequestError, match=r"init_from: one/\*,none/\* matches no finished run"):
+        read(["-m", "init_from=one/*,none/*"])
+
+
+def test_out_may_be_below_ones_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = compose("train", read(["out=~/new/runs"])[1])
+    validate(config)
+    assert Run(config, [], None).directory.parents[1] == tmp_path / "new" / "runs"
+    (tmp_path / "new").touch()
+    with pytest.raises(RequestError, match=f"out: {tmp_path}/new is a file, expected a directory"):
+        validate(config)
+    with pytest.raises(RequestError, match="out: ~nobody_here/x begins with the home of nobody here"):
+        validate(compose("train", read(["out=~nobody_here/x"])[1]))
 
 
 def test_a_run_whose_name_is_a_reference_is_not_another_one(

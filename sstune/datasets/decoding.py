@@ -123,7 +123,8 @@ def _is_deep(opened: Image.Image) -> bool:
         return True
     for tile in getattr(opened, "tile", None) or []:
         args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if any(isinstance(arg, str) and ";16" in arg for arg in args):
+        sixteen = any(isinstance(arg, str) and ";16" in arg for arg in args)
+        if sixteen and opened.format != "BMP":  # whose 16 bits are a pixel's
             return True
         if opened.format == "PPM" and tile[0] != "raw" and isinstance(args[-1], int) and args[-1] > 255:
             return True  # the largest value of a sample

@@ -19,5 +19,9 @@ def place_problem(text: str) -> str | None:
     """Why nothing can be written below this path, or None."""
     if any(len(part.encode(errors="replace")) > LONGEST_NAME for part in Path(text).parts):
         return f"has a name of more than {LONGEST_NAME} bytes in it"
-    there = next((path for path in (Path(text), *Path(text).parents) if exists(str(path))), None)
+    try:
+        place = Path(text).expanduser()
+    except RuntimeError:
+        return f"{text} begins with the home of nobody here; write ./{text} for a directory of that name"
+    there = next((path for path in (place, *place.parents) if exists(str(path))), None)
     return None if there is None or there.is_dir() else f"{there} is a file, expected a directory"
