@@ -8,6 +8,7 @@ import os
 import pickle
 import tarfile
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -36,8 +37,9 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
     """A directory, and the local address under which its files can be downloaded."""
+    monkeypatch.setattr(urllib.request, "_opener", None)  # one made while a test set a proxy would keep it
     (tmp_path / "served").mkdir()
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
