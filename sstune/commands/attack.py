@@ -49,7 +49,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     config = run.config
     data = load(run, source)
     victim = victim_of(config, source, data, device)
-    cells = Cells(Outcomes(run, victim), config.attack, stop)
+    cells = Cells(Outcomes(run.directory, run.identity, victim), config.attack, stop)
     measured = []
     for view in views(config, victim, data):
         method = attacks.ATTACKS[config.attack.name](_for_view(config.attack, view), config.seed)

@@ -34,7 +34,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     config = run.config
     data = load(run, source)
     victim = victim_of(config, source, data, device)
-    cells = Cells(Outcomes(run, victim), config.attack, stop)
+    cells = Cells(Outcomes(run.directory, run.identity, victim), config.attack, stop)
     evidence = evidence_of(config, victim, data, cells)
     n = len(victim.clean)
     found = []

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from sstune.attacks import Outcome, Victim
 from sstune.interrupt import StopFlag
 from sstune.packing import pack, pack_values
-from sstune.runs import Run
 from sstune.storage import read_state, write_bytes
 from sstune.tasks import Score
 
@@ -26,16 +25,16 @@ class Outcomes:
     Finished cells are in ``outcomes.npz``, and the one in progress, which is saved after each batch, is in
     ``cell.npz``: so a batch costs what its own cell takes to write. Both hold ``identity`` of the run;
     ``samples``, indices in the test split; ``clean``, (n,) bool, the samples that are attacked; and of every
-    cell the fields of :class:`Outcome` as ``KEY/FIELD``. What another run left, or an attack on other samples,
-    is set aside.
+    cell the fields of :class:`Outcome` as ``KEY/FIELD``, and for other programs ``right`` and ``broken``. A file of another run, or of other samples, is set
+    aside.
     """
 
-    def __init__(self, run: Run, victim: Victim) -> None:
-        self.finished_path = run.directory / "outcomes.npz"
-        self.cell_path = run.directory / "cell.npz"
+    def __init__(self, directory: Path, identity: str, victim: Victim) -> None:
+        self.finished_path = directory / "outcomes.npz"
+        self.cell_path = directory / "cell.npz"
         self.victim = victim
         self.head: Arrays = {
-            "identity": np.array(run.identity),
+            "identity": np.array(identity),
             "samples": victim.samples.numpy(),
             "clean": victim.clean.numpy(),
         }
@@ -67,7 +66,8 @@ class Outcomes:
     def _write(self, path: Path, cells: Mapping[str, Outcome]) -> None:
         arrays = dict(self.head)
         for name, cell in cells.items():
-            arrays |= {f"{name}/{field}": value for field, value in cell.arrays().items()}
+            shown = {"right": cell.right.numpy(), "broken": cell.broken.numpy()}
+            arrays |= {f"{name}/{field}": value for field, value in (cell.arrays() | shown).items()}
         file = io.BytesIO()
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         write_bytes(path, file.getbuffer())
@@ -80,6 +80,7 @@ class Outcomes:
         """
         with np.load(path) as saved:
             arrays = dict(saved)
+        arrays.setdefault("identity", self.head["identity"])  # earlier versions did not say
         for name, own in self.head.items():
             if not np.array_equal(arrays.pop(name), own):
                 raise ValueError(f"another {name} than this run's")
@@ -88,12 +89,19 @@ class Outcomes:
             key, _, field = name.rpartition("/")
             cells.setdefault(key, {})[field] = value
         for key, cell in cells.items():
+            right, broken = cell.pop("right"), cell.pop("broken")
+            if not cell.keys() & {
+                "achieved",
+                "predictions",
+            }:  # written by a version that knew classification only
+                cell["achieved"] = np.where(broken, 1, np.where(right, 0, 0.5)).astype(np.float32)
+                cell["predictions"] = np.where(right, self.victim.predictions[: len(right)], -1)
             if not self._whole(cell):
                 raise ValueError(f"{key} is not whole")
         return {key: Outcome.from_arrays(cell) for key, cell in cells.items()}
 
     def _whole(self, cell: Arrays) -> bool:
-        """Whether the arrays of a cell have the fields of an outcome, of their types, on as many samples each.
+        """Whether a cell has the fields of an outcome, of their types, each of as many samples.
 
         Of an audit, a cell may be of some of the samples only.
         """

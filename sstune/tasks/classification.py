@@ -89,7 +89,8 @@ class Misclassification(Objective):
         return -LOSSES[self.name](outputs, self.wanted)
 
     def achieved(self, outputs: Tensor) -> Tensor:
-        """Untargeted: 1 where the class is wrong. Targeted: 1 at the wanted class, 1/2 at another wrong one."""
+        """Untargeted: 1 where the class is wrong. Targeted: 1 where it is the wanted one, 1/2 where it is
+        another wrong one."""
         predicted = outputs.argmax(1)
         wrong = (predicted != self.labels).float()
         return wrong if self.wanted is None else (wrong + (predicted == self.wanted).float()) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,9 @@ class Score:
     """A metric's value for N samples; larger is better.
 
     Args:
-        value: in [0,1].
+        value: in [0,1]; NaN of no samples.
         n: samples.
-        each: (N,) on the CPU. bool, where samples are counted (accuracy): ``value`` is the share that is True.
+        each: (N,) on the CPU. bool, where samples are counted (accuracy): ``value`` is the share of True.
             float, where each has a value of its own (average precision): ``value`` is the mean. None, where
             a set has a value and a sample has none (COCO's AP).
         interval: 95 % interval of ``value``, for a metric without a value for each sample.
@@ -33,7 +34,8 @@ class Score:
     @classmethod
     def count(cls, correct: Tensor) -> Score:
         """From (N,) bool, which samples are correct."""
-        return cls(int(correct.sum()) / len(correct), len(correct), correct)
+        n = len(correct)
+        return cls(int(correct.sum()) / n if n else math.nan, n, correct)
 
     @classmethod
     def mean(cls, values: Tensor, **more: float) -> Score:
@@ -51,7 +53,7 @@ class Score:
         return f"{self.value:.3f} on {self.n} samples"
 
     def fields(self, metric: str) -> dict[str, Any]:
-        """For a measurement of a row: ``correct`` where samples are counted, else ``metric`` and its value."""
+        """For a measurement of a row: ``correct`` where samples are counted, else the metric's value."""
         if self.correct is not None:
             return {"correct": self.correct}
         found: dict[str, Any] = {"metric": metric, "value": self.value}

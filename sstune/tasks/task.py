@@ -69,14 +69,14 @@ class Task(ABC):
         codes of the database. None: nothing."""
         return None
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None:
+    def begin_epoch(self, epoch: int, epochs: int) -> None:  # noqa: B027  # most tasks have nothing to do
         """Called before each epoch of training (0-based), for losses that change on the way."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the loss remembers from batch to batch; saved with every checkpoint."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
         """Restore what :meth:`state_dict` gave."""
 
 

@@ -48,6 +48,7 @@ class Trainer:
         save: Callable[[Progress], None],
         stop: StopFlag,
     ) -> None:
+        self.learner = learner
         self.config = config = learner.config
         self.network = learner.network
         self.task = learner.task

@@ -97,8 +97,8 @@ class TestOfARun:
             rules.convert(network.backbone, config.rule, config.seed)
             if feedback == "trained":
                 source.load_feedback(network)
-            clean = tasks.evaluate(network, tasks.build(config.task, 10), test, CPU).correct
-            victim = attacks.Victim(network, test, samples, clean, CPU)
+            task = tasks.build(config.task, 10)
+            victim = attacks.Victim.of(network, task, test, samples, CPU)
             view = attacks.View(Gradient.rule, network)
             by_hand[feedback] = attacks.robust(victim, method, view, 24 / 255, 256).right.numpy()
         assert np.array_equal(found, by_hand["trained"])
