@@ -27,9 +27,10 @@ class Details(TypedDict, total=False):
     outcomes: str
     """Counted metrics: which samples were correct, a bit each (:func:`sstune.packing.pack`)."""
     values: str
-    """The metric of each sample in [0, 1], 32 bits each (:func:`sstune.packing.pack_values`)."""
+    """The metric of each sample in [0, 1], whose mean is ``value``; 32 bits each
+    (:func:`sstune.packing.pack_values`)."""
     interval: Interval
-    """95 % interval of ``value``, in [0, 1]; of a metric that has no value for a single sample."""
+    """95 % interval of ``value``, in [0, 1]; where samples have no value of their own."""
     more: dict[str, float]
     """Further figures of the same predictions, by name."""
     source: str | None
@@ -204,6 +205,7 @@ class AttackConfigEntry(TypedDict, total=False):
 
     eps: list[str]
     norm: str
+    cascade: bool
 
 
 class ConfigEntry(TypedDict):
