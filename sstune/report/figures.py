@@ -46,15 +46,14 @@ def metric_against_eps(cells: pd.DataFrame, directory: Path) -> list[Path]:
     for metric, means in by_metric(lines(cells)):
         attacked = means[means.groupby(["dataset", "backbone"])["eps_value"].transform("count") > 0]
         for group, dataset, backbone, name in each_network(attacked, directory / file_name(metric)):
-            chances = cells.loc[(cells["metric"] == metric) & (cells["dataset"] == dataset), "chance"]
-            title = f"{backbone}, {dataset}"
             with matplotlib.style.context(STYLE):
-                written += save(_figure(group, title, axis_label(metric), float(chances.iloc[-1])), name)
+                written += save(_figure(group, f"{backbone}, {dataset}", axis_label(metric)), name)
     return written
 
 
-def _figure(cells: pd.DataFrame, title: str, label: str, chance: float) -> Figure:
-    """``label`` of the vertical axis; ``chance`` in [0, 1], NaN where it is not known."""
+def _figure(cells: pd.DataFrame, title: str, label: str) -> Figure:
+    """One (dataset, backbone); ``label`` is that of the vertical axis."""
+    chance = float(cells["chance"].iloc[-1])
     attacks = _columns(cells)
     scales = sorted(set(cells["scale"]) - {""}) or [""]
     figure = Figure(figsize=(3.4 * len(attacks) + 0.4, 2.7 * len(scales) + 0.4), layout="constrained")

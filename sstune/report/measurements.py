@@ -65,7 +65,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
         if not _agree(other, record):
             raise RequestError(
                 f"runs {other['identity'][:12]} and {record['identity'][:12]} disagree: {record['attack']} "
-                f"{record['eps']} {_result(other)} and {_result(record)} of {record['n']}"
+                f"{record['eps']} {_results(other, record)} of {record['n']}"
             )
         if _has_samples(record) and not _has_samples(other):
             records[replicate] = record
@@ -84,8 +84,10 @@ def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return math.isclose(a["value"], b["value"], abs_tol=TOLERANCE)
 
 
-def _result(record: Mapping[str, Any]) -> str:
-    return f"{record['correct']} correct" if record["counted"] else f"{record['metric']} {record['value']}"
+def _results(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    if a["counted"] and b["counted"]:
+        return f"{a['correct']} and {b['correct']} correct"
+    return f"{a['metric']} {a['value']:.6g} and {b['value']:.6g}"
 
 
 def _has_samples(record: Mapping[str, Any]) -> bool:
@@ -167,8 +169,9 @@ def interval(seeds: pd.DataFrame) -> tuple[float, float]:
 
 def by_metric(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Each metric and its part of :func:`frame`: accuracy first, then by name."""
-    for name in sorted(cells["metric"].unique(), key=metric_rank):
-        yield str(name), cells[cells["metric"] == name]
+    parts = {str(name): part for name, part in cells.groupby("metric", sort=False)}
+    for name in sorted(parts, key=metric_rank):
+        yield name, parts[name]
 
 
 def columns_for(cells: pd.DataFrame, columns: Sequence[str]) -> list[str]:

@@ -49,7 +49,7 @@ def table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def lines(cells: pd.DataFrame) -> pd.DataFrame:
-    """The long table with every line complete, plus ``metric`` and ``eps_value``.
+    """The long table with every line complete, plus ``metric``, ``eps_value`` and ``chance``.
 
     Where an attack was run in two ways, say with 10 and with 20 steps, its net has a line for each; what does
     not depend on that choice, such as the clean accuracy, is repeated in both.
@@ -63,7 +63,7 @@ def lines(cells: pd.DataFrame) -> pd.DataFrame:
         for choice in own.loc[~everywhere, "attack_variant"].unique() if not everywhere.all() else [""]:
             part = own[everywhere | (own["attack_variant"] == choice)]
             parts.append(part.assign(variant=joined(part["model_variant"].iloc[0], choice)))
-    return pd.concat(parts, ignore_index=True)[["metric", *LONG, "eps_value"]]
+    return pd.concat(parts, ignore_index=True)[["metric", *LONG, "eps_value", "chance"]]
 
 
 def wide(cells: pd.DataFrame) -> pd.DataFrame:
@@ -215,6 +215,7 @@ def _per_attack(cells: pd.DataFrame, column: str) -> str:
 def _over_seeds(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     grouped = cells.groupby(keys, sort=False, dropna=False)
     found = grouped["value"].agg(["size", "mean", "std"]).rename(columns={"size": "seeds"}).reset_index()
+    found["chance"] = grouped["chance"].last().to_numpy()
     intervals = [interval(seeds) for _, seeds in grouped]
     found["low"], found["high"] = zip(*intervals, strict=True)
     return found
