@@ -25,10 +25,9 @@ class Details(TypedDict, total=False):
     value: float
     """The metric in [0, 1]; absent where it is counted: ``correct / n``."""
     outcomes: str
-    """Counted metrics: which samples were correct, a bit each (:func:`sstune.packing.pack`)."""
+    """Counted metrics: which samples were correct; see ``sstune.packing.pack``."""
     values: str
-    """The metric of each sample in [0, 1], whose mean is ``value``; 32 bits each
-    (:func:`sstune.packing.pack_values`)."""
+    """The metric of each sample in [0, 1], whose mean is ``value``; see ``sstune.packing.pack_values``."""
     interval: Interval
     """95 % interval of ``value``, in [0, 1]; where samples have no value of their own."""
     more: dict[str, float]
@@ -38,8 +37,8 @@ class Details(TypedDict, total=False):
     reached: int
     """Targeted attacks: samples that ended at their target, 0 to ``n``."""
     found: list[Pair]
-    """``[effort, samples]`` pairs: how many samples an attack broke after how many gradient steps or
-    queries."""
+    """Pairs ``[effort, samples]``: how many samples the attack broke after how many gradient steps or
+    queries; empty where the attack does not tell."""
     seconds: float
     """Wall time of the attack in s."""
 
@@ -52,7 +51,7 @@ class Measurement(Details):
     n: int
     """Samples measured, at least 1."""
     attack: str | None
-    """Name of the attack, "audit" for the worst case over all that an audit tried; null: clean."""
+    """Name of the attack; "audit": the worst case over all that an audit tried; null: clean."""
     gradient: str | None
     """The gradient that was followed: "rule", "exact" or "surrogate"; null: none."""
     eps: str | None
@@ -63,10 +62,9 @@ class AuditCell(Measurement):
     """An attack that only an audit makes: other settings, another eps, or some of the samples."""
 
     made_on: NotRequired[str]
-    """Which of the audit's samples it was made on, a bit each; absent: all."""
+    """Which of the audit's samples were attacked, packed like ``outcomes``; absent: all."""
     among: NotRequired[str]
-    """Which of them its count stands for, a bit each; absent: all. Those that it was not made on count as not
-    correct."""
+    """Which of them the count stands for: those that were not attacked count as not correct; absent: all."""
 
 
 class CheckEntry(TypedDict):
@@ -144,8 +142,11 @@ class DatasetsEntry(TypedDict, total=False):
     """The splits that a run read."""
 
     train: SplitEntry
+    """Training: what the weights were learnt from."""
     val: SplitEntry
+    """Training: what the epoch was chosen on."""
     test: SplitEntry
+    """What is measured."""
 
 
 class SkippedEntry(TypedDict):
@@ -262,13 +263,13 @@ class Row(TypedDict):
     measurements: list[Measurement]
     """The figures, in the order in which they were measured."""
     seconds: NotRequired[float]
-    """Wall time in s; of an attack that was resumed, of all its parts."""
+    """Wall time of the training or of all attacks in s, summed over resumptions."""
     device: NotRequired[str]
     """Name of the GPU, or of the CPU with the instruction set that torch used."""
     threads: NotRequired[int]
     """CPU threads of torch."""
     deterministic: NotRequired[bool]
-    """Whether torch was restricted to deterministic algorithms."""
+    """Whether only deterministic algorithms were used; always so on the CPU."""
     precision: NotRequired[str]
     """"float32", "tf32" or "bf16"."""
     compiled: NotRequired[str | None]
