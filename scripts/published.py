@@ -15,9 +15,10 @@ import pandas as pd
 
 from sstune.commands import report
 from sstune.report.alignment import alignment_table
-from sstune.report.measurements import LINE
-from sstune.report.rows import Row, read_rows
+from sstune.report.measurements import LINE, frame
+from sstune.report.rows import read_rows
 from sstune.report.tables import table
+from sstune.row import Row
 from sstune.storage import write_text
 
 # Top-1 accuracy in %, read to 0.05 off the figures released with arXiv 2405.20594, of its MNIST network:
@@ -31,7 +32,7 @@ TOLERANCE = 0.15  # points
 
 def compare(rows: list[Row], published: dict[str, float]) -> pd.DataFrame:
     """One line per rule and recipe; mean and sample std over seeds, in % of the test images."""
-    ours = table(rows)
+    ours = table(frame(rows))
     ours = ours[ours["attack"].eq("clean")].reset_index(drop=True)
     beside = ours["rule"].map(published)
     lines = ours[["rule", "scale", "variant", "seeds", "n"]].assign(
@@ -57,11 +58,11 @@ def main() -> None:
     name = asked.experiment.replace("_", "-")
     rows = asked.rows or [f"runs/{name}"]
     report.run([*rows, "--out", str(asked.results / name)])
-    frame = compare(read_rows(rows), PUBLISHED[asked.experiment])
+    compared = compare(read_rows(rows), PUBLISHED[asked.experiment])
     print(f"\nbeside the published figures (within {TOLERANCE} points?)\n")
-    print(frame.drop(columns=["scale"]).to_string(index=False, float_format="%.2f", na_rep=""))
+    print(compared.drop(columns=["scale"]).to_string(index=False, float_format="%.2f", na_rep=""))
     path = asked.results / f"{asked.experiment}.csv"
-    write_text(path, frame.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
+    write_text(path, compared.to_csv(index=False, float_format="%.3f", lineterminator="\n"))
     print(f"\nwrote {path}")
 
 

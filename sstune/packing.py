@@ -1,4 +1,4 @@
-"""Per-sample outcomes as text, so that a row holds them and any pairing can be made from rows later."""
+"""Figures of single samples as text, so that a row holds them and samples can be paired later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def unpack(text: str, n: int) -> npt.NDArray[np.bool_]:
     """The (n,) bool that :func:`pack` made ``text`` of.
 
     Raises:
-        ValueError: ``text`` is no base64, or of another number of flags.
+        ValueError: ``text`` is not base64, or of another number of flags.
     """
     found = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(found) != -(-n // 8):
@@ -26,5 +26,20 @@ def unpack(text: str, n: int) -> npt.NDArray[np.bool_]:
 
 
 def pack_values(values: npt.ArrayLike) -> str:
-    """(n,) float -> base64 of float32, little endian."""
+    """(n,) floats -> base64 of little-endian float32, first sample first."""
     return base64.b64encode(np.asarray(values, dtype="<f4").tobytes()).decode("ascii")
+
+
+def unpack_values(text: str, n: int) -> npt.NDArray[np.float64]:
+    """The (n,) floats that :func:`pack_values` made ``text`` of, of float32 precision.
+
+    Raises:
+        ValueError: ``text`` is not base64, of another number of values, or holds one outside [0, 1].
+    """
+    content = base64.b64decode(text, validate=True)
+    if len(content) != 4 * n:
+        raise ValueError(f"{len(content)} bytes are not the values of {n} samples")
+    values = np.frombuffer(content, dtype="<f4").astype(np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("a value of a sample is outside [0, 1]")
+    return values

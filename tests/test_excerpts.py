@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from sstune.report.audit import audit_text
+from sstune.report.measurements import frame
 from sstune.report.rows import read_rows
 from sstune.report.tables import to_text
 
@@ -33,7 +34,7 @@ def numbers(text: str) -> list[float]:
 
 def test_the_quickstart_table() -> None:
     shown = next(block for block in re.findall(r"```text\n(.*?)```", page("README.md"), re.DOTALL))
-    assert shown == to_text(read_rows([RESULTS / "quickstart/rows.jsonl"]))
+    assert shown == to_text(frame(read_rows([RESULTS / "quickstart/rows.jsonl"])))
 
 
 class TestAudits:

@@ -9,9 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.stats import binomtest
 
-from sstune.statistics import Pairing, difference_interval, mcnemar, wilson
+from sstune.statistics import (
+    Pairing,
+    bootstrap_interval,
+    difference_interval,
+    mcnemar,
+    mean_interval,
+    permutation_test,
+    student_quantile,
+    wilson,
+)
 
 Z = 1.959963984540054
 
@@ -114,3 +124,67 @@ class TestDifference:
         low, high = difference_interval(30_000, 10_000, 100_000)
         assert (high + low) / 2 == pytest.approx(0.2, abs=1e-4)
         assert (high - low) / 2 == pytest.approx(Z * math.sqrt((0.4 - 0.2**2) / 100_000), rel=1e-3)
+
+
+class TestMean:
+    @pytest.mark.parametrize("degrees", [*range(1, 12), 29, 30, 99, 100, 9_999])
+    def test_the_quantile_is_scipys(self, degrees: int) -> None:
+        assert student_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-9)
+
+    @given(st.lists(st.floats(0.4, 0.6), min_size=2, max_size=50))
+    def test_is_students_interval(self, values: list[float]) -> None:
+        if np.std(values) > 1e-3:
+            expected = stats.ttest_1samp(values, 0).confidence_interval()
+            low, high = max(0, expected.low), min(1, expected.high)
+            assert mean_interval(np.array(values)) == pytest.approx((low, high), rel=1e-6)
+
+    def test_is_cut_where_values_end(self) -> None:
+        assert mean_interval(np.array([0.0, 1.0])) == (0, 1)
+        assert mean_interval(np.array([-1.0, 1.0]), low=-1) == (-1, 1)
+
+    def test_of_one_value_there_is_none(self) -> None:
+        assert np.isnan(mean_interval(np.array([0.5]))).all()
+
+
+class TestPermutation:
+    @given(st.lists(st.integers(-20, 20), min_size=1, max_size=9))
+    def test_counts_the_signs_that_are_as_unequal(self, differences: list[int]) -> None:
+        """In whole numbers: sums of hundredths that are equal must not be told apart by rounding."""
+        sums = [
+            abs(sum(sign * difference for sign, difference in zip(signs, differences, strict=True)))
+            for signs in itertools.product((-1, 1), repeat=len(differences))
+        ]
+        expected = np.mean([total >= abs(sum(differences)) for total in sums])
+        assert permutation_test(np.array(differences) / 100) == pytest.approx(expected)
+
+    def test_of_many_differences(self) -> None:
+        differences = np.random.default_rng(0).normal(0.02, 0.1, 200)
+        found = stats.permutation_test(
+            (differences,), np.sum, permutation_type="samples", n_resamples=50_000, rng=1
+        )
+        assert permutation_test(differences) == pytest.approx(found.pvalue, abs=0.003)
+
+    def test_of_signs_alone_it_is_mcnemars(self) -> None:
+        differences = np.repeat([1.0, 0.0, -1.0], [9, 5, 2])
+        assert permutation_test(differences) == pytest.approx(mcnemar(9, 2))
+
+    def test_without_a_difference_nothing_is_unlikely(self) -> None:
+        assert permutation_test(np.zeros(20)) == 1
+
+
+class TestBootstrap:
+    def test_of_a_mean_is_as_wide_as_its_normal_interval(self) -> None:
+        values = np.random.default_rng(0).random(500)
+        low, high = bootstrap_interval(lambda index: float(values[index].mean()), len(values), draws=4000)
+        half = Z * values.std() / math.sqrt(500)
+        assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 10)
+
+    def test_two_samples_by_enumeration(self) -> None:
+        """The maximum of two is the smaller one in a quarter of all draws."""
+        assert bootstrap_interval(lambda index: float(index.max()), 2, draws=200) == (0, 1)
+
+    def test_the_same_seed_draws_the_same(self) -> None:
+        def interval(seed: int) -> tuple[float, float]:
+            return bootstrap_interval(lambda index: float(index.mean()), 50, draws=20, seed=seed)
+
+        assert interval(3) == interval(3) != interval(4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from sstune.packing import pack
 from sstune.quantities import parse_eps
 from sstune.report.audit import audit_text
 from sstune.report.audit_page import audit_page
+from sstune.row import Row
 from sstune.runs import Run
 from sstune.schema import Gradient, RunConfig
 from sstune.storage import write_text
@@ -150,7 +151,7 @@ def present(run: Run, row: dict[str, Any]) -> None:
     width = max(80, shutil.get_terminal_size((110, 24)).columns)
     print(f"\n{audit_text(row['audit'], width, sys.stdout.isatty())}", flush=True)
     picture, page = run.directory / "images.png", run.directory / "audit.html"
-    write_text(page, audit_page(row, picture.read_bytes() if picture.exists() else None))
+    write_text(page, audit_page(cast(Row, row), picture.read_bytes() if picture.exists() else None))
     print(f"page: {page}", flush=True)
 
 

@@ -6,12 +6,16 @@ import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sstune.locking import file_in_the_way, make_directory
+from sstune.row import Row
 from sstune.schema import RequestError
 from sstune.validation.leaves import text_problem
 from sstune.validation.places import place_problem
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,15 +43,17 @@ def run(argv: Sequence[str]) -> int:
         raise RequestError(f"--out {asked.out}: {file} is a file, expected a directory")
     if asked.out is not None and (problem := place_problem(str(asked.out))):
         raise RequestError(f"--out {problem}")
-    # pandas and matplotlib take a second to import: --help and a mistyped option need not wait
+    # pandas takes a second to import: --help and a mistyped option need not wait
+    from sstune.report.measurements import frame
     from sstune.report.rows import read_rows
     from sstune.report.tables import to_text
 
     rows = read_rows(asked.rows)
+    cells = frame(rows)
     width = shutil.get_terminal_size((110, 24)).columns
-    print(to_text(rows, max(80, width)), end="")
+    print(to_text(cells, max(80, width)), end="")
     if asked.out is not None:
-        written = _write(rows, asked.out)
+        written = _write(rows, cells, asked.out)
         print("\nwrote", *(f"  {path}" for path in written), sep="\n")
     return 0
 
@@ -69,12 +75,16 @@ def _parser() -> _Parser:
     return parser
 
 
-def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
-    """Tables and figures; those that the rows have nothing for are left out."""
+def _write(rows: list[Row], cells: pd.DataFrame, out: Path) -> list[Path]:
+    """Write tables and figures into ``out``, except those that the rows have nothing for; returns the files.
+
+    Args:
+        cells: :func:`sstune.report.measurements.frame` of ``rows``.
+    """
     from sstune.report.alignment import alignment_by_layer, alignment_table
     from sstune.report.audit import audit_table
-    from sstune.report.effort import accuracy_against_effort
-    from sstune.report.figures import accuracy_against_eps
+    from sstune.report.effort import metric_against_effort
+    from sstune.report.figures import metric_against_eps
     from sstune.report.pairs import gap_table, paired_table
     from sstune.report.rows import write_rows
     from sstune.report.tables import table, to_csv, to_latex, wide
@@ -82,17 +92,22 @@ def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
     from sstune.storage import write_text
 
     make_directory(out, "--out")
-    texts = {"table.csv": to_csv(table(rows)), "wide.csv": to_csv(wide(rows)), "table.tex": to_latex(rows)}
-    others = {"gap": gap_table, "paired": paired_table, "audit": audit_table, "alignment": alignment_table}
-    tables = {name: make(rows) for name, make in others.items()}
-    texts |= {f"{name}.csv": to_csv(found) for name, found in tables.items() if len(found)}
+    alignment = alignment_table(rows)
+    texts = {"table.csv": to_csv(table(cells)), "wide.csv": to_csv(wide(cells)), "table.tex": to_latex(cells)}
+    others = {
+        "gap.csv": gap_table(cells),
+        "paired.csv": paired_table(cells),
+        "audit.csv": audit_table(rows, cells),
+        "alignment.csv": alignment,
+    }
+    texts |= {name: to_csv(found) for name, found in others.items() if len(found)}
     for name, text in texts.items():
         write_text(out / name, text)
     write_rows(rows, out / "rows.jsonl")
     figures = [
-        *accuracy_against_eps(rows, out / "accuracy"),
-        *accuracy_against_effort(rows, out),
-        *transfer_map(rows, out / "transfer"),
-        *alignment_by_layer(rows, out / "alignment"),
+        *metric_against_eps(cells, out),
+        *metric_against_effort(cells, out),
+        *transfer_map(cells, out / "transfer"),
+        *alignment_by_layer(alignment, out / "alignment"),
     ]
     return [*(out / name for name in texts), *figures, out / "rows.jsonl"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sstune.report.looks import MARKERS, STYLE, colours_of, each_network, legend_beside, named, save
-from sstune.report.measurements import LINE, RULES, frame, rank
-from sstune.report.rows import Row, unique
-from sstune.report.variants import LABELS, labels_of, model_settings, without_seeds
+from sstune.report.looks import MARKERS, STYLE, colours_of, each_network, legend_beside, legend_label, save
+from sstune.report.measurements import LINE, RULES, rank
+from sstune.report.rows import unique
+from sstune.report.variants import LABELS, joined, labels_of, model_settings, name_variants, without_seeds
+from sstune.row import Row, metric_of
 
 MEASURED = {
     "angle": "angle of V and W (°)",
@@ -33,13 +33,8 @@ def alignment_table(rows: Iterable[Row]) -> pd.DataFrame:
     rows = [row for row in unique(rows) if row.get("alignment")]
     if not rows:
         return pd.DataFrame(columns=COLUMNS)
-    named = frame(rows)
-    variants = {
-        _net(model): variant for model, variant in zip(named["model"], named["model_variant"], strict=True)
-    }
     records: list[dict[str, Any]] = []
-    for row in rows:
-        labels = labels_of(row) | {"variant": variants[_net(without_seeds(model_settings(row)))]}
+    for row, labels in zip(rows, _labels(rows), strict=True):
         records += [{**labels, "depth": depth, **entry} for depth, entry in enumerate(row["alignment"])]
     found = pd.DataFrame(records)
     found[MEANS] = found[MEANS].astype(float)  # null where not defined
@@ -52,14 +47,27 @@ def alignment_table(rows: Iterable[Row]) -> pd.DataFrame:
     return table.sort_values(keys, ignore_index=True)[COLUMNS]
 
 
-def _net(model: dict[str, str]) -> str:
-    return json.dumps(model, sort_keys=True)
+def _labels(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The columns :data:`LINE` of each row."""
+    networks: list[dict[str, Any]] = [
+        {
+            **labels_of(row),
+            "metric": joined(*sorted({metric_of(found) for found in row["measurements"]})),
+            "attack": "",
+            "model": without_seeds(model_settings(row)),
+            "settings": {},
+        }
+        for row in rows
+    ]
+    name_variants(networks)
+    return [{key: network[key] for key in LINE} for network in networks]
 
 
-def alignment_by_layer(rows: Iterable[Row], stem: str | Path) -> list[Path]:
-    """Draw ``stem.png`` and ``stem.svg``, one figure per (dataset, backbone); nothing without such rows."""
+def alignment_by_layer(table: pd.DataFrame, stem: str | Path) -> list[Path]:
+    """Draw :func:`alignment_table` as ``stem.png`` and ``stem.svg``, one figure per (dataset, backbone);
+    nothing if it is empty."""
     written = []
-    for group, dataset, backbone, name in each_network(alignment_table(rows), stem):
+    for group, dataset, backbone, name in each_network(table, stem):
         with matplotlib.style.context(STYLE):
             written += save(_figure(group, f"{backbone}, {dataset}, chosen epoch"), name)
     return written
@@ -85,7 +93,7 @@ def _figure(table: pd.DataFrame, title: str) -> Figure:
                 color=colours[rule],
                 marker=marker,
                 markersize=size,
-                label=named(rule, variant),
+                label=legend_label(rule, variant),
             )
             markers[rule] += 1
         axes.set_xlabel(name)

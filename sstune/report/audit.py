@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from sstune.report.measurements import frame
-from sstune.report.rows import Row, eps_value, unique
+from sstune.report.rows import eps_value, unique
 from sstune.report.variants import LABELS
+from sstune.row import Row
 
 VERDICTS = {
     "MASKED": "attacks through this network's own gradient overstate its robustness",
@@ -80,20 +80,22 @@ def _figure_of(check: Check) -> str:
     return f"{shown} {check['unit'] or ''}".strip()
 
 
-def audit_table(rows: Iterable[Row]) -> pd.DataFrame:
+def audit_table(rows: Iterable[Row], cells: pd.DataFrame) -> pd.DataFrame:
     """One line per audited network; empty if none was.
 
     Accuracies in [0, 1], of the audit's ``n`` samples: clean, and at each eps under PGD through the rule's
     and the exact gradient and in the worst case over all that was tried; their gap in points. Of networks
     that were audited at different eps, what one lacks is left empty. After the verdict: the checks that it
     rests on, those that found something amiss (a warning or worse), and those that did not run.
+
+    Args:
+        cells: :func:`sstune.report.measurements.frame` of ``rows``.
     """
     rows = unique(rows)
     audited = {row["identity"]: row for row in rows if row.get("audit")}
     if not audited:
         return pd.DataFrame()
-    worst = frame(rows)
-    records = worst[(worst["attack"] == "audit") & worst["identity"].isin(audited.keys())]
+    records = cells[(cells["attack"] == "audit") & cells["identity"].isin(audited.keys())]
     records = records.drop_duplicates("identity")
     listed = {eps: eps_value(row, eps) for row in audited.values() for eps in row["config"]["attack"]["eps"]}
     each_eps = sorted(listed, key=lambda eps: (listed[eps], eps))

@@ -18,8 +18,9 @@ from sstune.packing import unpack
 from sstune.report.effort import UNITS, Curve, accuracy_after, complete, effort_figure, kind_of
 from sstune.report.looks import CHANCE, STYLE, legend_beside, style_of
 from sstune.report.measurements import GRADIENTS, attack_rank, rank
-from sstune.report.rows import Row, eps_value
+from sstune.report.rows import eps_value
 from sstune.report.variants import joined
+from sstune.row import Row
 from sstune.statistics import wilson
 
 Measurement = Mapping[str, Any]
@@ -103,7 +104,8 @@ def tried(row: Row) -> list[Tried]:
     right = unpack(clean["outcomes"], clean["n"])
     attacked = [found for found in row["measurements"] if found["split"] == "test" and found["attack"]]
     parts: dict[Key, list[Measurement]] = {}
-    for cell in [*row["audit"]["cells"], *attacked]:
+    cells: list[Measurement] = [*row["audit"]["cells"], *attacked]
+    for cell in cells:
         key = cell["attack"], cell["gradient"] or "", cell.get("source") or "", cell["eps"]
         parts.setdefault(key, []).append(cell)
     found = [_tried(right, key, parts) for key in parts]

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from sstune.report.audit import HEADER, VERDICTS, Check, cells_of, remarks
 from sstune.report.audit_figures import Tried, audit_figures, clean_of, tried
 from sstune.report.looks import printable
-from sstune.report.rows import Row, eps_value
+from sstune.report.rows import eps_value
 from sstune.report.variants import joined, labels_of
+from sstune.row import Row
 from sstune.statistics import wilson
 
 CSS = """

@@ -1,9 +1,9 @@
-"""Accuracy against gradient steps, and against queries: has an attack converged, or was it stopped early?"""
+"""A counted metric against gradient steps or queries: has an attack converged, or was it stopped early?"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from sstune.report.looks import STYLE, each_network, legend_beside, looks_of, named, save, style_of
-from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, frame, rank
-from sstune.report.rows import Row
+from sstune.report.looks import (
+    STYLE,
+    axis_label,
+    each_network,
+    legend_beside,
+    legend_label,
+    line_styles,
+    metric_suffix,
+    save,
+    style_of,
+)
+from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, by_metric, rank
 
 QUERIES = ("square", "rays", "noise")
 UNITS = {"steps": "gradient steps", "queries": "queries"}
@@ -43,23 +52,28 @@ class Curve:
     look: dict[str, Any]
 
 
-def accuracy_against_effort(rows: Iterable[Row], directory: Path) -> list[Path]:
-    """Draw ``steps`` and ``queries`` (``.png``, ``.svg``) into ``directory``; nothing without such rows.
+def metric_against_effort(cells: pd.DataFrame, directory: Path) -> list[Path]:
+    """Draw ``steps`` and ``queries`` (``.png``, ``.svg``) into ``directory``; nothing without such cells.
 
     One figure for each (dataset, backbone); panels: a row for each attack and scale, a column for each eps.
     Where seeds differ, their mean. Left out is what an attack could not know: when a network breaks that it
-    does not look at (a surrogate's gradient), and the steps of attacks that do not tell them.
+    does not look at (a surrogate's gradient), and the steps of attacks that do not tell them; and metrics
+    that are not counted, of which no sample breaks.
+
+    Args:
+        cells: :func:`sstune.report.measurements.frame`.
     """
-    cells = frame(rows)
+    cells = cells[cells["counted"]]
     cells = cells[[_drawn(cell) for cell in cells.to_dict("records")]]
     telling = cells.loc[cells["found"].map(len) > 0, "attack"].unique()
     cells = cells[cells["attack"].isin(telling)]
     written = []
-    for kind, unit in UNITS.items():
-        chosen = cells[cells["attack"].map(kind_of) == kind]
-        for group, dataset, backbone, name in each_network(chosen, directory / kind):
+    for (metric, part), (kind, unit) in itertools.product(by_metric(cells), UNITS.items()):
+        chosen = part[part["attack"].map(kind_of) == kind]
+        stem = directory / f"{kind}{metric_suffix(metric)}"
+        for group, dataset, backbone, name in each_network(chosen, stem):
             with matplotlib.style.context(STYLE):
-                figure = effort_figure(list(_curves(group)), unit)
+                figure = effort_figure(list(_curves(group)), unit, axis_label(metric))
                 figure.suptitle(f"{backbone}, {dataset}")
                 legend_beside(figure, _legend(group))
                 written += save(figure, name)
@@ -89,7 +103,7 @@ def complete(found: Sequence[Sequence[int]], n_clean: float, correct: int) -> bo
     return sum(samples for _, samples in found) == n_clean - correct
 
 
-def effort_figure(curves: Sequence[Curve], unit: str) -> Figure:
+def effort_figure(curves: Sequence[Curve], unit: str, label: str = "accuracy (%)") -> Figure:
     """Panels in the order in which their rows and columns first occur; queries on a logarithmic axis."""
     rows = list(dict.fromkeys(curve.row for curve in curves))
     columns = list(dict.fromkeys(curve.column for curve in curves))
@@ -104,7 +118,7 @@ def effort_figure(curves: Sequence[Curve], unit: str) -> Figure:
         axes = panels[rows.index(curve.row), columns.index(curve.column)]
         axes.step(np.maximum(curve.x, first), 100 * curve.y, where="post", clip_on=False, **curve.look)
     for row, line in zip(rows, panels, strict=True):
-        line[0].set_ylabel(f"{row}\naccuracy (%)")
+        line[0].set_ylabel(f"{row}\n{label}")
         if logarithmic:
             line[0].set_xscale("log")
             line[0].xaxis.set_major_formatter("{x:g}")
@@ -128,7 +142,7 @@ def _drawn(cell: Any) -> bool:
 
 
 def _curves(cells: pd.DataFrame) -> Iterator[Curve]:
-    looks = looks_of(zip(cells["rule"], cells["variant"], strict=True))
+    styles = line_styles(zip(cells["rule"], cells["variant"], strict=True))
     scales = sorted(set(cells["scale"]) - {""}) or [""]
     for attack, scale in itertools.product(sorted(set(cells["attack"]), key=attack_rank), scales):
         shown = cells[(cells["attack"] == attack) & cells["scale"].isin(["", scale])]
@@ -137,7 +151,7 @@ def _curves(cells: pd.DataFrame) -> Iterator[Curve]:
         shown = shown.assign(later=later).sort_values(["eps_value", "later"], ascending=[True, False])
         for (eps, gradient, *_), seeds in shown.groupby(["eps", "gradient", *LINE], sort=False):
             x, y = _mean(seeds)
-            look = looks[seeds["rule"].iloc[0], seeds["variant"].iloc[0]].drawn()
+            look = styles[seeds["rule"].iloc[0], seeds["variant"].iloc[0]].properties()
             look |= {"linestyle": style_of(attack, gradient), "markevery": [-1]}
             yield Curve(f"{attack}, scale {scale}" if scale else attack, eps, x, y, look)
 
@@ -160,9 +174,9 @@ def _budget(settings: Mapping[str, str]) -> int:
 
 def _legend(cells: pd.DataFrame) -> list[Line2D]:
     lines = set(zip(cells["rule"], cells["variant"], strict=True))
-    looks = looks_of(lines)
+    styles = line_styles(lines)
     handles = [
-        Line2D([], [], label=named(rule, variant), **looks[rule, variant].drawn())
+        Line2D([], [], label=legend_label(rule, variant), **styles[rule, variant].properties())
         for rule, variant in sorted(lines, key=lambda line: (rank(line[0], RULES), line[1]))
     ]
     for gradient in sorted(set(cells["gradient"]) - {""}, key=lambda name: rank(name, GRADIENTS)):

@@ -1,9 +1,9 @@
-"""Accuracy against eps, both gradients in one panel: the gap between them is what an attack does not see."""
+"""A metric against eps, both gradients in one panel: the gap between them is what an attack does not see."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import math
 from pathlib import Path
 
 import matplotlib.style
@@ -16,59 +16,66 @@ from matplotlib.lines import Line2D
 from sstune.report.looks import (
     CHANCE,
     STYLE,
-    Looks,
+    LineStyles,
+    axis_label,
     each_network,
+    file_name,
     legend_beside,
-    looks_of,
-    named,
+    legend_label,
+    line_styles,
     save,
     style_of,
 )
-from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, rank
-from sstune.report.rows import Row
+from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, by_metric, rank
 from sstune.report.tables import lines
 
 
-def accuracy_against_eps(rows: Iterable[Row], stem: str | Path) -> list[Path]:
-    """Draw ``stem.png`` and ``stem.svg``; returns what was written, nothing if the rows hold no attack.
+def metric_against_eps(cells: pd.DataFrame, directory: Path) -> list[Path]:
+    """Draw ``accuracy.png`` and ``accuracy.svg``, or those of another metric's name, into ``directory``.
 
-    One figure for each (dataset, backbone), named ``stem-<dataset>-<backbone>`` if there are several. Panels:
-    a column for each attack that follows a gradient, a row for each scale; a rule without a scale (bp) stands
-    in every row, and what needs no gradient (a black box, noise, an audit's worst case) in every column.
+    Returns what was written: nothing of a metric that was not measured under attack. One figure for each
+    (dataset, backbone), named ``accuracy-<dataset>-<backbone>`` if there are several. Panels: a column for
+    each attack that follows a gradient, a row for each scale; a rule without a scale (bp) stands in every
+    row, and what needs no gradient (a black box, noise, an audit's worst case) in every column. Where it is
+    known what guessing scores, there is a line at that.
+
+    Args:
+        cells: :func:`sstune.report.measurements.frame`.
     """
-    rows = list(rows)
-    chance = {row["config"]["dataset"]["label"]: 1 / row["n_classes"] for row in rows}
-    cells = lines(rows)
-    cells = cells[cells.groupby(["dataset", "backbone"])["eps_value"].transform("count") > 0]
     written = []
-    for group, dataset, backbone, name in each_network(cells, stem):
-        with matplotlib.style.context(STYLE):
-            written += save(_figure(group, f"{backbone}, {dataset}", chance[dataset]), name)
+    for metric, means in by_metric(lines(cells)):
+        attacked = means[means.groupby(["dataset", "backbone"])["eps_value"].transform("count") > 0]
+        for group, dataset, backbone, name in each_network(attacked, directory / file_name(metric)):
+            with matplotlib.style.context(STYLE):
+                written += save(_figure(group, f"{backbone}, {dataset}", axis_label(metric)), name)
     return written
 
 
-def _figure(cells: pd.DataFrame, title: str, chance: float) -> Figure:
+def _figure(cells: pd.DataFrame, title: str, label: str) -> Figure:
+    """One (dataset, backbone); ``label`` is that of the vertical axis."""
+    chance = float(cells["chance"].iloc[-1])
     attacks = _columns(cells)
     scales = sorted(set(cells["scale"]) - {""}) or [""]
     figure = Figure(figsize=(3.4 * len(attacks) + 0.4, 2.7 * len(scales) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(scales), len(attacks), sharex="col", sharey=True, squeeze=False)
-    looks = looks_of(zip(cells["rule"], cells["variant"], strict=True))
+    styles = line_styles(zip(cells["rule"], cells["variant"], strict=True))
     for (row, scale), (column, attack) in itertools.product(enumerate(scales), enumerate(attacks)):
         axes = panels[row, column]
-        axes.axhline(100 * chance, **CHANCE)
+        if not math.isnan(chance):
+            axes.axhline(100 * chance, **CHANCE)
         axes.set_title(f"{attack}, scale {scale}" if scale else attack)
-        _panel(axes, _shown(cells[cells["scale"].isin(["", scale])], attack), looks, _unit(attack))
+        _panel(axes, _shown(cells[cells["scale"].isin(["", scale])], attack), styles, _unit(attack))
     for axes, attack in zip(panels[-1], attacks, strict=True):
         axes.set_xlabel("eps · 255" if _unit(attack) > 1 else "eps (L2)")
         eps = sorted({0.0, *(_unit(attack) * _shown(cells, attack)["eps_value"].dropna())})
         if len(eps) <= 8:
             axes.set_xticks(eps, [f"{value:.3g}" for value in eps])
     for axes in panels[:, 0]:
-        axes.set_ylabel("accuracy (%)")
+        axes.set_ylabel(label)
     panels[0, 0].set_ylim(0, 100)
     figure.suptitle(title)
-    legend_beside(figure, _legend(cells, looks, chance))
+    legend_beside(figure, _legend(cells, styles, chance))
     return figure
 
 
@@ -95,19 +102,19 @@ def _shown(cells: pd.DataFrame, column: str) -> pd.DataFrame:
     return cells[cells["attack"].isin(["clean", column]) | (same_norm & (cells["gradient"] == ""))]
 
 
-def _panel(axes: Axes, cells: pd.DataFrame, looks: Looks, unit: int) -> None:
+def _panel(axes: Axes, cells: pd.DataFrame, styles: LineStyles, unit: int) -> None:
     """One attack at one scale: a curve for each line and gradient, from the clean accuracy on."""
     for _, line in cells.groupby(LINE, sort=False):
-        look = looks[line["rule"].iloc[0], line["variant"].iloc[0]]
+        style = styles[line["rule"].iloc[0], line["variant"].iloc[0]]
         clean = line[line["attack"] == "clean"]
         # exact before rule: where both coincide, as they do for bp, the dashes of rule lie on top
         for attack, gradient in reversed(_series(line)):
             curve = line[(line["attack"] == attack) & (line["gradient"] == gradient)]
             curve = _from_clean(_strongest(curve), clean)
             x, mean, std = unit * curve["eps_value"], 100 * curve["mean"], 100 * curve["std"].fillna(0)
-            axes.plot(x, mean, linestyle=style_of(attack, gradient), clip_on=False, **look.drawn())
+            axes.plot(x, mean, linestyle=style_of(attack, gradient), clip_on=False, **style.properties())
             if (curve["seeds"] > 1).any():
-                axes.fill_between(x, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0)
+                axes.fill_between(x, mean - std, mean + std, color=style.colour, alpha=0.15, linewidth=0)
 
 
 def _series(cells: pd.DataFrame) -> list[tuple[str, str]]:
@@ -129,17 +136,19 @@ def _from_clean(curve: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([start.assign(eps_value=0.0), curve[curve["eps_value"] > 0]])
 
 
-def _legend(cells: pd.DataFrame, looks: Looks, chance: float) -> list[Line2D]:
+def _legend(cells: pd.DataFrame, styles: LineStyles, chance: float) -> list[Line2D]:
     attacked = cells[cells["attack"] != "clean"]
     drawn = set(zip(attacked["rule"], attacked["variant"], strict=True))
     handles = [
-        Line2D([], [], label=named(rule, variant), **looks[rule, variant].drawn())
+        Line2D([], [], label=legend_label(rule, variant), **styles[rule, variant].properties())
         for rule, variant in sorted(drawn, key=lambda pair: (rank(pair[0], RULES), pair[1]))
     ]
     series = sorted(_series(cells), key=lambda pair: rank(pair[1], GRADIENTS))
-    styles = {_label(attack, gradient): style_of(attack, gradient) for attack, gradient in series}
-    handles += [Line2D([], [], color="0.4", linestyle=style, label=label) for label, style in styles.items()]
-    return [*handles, Line2D([], [], **CHANCE, label=f"chance ({100 * chance:.3g} %)")]
+    dashes = {_label(attack, gradient): style_of(attack, gradient) for attack, gradient in series}
+    handles += [Line2D([], [], color="0.4", linestyle=style, label=label) for label, style in dashes.items()]
+    if not math.isnan(chance):
+        handles.append(Line2D([], [], **CHANCE, label=f"chance ({100 * chance:.3g} %)"))
+    return handles
 
 
 def _label(attack: str, gradient: str) -> str:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.typing import LineStyleType
 
+from sstune.metric import ACCURACY, metric_named
 from sstune.report.measurements import RULES, rank
 from sstune.storage import write_bytes
 
@@ -45,7 +46,7 @@ BLACK_BOX_STYLES: dict[str, LineStyleType] = {
     "audit": (0, (1, 1)),
 }
 OTHER_STYLE: LineStyleType = "-."
-CHANCE: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}  # of the line at 1 / classes
+CHANCE: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}  # of the line at what guessing scores
 MARKERS = "os^Dv*XP"
 # the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time;
 # a name with two $ is a name and no formula
@@ -62,7 +63,7 @@ STYLE: list[str | Path | dict[str, Any]] = [
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """Rules differ in colour, the variants of one rule in marker. Widths fall, so that a curve that coincides
     with an earlier one leaves its rim to be seen."""
 
@@ -70,7 +71,7 @@ class Look:
     marker: str
     width: float
 
-    def drawn(self) -> dict[str, Any]:
+    def properties(self) -> dict[str, Any]:
         """As matplotlib's line properties."""
         return {
             "color": self.colour,
@@ -80,20 +81,20 @@ class Look:
         }
 
 
-Looks = dict[tuple[str, str], Look]
+LineStyles = dict[tuple[str, str], LineStyle]
 
 
-def looks_of(lines: Iterable[tuple[str, str]]) -> Looks:
-    """The look of each (rule, variant)."""
+def line_styles(lines: Iterable[tuple[str, str]]) -> LineStyles:
+    """The style of each (rule, variant)."""
     lines = set(lines)
     rules = sorted({rule for rule, _ in lines}, key=lambda name: rank(name, RULES))
     colours = colours_of(rules)
-    looks: Looks = {}
+    styles: LineStyles = {}
     for later, rule in enumerate(reversed(rules)):
         variants = sorted(variant for name, variant in lines if name == rule)
         for variant, marker in zip(variants, itertools.cycle(MARKERS), strict=False):
-            looks[rule, variant] = Look(colours[rule], marker, 1.2 + 0.5 * later)
-    return looks
+            styles[rule, variant] = LineStyle(colours[rule], marker, 1.2 + 0.5 * later)
+    return styles
 
 
 def colours_of(rules: Iterable[str]) -> dict[str, str]:
@@ -109,7 +110,7 @@ def style_of(attack: str, gradient: str) -> LineStyleType:
     return BLACK_BOX_STYLES.get(attack.partition(" ")[0], OTHER_STYLE)
 
 
-def named(rule: str, variant: str) -> str:
+def legend_label(rule: str, variant: str) -> str:
     """What a legend calls a line."""
     return f"{rule} ({variant})" if variant else rule
 
@@ -117,6 +118,16 @@ def named(rule: str, variant: str) -> str:
 def file_name(label: object) -> str:
     """A label as part of a file's name."""
     return re.sub(r"[^\w.-]+", "_", str(label))
+
+
+def axis_label(metric: str) -> str:
+    """What an axis calls a metric, in percent."""
+    return f"{metric_named(metric).label} (%)"
+
+
+def metric_suffix(metric: str) -> str:
+    """What the names of a metric's figures end in; nothing for accuracy."""
+    return "" if metric == ACCURACY.name else f"-{file_name(metric)}"
 
 
 def each_network(cells: pd.DataFrame, stem: str | Path) -> Iterator[tuple[pd.DataFrame, str, str, str]]:

@@ -1,15 +1,18 @@
-"""What was measured, once each, as one frame, and the order in which readers expect it."""
+"""Every test measurement of some rows as one frame, and the order in which readers expect them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from sstune.report.rows import Row, eps_value, norm_of, unique
+from sstune.metric import ACCURACY, metric_named
+from sstune.packing import unpack_values
+from sstune.report.rows import TOLERANCE, eps_value, norm_of, unique
 from sstune.report.variants import (
     LABELS,
     attack_settings,
@@ -19,12 +22,12 @@ from sstune.report.variants import (
     name_variants,
     without_seeds,
 )
+from sstune.row import Measurement, Row, is_counted, metric_of, value_of
 from sstune.schema import Norm, RequestError
+from sstune.statistics import mean_interval, wilson
 
 LINE = [*LABELS, "variant"]
 CELL = ["attack", "eps", "gradient", "source"]
-RESULT = ["n", "correct", "accuracy", "seconds", "identity"]
-TIDY = [*LABELS, "seed", "variant", "attack", "gradient", "source", "eps", "eps_value", *RESULT]
 
 RULES = (
     "bp", "sham", "usf", "frsf", "brsf", "fa", "fa_signed", "dfa", "kp", "wm", "pfa", "pfa_o",
@@ -36,37 +39,35 @@ ATTACKS = (
 GRADIENTS = ("rule", "exact", "surrogate")
 
 
-def measurements(rows: Iterable[Row]) -> pd.DataFrame:
-    """One line per test measurement of one seed, columns :data:`TIDY`; accuracy in [0, 1].
+def frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """One line per test measurement of one seed, sorted; everything that tables and figures are made of.
 
-    A measurement that several rows repeat (the clean accuracy of a net, in each attack on it) stands once.
-    What does not apply (the scale of bp, the eps of clean accuracy) is an empty text. ``source`` names the
-    network whose gradient a transferred attack took; an attack in the L2 ball is called so ("pgd L2"), and
-    the worst case over all that an audit tried is its attack "audit".
+    A measurement that several rows repeat (the clean one of a network, in each attack on it) stands once.
+    What does not apply (the scale of bp, the eps of a clean measurement) is an empty text, or NaN.
+
+    - :data:`LINE`, ``seed``, and the halves of the variant, ``model_variant`` and ``attack_variant``;
+    - ``attack`` ("clean" without one; in the L2 ball "pgd L2"; an audit's worst case "audit"), ``gradient``,
+      ``source`` (the network whose gradient a transferred attack took), ``eps`` as text and ``eps_value``;
+    - ``metric``, ``value`` in [0, 1], the ``chance`` of guessing it (NaN: unknown), and ``n`` samples;
+    - ``correct``, and ``n_clean`` before the attack, of a counted metric (NaN otherwise);
+    - of each sample, packed: ``outcomes`` (counted) or ``values``; else ``interval``, (low, high) or None;
+    - ``found`` (``[effort, samples]`` pairs), ``seconds``, ``identity``, ``samples`` (digest of these);
+    - ``network`` and ``attack_settings``: what was attacked and how, seeds included; the same without seeds,
+      as dictionaries: ``model`` and ``settings``.
 
     Raises:
         RequestError: rows disagree about one measurement, or none measured the test split.
     """
-    return frame(rows)[TIDY]
-
-
-def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """:func:`measurements`, the halves of ``variant``, and what there is for each sample; sorted.
-
-    ``outcomes`` and ``found`` are those of the measurement (empty in rows from before there were any),
-    ``samples`` the digest of the attacked ones, ``n_clean`` how many of these were right before the attack.
-    ``network`` and ``manner`` say, seeds included, what was attacked and how.
-    """
     records: dict[Hashable, dict[str, Any]] = {}
     for record in (record for row in unique(rows) for record in _records(row)):
-        replicate = tuple(record[key] for key in ("network", "manner", *CELL, "n"))
+        replicate = tuple(record[key] for key in ("network", "attack_settings", "metric", *CELL, "n"))
         other = records.setdefault(replicate, record)
-        if other["correct"] != record["correct"]:
+        if not _agree(other, record):
             raise RequestError(
                 f"runs {other['identity'][:12]} and {record['identity'][:12]} disagree: {record['attack']} "
-                f"{record['eps']} {other['correct']} and {record['correct']} correct of {record['n']}"
+                f"{record['eps']} {_results(other, record)} of {record['n']}"
             )
-        if record["outcomes"] and not other["outcomes"]:
+        if _has_samples(record) and not _has_samples(other):
             records[replicate] = record
     if not records:
         raise RequestError("no row holds a measurement on the test split")
@@ -76,41 +77,109 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _records(row: Row) -> Iterable[dict[str, Any]]:
+def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Counts must be equal; other figures may differ by rounding."""
+    if a["counted"] and b["counted"]:
+        return bool(a["correct"] == b["correct"])
+    return math.isclose(a["value"], b["value"], abs_tol=TOLERANCE)
+
+
+def _results(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    if a["counted"] and b["counted"]:
+        return f"{a['correct']} and {b['correct']} correct"
+    return f"{a['metric']} {a['value']:.6g} and {b['value']:.6g}"
+
+
+def _has_samples(record: Mapping[str, Any]) -> bool:
+    return bool(record["outcomes"] or record["values"])
+
+
+def _records(row: Row) -> Iterator[dict[str, Any]]:
     model, settings = model_settings(row), attack_settings(row)
-    config, labels = row["config"], labels_of(row)
+    seed, labels = row["config"]["seed"], labels_of(row)
     norm = "" if norm_of(row) is Norm.Linf else str(norm_of(row))
     tested = [found for found in row["measurements"] if found["split"] == "test"]
-    n_clean = {found["n"]: found["correct"] for found in tested if found["attack"] is None}
+    n_clean = {
+        (metric_of(found), found["n"]): found.get("correct") for found in tested if found["attack"] is None
+    }
     for found in tested:
         clean = found["attack"] is None
         # clean accuracy depends neither on the attack nor on the attack's seed
-        chosen = {} if clean else settings | {"seed": str(config["seed"])}
-        cell = {
-            "attack": "clean" if clean else joined(found["attack"], norm),
+        chosen = {} if clean else settings | {"seed": str(seed)}
+        yield {
+            **labels,
+            **_measured(row, found),
+            "seed": int(model.get("seed", seed)) if clean else seed,
+            "attack": "clean" if found["attack"] is None else joined(found["attack"], norm),
             "gradient": found["gradient"] or "",
             "source": found.get("source") or "",
             "eps": found["eps"] or "",
-        }
-        yield {
-            **labels,
-            **cell,
-            "seed": int(model.get("seed", config["seed"])) if clean else config["seed"],
-            "eps_value": math.nan if clean else eps_value(row, found["eps"]),
-            "n": found["n"],
-            "correct": found["correct"],
-            "accuracy": found["correct"] / found["n"],
+            "eps_value": math.nan if found["eps"] is None else eps_value(row, found["eps"]),
             "seconds": found.get("seconds", math.nan),
             "identity": row["identity"],
-            "outcomes": found.get("outcomes") or "",
-            "found": found.get("found") or [],
             "samples": row.get("datasets", {}).get("test", {}).get("attacked", ""),
-            "n_clean": n_clean.get(found["n"], math.nan),
+            "n_clean": _or_nan(n_clean.get((metric_of(found), found["n"]))),
             "model": without_seeds(model),
             "settings": without_seeds(chosen),
             "network": json.dumps([labels, model], sort_keys=True),
-            "manner": json.dumps(chosen, sort_keys=True),
+            "attack_settings": json.dumps(chosen, sort_keys=True),
         }
+
+
+def _measured(row: Row, found: Measurement) -> dict[str, Any]:
+    """What was measured, of all samples and of each."""
+    metric, interval = metric_named(metric_of(found)), found.get("interval")
+    return {
+        "metric": metric.name,
+        "value": value_of(found),
+        "counted": is_counted(found),
+        "chance": _or_nan(metric.chance(row["n_classes"])),
+        "n": found["n"],
+        "correct": _or_nan(found.get("correct")),
+        "outcomes": found.get("outcomes") or "",
+        "values": found.get("values") or "",
+        "interval": None if interval is None else (interval[0], interval[1]),
+        "found": found.get("found") or [],
+    }
+
+
+def _or_nan(figure: float | None) -> float:
+    return math.nan if figure is None else figure
+
+
+def interval(seeds: pd.DataFrame) -> tuple[float, float]:
+    """95 % interval of the mean value of one cell's seeds, in [0, 1], for another draw of the samples.
+
+    All seeds are measured on the same samples, so that they are not pooled: the interval is that of the mean
+    over seeds for each sample, which holds as the variance of a mean over networks is at most that of one of
+    them. Wilson's for counts, of the mean count; Student's t for values of each sample; otherwise the
+    interval that was measured, of several the mean of their ends; NaN where there is none.
+    """
+    n = int(seeds["n"].iloc[0])
+    if seeds["counted"].all():
+        return wilson(float(seeds["value"].mean()) * n, n)
+    if (seeds["values"] != "").all() and seeds["samples"].nunique() == 1:
+        return mean_interval(np.mean([unpack_values(text, n) for text in seeds["values"]], axis=0))
+    known = [ends for ends in seeds["interval"] if ends is not None]
+    if len(known) < len(seeds):
+        return math.nan, math.nan
+    low, high = np.mean(known, axis=0)
+    return float(low), float(high)
+
+
+def by_metric(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each metric and its part of :func:`frame`: accuracy first, then by name."""
+    parts = {str(name): part for name, part in cells.groupby("metric", sort=False)}
+    for name in sorted(parts, key=metric_rank):
+        yield name, parts[name]
+
+
+def columns_for(cells: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """``columns``, and after the variant the metric, unless everything is accuracy."""
+    if (cells["metric"] == ACCURACY.name).all():
+        return list(columns)
+    place = columns.index("variant") + 1
+    return [*columns[:place], "metric", *columns[place:]]
 
 
 def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
@@ -121,6 +190,11 @@ def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
 def attack_rank(attack: str) -> tuple[int, str]:
     """Sort key: attacks as :data:`ATTACKS` has them, of one attack Linf before L2."""
     return rank(attack.partition(" ")[0], ATTACKS)[0], attack
+
+
+def metric_rank(name: str) -> tuple[int, str]:
+    """Sort key: accuracy, then other metrics by alphabet."""
+    return rank(name, (ACCURACY.name,))
 
 
 def cell_order(record: Mapping[Any, Any]) -> tuple[Any, ...]:
@@ -139,4 +213,5 @@ def cell_order(record: Mapping[Any, Any]) -> tuple[Any, ...]:
 def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
     line = record["backbone"], record["dataset"], rank(record["rule"], RULES), record["scale"]
     variant = record["model_variant"], record["attack_variant"]
-    return *line, *variant, *cell_order(record), record["seed"], record["identity"]
+    metric, cell = metric_rank(record["metric"]), cell_order(record)
+    return metric, *line, *variant, *cell, record["seed"], record["identity"]

@@ -1,95 +1,118 @@
-"""What two gradients, or two networks, make of the same samples: the masking gap, and McNemar's test."""
+"""Two gradients, or two networks, on the same samples: the gap between them, and how sure it is."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from sstune.packing import unpack
-from sstune.report.measurements import LINE, frame
-from sstune.report.rows import Row
+from sstune.packing import unpack, unpack_values
+from sstune.report.measurements import LINE, columns_for
 from sstune.report.variants import joined
-from sstune.statistics import Pairing, difference_interval, mcnemar
+from sstune.statistics import Pairing, difference_interval, mcnemar, mean_interval, permutation_test
 
 POINTS = ["low_points", "high_points"]
 GAP = [*LINE, "attack", "eps", "seeds", "n", "rule_gradient", "exact_gradient", "gap_points", *POINTS]
 # What two measurements must share to be paired.
-SHARED = ["backbone", "dataset", "seed", "attack_variant", "attack", "eps", "n", "samples"]
+SHARED = ["backbone", "dataset", "metric", "seed", "attack_variant", "attack", "eps", "n", "samples"]
+COUNTS = ["both", "only_a", "only_b", "neither"]
 PAIRED = [
     "backbone", "dataset", "seed", "variant", "attack", "eps", "source", "a", "gradient_a", "b", "gradient_b",
-    "n", "both", "only_a", "only_b", "neither", "difference_points", *POINTS, "p",
+    "n", *COUNTS, "difference_points", *POINTS, "p",
 ]  # fmt: skip
 
 Record = Mapping[Hashable, Any]
 
 
-def gap_table(rows: Iterable[Row]) -> pd.DataFrame:
-    """How much of a network's robustness the rule's gradient feigns: a line per net, attack and eps.
+def gap_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """How much robustness the rule's gradient overstates: a line per network, attack and eps; columns
+    :data:`GAP`.
 
-    ``rule_gradient`` and ``exact_gradient`` are accuracies in [0, 1], means over seeds; ``gap_points`` is
-    their difference in percentage points, with a 95 % interval where it is known which samples stayed right.
-    All seeds are measured on the same samples: as in the long table, the interval is that of mean counts.
+    ``rule_gradient`` and ``exact_gradient`` are the metric in [0, 1], means over seeds; ``gap_points`` is
+    their difference in percentage points, with a 95 % interval where the result of each sample is known. All
+    seeds are measured on the same samples: as in the long table, the interval is that of the mean over seeds.
+
+    Args:
+        cells: :func:`sstune.report.measurements.frame`.
     """
-    cells = frame(rows)
-    same = ["network", "manner", "attack", "eps", "n"]
-    exact = cells.loc[cells["gradient"] == "exact", [*same, "accuracy", "outcomes"]]
+    same = ["network", "attack_settings", "metric", "attack", "eps", "n"]
+    exact = cells.loc[cells["gradient"] == "exact", [*same, "value", "outcomes", "values"]]
     pairs = cells[cells["gradient"] == "rule"].merge(exact, on=same, suffixes=("_rule", "_exact"))
+    columns = columns_for(cells, GAP)
     lines: list[dict[str, Any]] = []
-    for _, seeds in pairs.groupby([*LINE, "attack", "eps", "n"], sort=False):
-        line = {name: seeds[name].iloc[0] for name in GAP if name in seeds} | {"seeds": len(seeds)}
+    for _, seeds in pairs.groupby([*LINE, "metric", "attack", "eps", "n"], sort=False):
+        line = {name: seeds[name].iloc[0] for name in columns if name in seeds} | {"seeds": len(seeds)}
         for gradient in ("rule", "exact"):
-            line[f"{gradient}_gradient"] = seeds[f"accuracy_{gradient}"].mean()
+            line[f"{gradient}_gradient"] = seeds[f"value_{gradient}"].mean()
         gap = line["rule_gradient"] - line["exact_gradient"]
         lines.append(line | _in_points("gap", gap, _interval(seeds)))
-    return pd.DataFrame(lines, columns=GAP)
+    return pd.DataFrame(lines, columns=columns)
 
 
-def paired_table(rows: Iterable[Row]) -> pd.DataFrame:
-    """Two ways compared on the same samples, columns :data:`PAIRED`; empty where no outcomes are kept.
+def paired_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Two ways compared on the same samples, columns :data:`PAIRED`; empty where no sample's result is kept.
 
     A and B are two networks of one seed, attacked alike through one gradient, or one network under the rule's
-    and the exact gradient. Counts are of samples that stayed right: in both ways, in A or B only, in neither.
-    ``difference_points`` is A's accuracy less B's in percentage points, with a 95 % interval; ``p`` is
-    McNemar's, not corrected for the number of comparisons. Clean is the accuracy of the attacked samples.
+    and the exact gradient. Counts are of samples that were correct: in both ways, in A or B only, in neither;
+    empty for a metric that is not counted. ``difference_points`` is A less B in percentage points, with a
+    95 % interval; ``p`` is McNemar's for counts, else that of a permutation test, neither corrected for the
+    number of comparisons. Clean is of the attacked samples.
+
+    Args:
+        cells: :func:`sstune.report.measurements.frame`.
     """
-    cells = frame(rows)
-    cells = cells[(cells["outcomes"] != "") & (cells["samples"] != "")]
+    columns = columns_for(cells, PAIRED)
+    cells = cells[((cells["outcomes"] != "") | (cells["values"] != "")) & (cells["samples"] != "")]
     names = [joined(*net) for net in cells[["rule", "scale", "model_variant"]].itertuples(index=False)]
     lines = []
     for _, group in cells.assign(name=names).groupby(SHARED, sort=False):
         pairs = itertools.combinations(group.to_dict("records"), 2)
         lines += [_compared(a, b) for a, b in pairs if _comparable(a, b)]
-    return pd.DataFrame(lines, columns=PAIRED)
+    found = pd.DataFrame(lines, columns=columns)
+    # whole numbers, also where other lines have none
+    return found.astype(dict.fromkeys(COUNTS, "Int64")) if found[COUNTS].isna().any(axis=None) else found
 
 
 def _interval(seeds: pd.DataFrame) -> tuple[float, float]:
-    """95 % interval of the gap; of mean counts if there are several seeds."""
-    n, columns = int(seeds["n"].iloc[0]), (seeds["outcomes_rule"], seeds["outcomes_exact"])
-    if not all(column.all() for column in columns):
-        return math.nan, math.nan
-    found = [Pairing.of(unpack(rule, n), unpack(exact, n)) for rule, exact in zip(*columns, strict=True)]
-    only_rule, only_exact = (sum(pair.only_a for pair in found), sum(pair.only_b for pair in found))
-    return difference_interval(only_rule / len(found), only_exact / len(found), n)
+    """95 % interval of the gap; of means over seeds if there are several."""
+    n = int(seeds["n"].iloc[0])
+    outcomes = list(zip(seeds["outcomes_rule"], seeds["outcomes_exact"], strict=True))
+    values = list(zip(seeds["values_rule"], seeds["values_exact"], strict=True))
+    if all(rule and exact for rule, exact in outcomes):
+        pairs = [Pairing.of(unpack(rule, n), unpack(exact, n)) for rule, exact in outcomes]
+        only_rule, only_exact = sum(pair.only_a for pair in pairs), sum(pair.only_b for pair in pairs)
+        return difference_interval(only_rule / len(pairs), only_exact / len(pairs), n)
+    if all(rule and exact for rule, exact in values) and seeds["samples"].nunique() == 1:
+        gaps = [unpack_values(rule, n) - unpack_values(exact, n) for rule, exact in values]
+        return mean_interval(np.mean(gaps, axis=0), low=-1.0)
+    return math.nan, math.nan
 
 
 def _comparable(a: Record, b: Record) -> bool:
+    if bool(a["outcomes"]) != bool(b["outcomes"]):
+        return False
     if a["network"] == b["network"]:
         return {a["gradient"], b["gradient"]} == {"rule", "exact"}
     return a["name"] != b["name"] and (a["gradient"], a["source"]) == (b["gradient"], b["source"])
 
 
 def _compared(a: Record, b: Record) -> dict[str, Any]:
-    pair = Pairing.of(unpack(a["outcomes"], a["n"]), unpack(b["outcomes"], b["n"]))
-    line = {name: a[name] for name in PAIRED if name in a} | {"variant": a["attack_variant"]}
+    line = {name: a[name] for name in [*PAIRED, "metric"] if name in a} | {"variant": a["attack_variant"]}
     line |= {"a": a["name"], "gradient_a": a["gradient"], "b": b["name"], "gradient_b": b["gradient"]}
-    interval = difference_interval(pair.only_a, pair.only_b, pair.n)
-    line |= asdict(pair) | _in_points("difference", pair.difference, interval)
-    return line | {"p": mcnemar(pair.only_a, pair.only_b)}
+    if a["outcomes"]:
+        pair = Pairing.of(unpack(a["outcomes"], a["n"]), unpack(b["outcomes"], b["n"]))
+        interval = difference_interval(pair.only_a, pair.only_b, pair.n)
+        line |= asdict(pair) | _in_points("difference", pair.difference, interval)
+        return line | {"p": mcnemar(pair.only_a, pair.only_b)}
+    differences = unpack_values(a["values"], a["n"]) - unpack_values(b["values"], b["n"])
+    interval = mean_interval(differences, low=-1.0)
+    line |= _in_points("difference", float(differences.mean()), interval)
+    return line | {"p": permutation_test(differences)}
 
 
 def _in_points(name: str, difference: float, interval: tuple[float, float]) -> dict[str, float]:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from sstune.identity import SCHEMA_VERSION
-from sstune.packing import unpack
+from sstune.packing import unpack, unpack_values
 from sstune.quantities import parse_eps
 from sstune.report.shape import misfit
+from sstune.row import Measurement, Row, metric_of, value_of
 from sstune.schema import Norm, RequestError
 from sstune.storage import StorageError, explained, write_text
 
-Row = dict[str, Any]
-
 _ANCESTORS = ({"command", "config"}, {"file", "sha256"})
-_COUNTED = ("split", "attack", "gradient", "eps", "n", "correct")
+_NEEDED = ("split", "attack", "gradient", "eps", "n")
+# how much two floats may differ that are the same figure: float32 of a mean of float32
+TOLERANCE = 1e-4
 
 
 def read_rows(paths: Iterable[str | Path]) -> list[Row]:
@@ -128,44 +130,67 @@ def _read(source: Path) -> Iterator[Row]:
         yield row
 
 
-def _problem(row: Any) -> str | None:
-    """Why ``row`` cannot be used, or None."""
-    if not isinstance(row, dict) or "schema_version" not in row:
+def _problem(found: Any) -> str | None:
+    """Why ``found`` cannot be used as a row, or None."""
+    if not isinstance(found, dict) or "schema_version" not in found:
         return "not a result row of sstune (no schema_version)"
-    if row["schema_version"] != SCHEMA_VERSION:
-        return f"schema_version is {row['schema_version']!r}, expected {SCHEMA_VERSION}"
-    measured = row.get("measurements")
+    if found["schema_version"] != SCHEMA_VERSION:
+        return f"schema_version is {found['schema_version']!r}, expected {SCHEMA_VERSION}"
+    measured = found.get("measurements")
     for entry in measured if isinstance(measured, list) else []:
-        if not (isinstance(entry, dict) and set(_COUNTED) <= entry.keys()):
-            return f"measurements: expected each to hold {', '.join(_COUNTED)}"
-        n, correct = entry["n"], entry["correct"]
-        if not (type(n) is type(correct) is int and 0 <= correct <= n > 0):
-            return f"measurements: {correct!r} correct of {n!r} are no counts"
-    if problem := misfit(row):
+        if problem := _figure_problem(entry):
+            return f"measurements: {problem}"
+    if problem := misfit(found):
         return problem
+    row: Row = cast(Row, found)
     if not row["n_classes"] > 0:
         return f"n_classes: expected > 0, found {row['n_classes']}"
     for ancestor in row["lineage"]:
         if not any(needed <= ancestor.keys() for needed in _ANCESTORS):
             return "lineage: expected a run's command and config or a file's name and sha256"
-    return next(
-        (problem for entry in row["measurements"] if (problem := _measurement_problem(row, entry))), None
-    )
-
-
-def _measurement_problem(row: Row, measurement: Any) -> str | None:
-    try:
-        _, attack, _, eps, n, correct = (measurement[key] for key in _COUNTED)
-        if (attack is None) != (eps is None):
-            return "measurements: an attack needs an eps, and a clean measurement has none"
-        if eps is not None:
-            eps_value(row, eps)
-        kept = measurement.get("outcomes")
-        if kept and unpack(kept, n).sum() != correct:
-            return f"measurements: the outcomes of {attack or 'clean'} are not those of {correct} correct"
-    except ValueError as error:
-        return f"measurements: {error}"
+    for entry in row["measurements"]:
+        try:
+            _check(row, entry)
+        except ValueError as error:
+            return f"measurements: {error}"
     return None
+
+
+def _figure_problem(entry: Any) -> str | None:
+    """Why a measurement holds no figure, before the types of its other keys are known."""
+    if not (isinstance(entry, dict) and set(_NEEDED) <= entry.keys() and {"correct", "value"} & entry.keys()):
+        return f"expected each to hold {', '.join(_NEEDED)}, and correct or value"
+    n, correct, value = entry["n"], entry.get("correct"), entry.get("value")
+    if correct is not None or value is None:
+        counted = type(n) is type(correct) is int and 0 <= correct <= n > 0
+        return None if counted else f"{correct!r:.60} correct of {n!r:.60} are no counts"
+    if not (type(n) is int and n > 0):
+        return f"n: expected a number of samples, found {n!r:.60}"
+    if not (type(value) in (int, float) and 0 <= value <= 1):
+        return f"value: expected a number from 0 to 1, found {value!r:.60}"
+    return None
+
+
+def _check(row: Row, measurement: Measurement) -> None:
+    """See that the keys of a measurement agree.
+
+    Raises:
+        ValueError: they do not.
+    """
+    attack, eps, n = measurement["attack"] or "clean", measurement["eps"], measurement["n"]
+    if (measurement["attack"] is None) != (eps is None):
+        raise ValueError("an attack needs an eps, and a clean measurement has none")
+    if eps is not None:
+        eps_value(row, eps)
+    outcomes, values = measurement.get("outcomes"), measurement.get("values")
+    if outcomes and unpack(outcomes, n).sum() != measurement.get("correct"):
+        raise ValueError(f"the outcomes of {attack} are not those of {measurement.get('correct')} correct")
+    value = value_of(measurement)
+    if values and not math.isclose(unpack_values(values, n).mean(), value, abs_tol=TOLERANCE):
+        raise ValueError(f"the values of {attack} have another mean than {value}")
+    low, high = measurement.get("interval") or (0.0, 1.0)
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"the interval of {attack} is not in [0, 1]: {low} to {high}")
 
 
 def _canonical(row: Row) -> str:
@@ -173,7 +198,16 @@ def _canonical(row: Row) -> str:
 
 
 def _counts(row: Row) -> list[str]:
-    return sorted(json.dumps([measurement[key] for key in _COUNTED]) for measurement in row["measurements"])
+    return sorted(
+        json.dumps([*(measured.get(key) for key in _NEEDED), *result_of(measured)])
+        for measured in row["measurements"]
+    )
+
+
+def result_of(measurement: Measurement) -> tuple[str, float]:
+    """The metric of a measurement, and how many samples were correct, or else its value."""
+    correct = measurement.get("correct")
+    return metric_of(measurement), value_of(measurement) if correct is None else correct
 
 
 def _order(row: Row) -> tuple[str, str, str, str, int, str]:

@@ -1,101 +1,86 @@
-"""Of what kind the values in a row are: others' rows are read, and what a table needs has to be there."""
+"""Whether a row that was read is of the types of :mod:`sstune.row`: rows of others are read as well."""
 
 from __future__ import annotations
 
-from types import NoneType
-from typing import Any
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-_NUMBER = (int, float)
-_TEXT = (str, NoneType)
-_LARGEST = 2**53  # in an array, and exact as a float
-_CELL = {
-    "split": str,
-    "attack": _TEXT,
-    "gradient": _TEXT,
-    "eps": _TEXT,
-    "n": int,
-    "correct": int,
-    "source?": _TEXT,
-    "seconds?": _NUMBER,
-    "outcomes?": _TEXT,
-    "found?": [(int, int)],
-}
-# A mapping's keys with "?" may be absent; a list has one kind of values; [(int, int)]: pairs.
-ROW: dict[str, Any] = {
-    "identity": str,
-    "command": str,
-    "config": {
-        "backbone": {"name": str},
-        "dataset": {"label": str},
-        "rule": {"name": str, "scale?": str},
-        "seed": int,
-        "task?": {},
-        "attack?": {"eps?": [str], "norm?": str},
-        "audit?": {},
-    },
-    "lineage": [{"config?": {"seed?": int}, "command?": str, "file?": str, "sha256?": str}],
-    "n_classes": int,
-    "measurements": [_CELL],
-    "datasets?": {"test?": {"n?": int, "digest": str, "attacked?": str}},
-    "alignment?": [
-        {
-            "layer": str,
-            "angle": (*_NUMBER, NoneType),
-            "sign_agreement": (*_NUMBER, NoneType),
-            "rms_ratio": (*_NUMBER, NoneType),
-            "update_cosine?": (*_NUMBER, NoneType),
-        }
-    ],
-    "audit?": {
-        "verdict": str,
-        "because": [str],
-        "not_run": {},
-        "cells": [_CELL],
-        "checks": [
-            {
-                "id": str,
-                "title": str,
-                "text": str,
-                "figure": (*_NUMBER, NoneType),
-                "unit": _TEXT,
-                "threshold": str,
-                "n": (int, NoneType),
-                "status": str,
-            }
-        ],
-    },
-}
+from sstune.row import Row
+
+_LARGEST = 2**53  # fits an array, and is exact as a float
 
 
-def misfit(value: Any, kind: Any = None, key: str = "") -> str | None:
-    """What in a row (or its part ``key``) is not of its kind, as ``key: expected ...``; None if nothing is.
+def misfit(value: Any, kind: Any = Row, key: str = "") -> str | None:
+    """What in a row, or in its part ``key``, is not of its type, as ``key: expected ...``; None if nothing.
 
-    An optional key (one with "?" in :data:`ROW`) may hold null instead.
+    Keys that are not required may also be null, and keys that the type does not have may hold anything.
     """
-    kind = ROW if kind is None else kind
-    if isinstance(kind, dict):
-        held = value if isinstance(value, dict) else {}
-        for name, inner in kind.items():
-            plain = name.removesuffix("?")
-            if name != plain and held.get(plain) is None:
-                continue
-            if problem := misfit(held.get(plain), inner, f"{key}.{plain}".lstrip(".")):
-                return problem
-        return None if isinstance(value, dict) else _expected(key, "dict", value)
-    if isinstance(kind, list):
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_typeddict(kind):
+        return _misfit_of_keys(value, kind, key)
+    if origin is Annotated:
+        length, (inner,) = kind.__metadata__[0], get_args(kind.__origin__)
+        if _is_list_of(value, inner, length):
+            return None
+        return _expected(key, f"list of {length} {_names([inner])}", value)
+    if origin is list:
         if not isinstance(value, list):
             return _expected(key, "list", value)
-        if kind == [(int, int)]:
-            return next((_expected(key, "pairs of int", each) for each in value if not _is_pair(each)), None)
-        return next((problem for each in value if (problem := misfit(each, kind[0], key))), None)
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if type(value) in kinds and not (isinstance(value, int | float) and not abs(value) <= _LARGEST):
+        return next((problem for each in value if (problem := misfit(each, arguments[0], key))), None)
+    if kind is dict or origin is dict:
+        if not isinstance(value, dict):
+            return _expected(key, "dict", value)
+        inner = arguments[1] if arguments else Any
+        return next((problem for each in value.values() if (problem := misfit(each, inner, key))), None)
+    if kind is Any:
         return None
-    return _expected(key, " or ".join("null" if each is NoneType else each.__name__ for each in kinds), value)
+    choices = arguments if origin in (Union, UnionType) else (kind,)
+    others = [choice for choice in choices if choice is not NoneType]
+    if len(choices) > len(others) and value is None:
+        return None
+    if is_typeddict(others[0]):
+        return misfit(value, others[0], key)
+    return None if _is_scalar(value, others) else _expected(key, _names(choices), value)
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(misfit(each, int) is None for each in value)
+@cache
+def _keys(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Type of each key of a TypedDict, and whether the key is required."""
+    keys = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        # a class with postponed annotations does not see its own NotRequired
+        marked = get_origin(hint) is NotRequired
+        keys[name] = get_args(hint)[0] if marked else hint, not marked and name in kind.__required_keys__
+    return keys
+
+
+def _misfit_of_keys(value: Any, kind: Any, key: str) -> str | None:
+    held = value if isinstance(value, dict) else {}
+    for name, (inner, required) in _keys(kind).items():
+        if not required and held.get(name) is None:
+            continue
+        if problem := misfit(held.get(name), inner, f"{key}.{name}".lstrip(".")):
+            return problem
+    return None if isinstance(value, dict) else _expected(key, "dict", value)
+
+
+def _is_list_of(value: Any, kind: Any, length: int) -> bool:
+    return (
+        isinstance(value, list) and len(value) == length and all(_is_scalar(each, [kind]) for each in value)
+    )
+
+
+def _is_scalar(value: Any, kinds: list[Any]) -> bool:
+    """Whether ``value`` is of one of ``kinds``; a whole number passes for a float, a bool only for a bool."""
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        return False
+    return not isinstance(value, int | float) or abs(value) <= _LARGEST
+
+
+def _names(kinds: Any) -> str:
+    names = {NoneType: "null", float: "int or float"}
+    return " or ".join(names.get(kind, kind.__name__) for kind in kinds)
 
 
 def _expected(key: str, kind: str, value: Any) -> str:

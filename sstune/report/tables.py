@@ -1,4 +1,8 @@
-"""Tables from rows: long and wide frames, as CSV, LaTeX and text. The order rows come in never shows."""
+"""Tables from :func:`sstune.report.measurements.frame`: long and wide, as CSV, LaTeX and text.
+
+Metrics are never mixed: where not everything is accuracy, a CSV has a column that names the metric, LaTeX a
+``tabular`` and text a block for each.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,18 @@ from typing import Any
 
 import pandas as pd
 
-from sstune.report.measurements import CELL, LINE, attack_rank, cell_order, frame, measurements
-from sstune.report.rows import Row
+from sstune.metric import metric_named
+from sstune.report.measurements import (
+    CELL,
+    LINE,
+    attack_rank,
+    by_metric,
+    cell_order,
+    columns_for,
+    interval,
+)
 from sstune.report.variants import LABELS, joined
 from sstune.schema import shown
-from sstune.statistics import wilson
-
-__all__ = ["lines", "measurements", "table", "to_csv", "to_latex", "to_text", "wide"]
 
 LONG = [*LINE, "attack", "gradient", "source", "eps", "seeds", "n", "mean", "std", "low", "high"]
 MISSING = "--"
@@ -30,45 +39,43 @@ GRADIENT_NOTES = {
 }
 
 
-def table(rows: Iterable[Row]) -> pd.DataFrame:
+def table(cells: pd.DataFrame) -> pd.DataFrame:
     """The long table, columns :data:`LONG`: mean and sample std over seeds in [0, 1]; one seed has no std.
 
-    ``low`` and ``high`` are Wilson's 95 % interval for another draw of ``n`` test samples. All seeds are
-    measured on the same ones, so their counts are not pooled: the interval is that of the mean count among
-    n, which holds as the variance of a mean over networks is at most that of one of them. How much
-    networks of other seeds differ is what ``std`` says.
+    ``low`` and ``high`` are the 95 % interval for another draw of ``n`` test samples, see
+    :func:`sstune.report.measurements.interval`. How much networks of other seeds differ is what ``std`` says.
     """
-    return _over_seeds(frame(rows), [*LINE, *CELL, "n"])[LONG]
+    return _over_seeds(cells, [*LINE, "metric", *CELL, "n"])[columns_for(cells, LONG)]
 
 
-def lines(rows: Iterable[Row]) -> pd.DataFrame:
-    """The long table with every line complete, plus ``eps_value``.
+def lines(cells: pd.DataFrame) -> pd.DataFrame:
+    """The long table with every line complete, plus ``metric``, ``eps_value`` and ``chance``.
 
     Where an attack was run in two ways, say with 10 and with 20 steps, its net has a line for each; what does
     not depend on that choice, such as the clean accuracy, is repeated in both.
     """
-    net = [*LABELS, "model_variant"]
-    cells = _over_seeds(frame(rows), [*net, "attack_variant", *CELL, "eps_value", "n"])
+    net = [*LABELS, "model_variant", "metric"]
+    means = _over_seeds(cells, [*net, "attack_variant", *CELL, "eps_value", "n"])
     parts = []
-    for _, own in cells.groupby(net, sort=False):
+    for _, own in means.groupby(net, sort=False):
         in_one_way = own.groupby("attack")["attack_variant"].transform("nunique") == 1
         everywhere = in_one_way & (own["attack_variant"] == "")
         for choice in own.loc[~everywhere, "attack_variant"].unique() if not everywhere.all() else [""]:
             part = own[everywhere | (own["attack_variant"] == choice)]
             parts.append(part.assign(variant=joined(part["model_variant"].iloc[0], choice)))
-    return pd.concat(parts, ignore_index=True)[[*LONG, "eps_value"]]
+    return pd.concat(parts, ignore_index=True)[["metric", *LONG, "eps_value", "chance"]]
 
 
-def wide(rows: Iterable[Row]) -> pd.DataFrame:
-    """Mean accuracy in [0, 1]: index :data:`LINE`, columns (attack, eps, gradient), NaN where not measured.
+def wide(cells: pd.DataFrame) -> pd.DataFrame:
+    """Means in [0, 1]: index :data:`LINE` (and metric), columns (attack, eps, gradient), NaN: not measured.
 
     Of several sample sizes for one cell (clean: the whole test set, and the attacked part of it) the largest.
     A surrogate gradient has its source beside it.
     """
-    grid = _pivot(_largest(lines(rows)), "mean")
-    cells = grid.columns.to_frame()
-    cells["gradient"] = [joined(*pair) for pair in zip(cells["gradient"], cells["source"], strict=True)]
-    return grid.set_axis(pd.MultiIndex.from_frame(cells[CELL[:3]]), axis=1)
+    grid = _pivot(_largest(lines(cells)), "mean", columns_for(cells, LINE))
+    columns = grid.columns.to_frame()
+    columns["gradient"] = [joined(*pair) for pair in zip(columns["gradient"], columns["source"], strict=True)]
+    return grid.set_axis(pd.MultiIndex.from_frame(columns[CELL[:3]]), axis=1)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -95,9 +102,12 @@ def _decimals(value: Any) -> str:
     return f"{value:.6f}" if value == 0 or abs(value) >= 1e-4 else f"{value:.3g}"
 
 
-def to_latex(rows: Iterable[Row]) -> str:
-    """The wide table in percent as a ``tabular``; needs booktabs and nothing else."""
-    layout = _layout(rows, r" $\pm$ ")
+def to_latex(cells: pd.DataFrame) -> str:
+    """The wide table in percent as a ``tabular``, one for each metric; needs booktabs and nothing else."""
+    return "\n".join(_tabular(_layout(part, metric, r" $\pm$ ")) for metric, part in by_metric(lines(cells)))
+
+
+def _tabular(layout: _Layout) -> str:
     first = len(layout.labels)
     out = [f"% {note}" for note in [layout.heading, *layout.notes] if note]
     out += [rf"\begin{{tabular}}{{{'l' * first}{'r' * len(layout.columns)}}}", r"\toprule"]
@@ -109,13 +119,17 @@ def to_latex(rows: Iterable[Row]) -> str:
                 rules.append(rf"\cmidrule(lr){{{first + start + 1}-{first + stop}}}")
         out += [_latex_line(texts), " ".join(rules)]
     out += [_latex_line(map(_escape, [*layout.labels, *layout.names()])), r"\midrule"]
-    out += [_latex_line([*map(_escape, labels), *cells]) for labels, cells in layout.body]
+    out += [_latex_line([*map(_escape, labels), *texts]) for labels, texts in layout.body]
     return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def to_text(rows: Iterable[Row], width: int = 110) -> str:
-    """The wide table in percent for a terminal; columns beyond ``width`` continue in a further block."""
-    layout = _layout(rows, "±")
+def to_text(cells: pd.DataFrame, width: int = 110) -> str:
+    """The wide table in percent for a terminal, one for each metric; columns beyond ``width`` continue in a
+    further block."""
+    return "\n".join(_text(_layout(part, metric, "±"), width) for metric, part in by_metric(lines(cells)))
+
+
+def _text(layout: _Layout, width: int) -> str:
     blocks = ["\n".join(_text_block(layout, columns)) for columns in _fitting(layout, width)]
     notes = "\n".join(textwrap.fill(note, width) for note in layout.notes)
     return "\n\n".join([*filter(None, [layout.heading]), *blocks, notes]) + "\n"
@@ -153,14 +167,15 @@ class _Layout:
         ]
 
 
-def _layout(rows: Iterable[Row], plus_minus: str) -> _Layout:
-    cells = _largest(lines(rows))
+def _layout(cells: pd.DataFrame, metric: str, plus_minus: str) -> _Layout:
+    """One metric's part of :func:`lines`."""
+    cells = _largest(cells)
     cells[[*LINE, *CELL]] = cells[[*LINE, *CELL]].map(shown)
     texts = [
         f"{100 * mean:.1f}" + (f"{plus_minus}{100 * std:.1f}" if seeds > 1 else "")
         for mean, std, seeds in zip(cells["mean"], cells["std"], cells["seeds"], strict=True)
     ]
-    grid = _pivot(cells.assign(text=texts), "text").fillna(MISSING)
+    grid = _pivot(cells.assign(text=texts), "text", LINE).fillna(MISSING)
     varying = [key for key in LINE if key == "rule" or cells[key].nunique() > 1]
     shared = [f"{key} {cells[key].iloc[0]}" for key in LINE if key not in varying and cells[key].iloc[0]]
     labels = grid.index.to_frame()[varying].to_numpy().tolist()
@@ -170,13 +185,14 @@ def _layout(rows: Iterable[Row], plus_minus: str) -> _Layout:
         labels=varying,
         columns=list(grid.columns.to_frame().itertuples(index=False, name=None)),
         body=list(zip(labels, values, strict=True)),
-        notes=_notes(cells, any(MISSING in line for line in values)),
+        notes=_notes(cells, metric, any(MISSING in line for line in values)),
     )
 
 
-def _notes(cells: pd.DataFrame, missing: bool) -> list[str]:
+def _notes(cells: pd.DataFrame, metric: str, missing: bool) -> list[str]:
     spread = " (mean and sample std over seeds)" if (cells["seeds"] > 1).any() else ""
-    counts = f"accuracy in %{spread}; n = {_per_attack(cells, 'n')}; seeds = {_per_attack(cells, 'seeds')}"
+    label = shown(metric_named(metric).label)
+    counts = f"{label} in %{spread}; n = {_per_attack(cells, 'n')}; seeds = {_per_attack(cells, 'seeds')}"
     words = [note for gradient, note in GRADIENT_NOTES.items() if (cells["gradient"] == gradient).any()]
     if (cells["attack"] == "audit").any():
         words.append("audit: the worst case over all that an audit tried")
@@ -196,24 +212,26 @@ def _per_attack(cells: pd.DataFrame, column: str) -> str:
     return ", ".join(f"{value} ({', '.join(names)})" for value, names in attacks.items())
 
 
-def _over_seeds(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    found = frame.groupby(keys, sort=False, dropna=False)["accuracy"].agg(["size", "mean", "std"])
-    found = found.rename(columns={"size": "seeds"}).reset_index()
-    intervals = [wilson(mean * n, n) for mean, n in zip(found["mean"], found["n"], strict=True)]
+def _over_seeds(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    grouped = cells.groupby(keys, sort=False, dropna=False)
+    found = grouped["value"].agg(["size", "mean", "std"]).rename(columns={"size": "seeds"}).reset_index()
+    found["chance"] = grouped["chance"].last().to_numpy()
+    intervals = [interval(seeds) for _, seeds in grouped]
     found["low"], found["high"] = zip(*intervals, strict=True)
     return found
 
 
 def _largest(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells.sort_values("n", kind="stable").drop_duplicates([*LINE, *CELL], keep="last").sort_index()
+    of_one_cell = [*LINE, "metric", *CELL]
+    return cells.sort_values("n", kind="stable").drop_duplicates(of_one_cell, keep="last").sort_index()
 
 
-def _pivot(cells: pd.DataFrame, value: str) -> pd.DataFrame:
+def _pivot(cells: pd.DataFrame, value: str, line: list[str]) -> pd.DataFrame:
     """Lines in their order; columns in theirs, which no single line need show in full."""
     records = sorted(cells.to_dict("records"), key=cell_order)
     columns = pd.MultiIndex.from_frame(pd.DataFrame(records)[CELL].drop_duplicates())
-    index = pd.MultiIndex.from_frame(cells[LINE].drop_duplicates())
-    return cells.set_index([*LINE, *CELL])[value].unstack(CELL).reindex(index=index, columns=columns)
+    index = pd.MultiIndex.from_frame(cells[line].drop_duplicates())
+    return cells.set_index([*line, *CELL])[value].unstack(CELL).reindex(index=index, columns=columns)
 
 
 def _latex_line(texts: Iterable[str]) -> str:

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sstune.report.looks import STYLE, file_name, save
-from sstune.report.measurements import attack_rank, frame
-from sstune.report.rows import Row
+from sstune.metric import metric_named
+from sstune.report.looks import STYLE, file_name, metric_suffix, save
+from sstune.report.measurements import attack_rank, by_metric
 from sstune.report.variants import joined
 
 PANEL = ["attack", "attack_variant", "eps"]
@@ -23,25 +23,32 @@ TARGET = ["backbone", "rule", "scale", "model_variant"]
 OWN = "its own"
 
 
-def transfer_map(rows: Iterable[Row], stem: str | Path) -> list[Path]:
-    """Draw ``stem.png`` and ``stem.svg``, one figure for each dataset; nothing without transferred attacks.
+def transfer_map(cells: pd.DataFrame, stem: str | Path) -> list[Path]:
+    """Draw ``stem.png`` and ``stem.svg``, one figure for each metric and dataset; nothing without transferred
+    attacks.
 
-    Panels: a row for each attack, a column for each eps; in them robust accuracy in %, the mean over the
-    target's seeds. Below the sources stands what the same attack leaves through the target's own gradients,
-    where that was measured.
+    Panels: a row for each attack, a column for each eps; in them the metric under attack in %, the mean over
+    the target's seeds. Below the sources stands what the same attack leaves through the target's own
+    gradients, where that was measured.
+
+    Args:
+        cells: :func:`sstune.report.measurements.frame`.
     """
-    cells = frame(rows)
     transferred = cells[cells["gradient"] == "surrogate"]
-    cells = cells.merge(transferred[["dataset", *PANEL]].drop_duplicates())
+    cells = cells.merge(transferred[["dataset", "metric", *PANEL]].drop_duplicates())
     written = []
-    for dataset, group in cells.groupby("dataset", sort=True):
-        suffix = f"-{file_name(dataset)}" if cells["dataset"].nunique() > 1 else ""
-        with matplotlib.style.context(STYLE):
-            written += save(_figure(group, str(dataset)), f"{stem}{suffix}")
+    for metric, part in by_metric(cells):
+        for dataset, group in part.groupby("dataset", sort=True):
+            suffix = f"-{file_name(dataset)}" if part["dataset"].nunique() > 1 else ""
+            title = (
+                f"robust {metric_named(metric).label} (%) of each column, attacked from each line; {dataset}"
+            )
+            with matplotlib.style.context(STYLE):
+                written += save(_figure(group, title), f"{stem}{metric_suffix(metric)}{suffix}")
     return written
 
 
-def _figure(cells: pd.DataFrame, dataset: str) -> Figure:
+def _figure(cells: pd.DataFrame, title: str) -> Figure:
     cells = cells.assign(source=_sources(cells), target=_targets(cells))
     found = set(zip(cells["attack"], cells["attack_variant"], strict=True))
     attacks = sorted(found, key=lambda pair: (attack_rank(pair[0]), pair[1]))
@@ -61,9 +68,9 @@ def _figure(cells: pd.DataFrame, dataset: str) -> Figure:
         for eps, axes in zip(each_eps, line, strict=True):
             axes.set_title(f"eps {eps}")
             shown = (cells["attack"] == attack) & (cells["attack_variant"] == variant) & (cells["eps"] == eps)
-            grid = cells[shown].pivot_table(index="source", columns="target", values="accuracy")
+            grid = cells[shown].pivot_table(index="source", columns="target", values="value")
             _panel(axes, 100 * grid.reindex(index=sources, columns=targets))
-    figure.suptitle(f"robust accuracy (%) of each column, attacked from each line; {dataset}")
+    figure.suptitle(title)
     return figure
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sstune.report.rows import Row, eps_value
+from sstune.report.rows import eps_value
+from sstune.row import Ancestor, Row
 
 LABELS = ["backbone", "dataset", "rule", "scale"]
 # What belongs to the single measurement, and what changes no figure.
@@ -53,11 +54,12 @@ def name_variants(records: Sequence[dict[str, Any]]) -> None:
     Adversarial training is always named: no reader shall take such a network for another.
 
     Args:
-        records: each with :data:`LABELS`, ``attack``, and its ``model`` and ``settings`` without seeds.
+        records: each with :data:`LABELS`, ``metric``, ``attack``, and its ``model`` and ``settings`` without
+            seeds.
     """
-    _name_part(records, "model", LABELS, _by_origin)
+    _name_part(records, "model", [*LABELS, "metric"], _by_origin)
     # an attack run in two ways is not one attack: say so across all rules on a dataset, which readers compare
-    _name_part(records, "settings", ["backbone", "dataset", "attack"], _differences)
+    _name_part(records, "settings", ["backbone", "dataset", "metric", "attack"], _differences)
     for record in records:
         adversary = record["model"].get("task.adversarial", "null")
         if adversary != "null" and "task.adversarial=" not in record["model_variant"]:
@@ -115,7 +117,8 @@ def model_settings(row: Row) -> Settings:
     An attack's model is its parent run, so a finetune row and the attacks on it agree. Where the attack chose
     another value than the parent (say, another rule), the parent's stands under ``as_trained.``.
     """
-    config, ancestors = row["config"], list(row["lineage"])
+    config: Mapping[str, Any] = row["config"]
+    ancestors = list(row["lineage"])
     if row["command"] != "attack":
         settings = {"command": row["command"]} | flatten(config)
     else:
@@ -146,12 +149,12 @@ def attack_settings(row: Row) -> Settings:
     them is a setting; and a surrogate that an audit transferred from is one.
     """
     attack, audit = row["config"].get("attack", {}), row["config"].get("audit", {})
-    settings = flatten({key: attack[key] for key in attack if key not in _NOT_SETTINGS}, "attack.")
+    settings = flatten({key: value for key, value in attack.items() if key not in _NOT_SETTINGS}, "attack.")
     settings |= flatten(audit, "audit.")
     if attack.get("cascade"):
         settings["attack.eps"] = " ".join(sorted(attack["eps"], key=lambda eps: eps_value(row, eps)))
     if "audit" in row:
-        sources = {found.get("source") for found in row["measurements"]} - {None, ""}
+        sources = {source for found in row["measurements"] if (source := found.get("source"))}
         settings |= {"audit.surrogate": " ".join(sorted(sources))} if sources else {}
     return settings
 
@@ -172,7 +175,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
     return flat
 
 
-def _stage(ancestor: Mapping[str, Any]) -> Settings:
+def _stage(ancestor: Ancestor) -> Settings:
     """One entry of a lineage. Runs compare by their configs, not by identities, which hold the seed."""
     if "config" in ancestor:
         return {"command": ancestor["command"]} | flatten(ancestor["config"])

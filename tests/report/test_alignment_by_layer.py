@@ -58,14 +58,14 @@ def test_recipes_are_told_apart(make: Any) -> None:
 def test_rows_without_any_give_an_empty_table_and_no_figure(make: Any, tmp_path: Path) -> None:
     without = [make.finetune("bp", 0), make.finetune("usf", 0)]
     assert alignment_table(without).empty
-    assert alignment_by_layer(without, tmp_path / "alignment") == []
+    assert alignment_by_layer(alignment_table(without), tmp_path / "alignment") == []
 
 
 def test_figures_are_byte_identical_whatever_the_order(make: Any, tmp_path: Path) -> None:
     written = []
     for name, each in (("one", rows(make)), ("two", rows(make)[::-1])):
         (tmp_path / name).mkdir()
-        paths = alignment_by_layer(each, tmp_path / name / "alignment")
+        paths = alignment_by_layer(alignment_table(each), tmp_path / name / "alignment")
         assert [path.name for path in paths] == ["alignment.png", "alignment.svg"]
         written.append([path.read_bytes() for path in paths])
     assert written[0] == written[1]

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from sstune.report.effort import accuracy_after, accuracy_against_effort, complete
+from sstune.report.effort import accuracy_after, complete, metric_against_effort
 from sstune.report.looks import COLOURS
+from sstune.report.measurements import frame
 
 
 def points(axes: Any) -> dict[tuple[str, str], list[tuple[float, float]]]:
@@ -48,7 +49,7 @@ def pgd(make: Any, rule: str, seed: int = 0, rule_found: Any = ((0, 1), (3, 2)))
 
 
 def test_steps_by_hand(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
-    written = accuracy_against_effort([pgd(make, "usf")], tmp_path)
+    written = metric_against_effort(frame([pgd(make, "usf")]), tmp_path)
     assert written == [tmp_path / "steps.png", tmp_path / "steps.svg"]
     ((axes,),) = [figure.axes for figure in drawn]
     assert points(axes) == {
@@ -71,7 +72,7 @@ def test_steps_by_hand(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
 
 def test_seeds_are_averaged_where_either_steps(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
     rows = [pgd(make, "usf", 0), pgd(make, "usf", 1, rule_found=((5, 3),))]
-    accuracy_against_effort(rows, tmp_path)
+    metric_against_effort(frame(rows), tmp_path)
     curve = points(drawn[0].axes[0])[COLOURS["usf"], "--"]
     assert curve == [(x, pytest.approx(y)) for x, y in [(0, 85), (3, 75), (5, 60), (10, 60)]]
 
@@ -87,7 +88,7 @@ def test_queries_have_a_figure_of_their_own_on_a_logarithmic_axis(
         ]
         found = {f" {eps}": [[1, 4], [800, 9 - kept.count("x") - 4]]}
         rows.append(make.remember(row, {"clean": "xxxxxxxxx.", f" {eps}": kept}, found))
-    written = [path.name for path in accuracy_against_effort(rows, tmp_path)]
+    written = [path.name for path in metric_against_effort(frame(rows), tmp_path)]
     assert written == ["steps.png", "steps.svg", "queries.png", "queries.svg"]
     queries = drawn[1].axes
     assert [axes.get_title() for axes in queries] == ["eps 4/255", "eps 8/255"]
@@ -116,7 +117,7 @@ def test_what_does_not_tell_its_steps_is_left_out(make: Any, tmp_path: Path) -> 
         ),
         surrogate,
     ]
-    assert accuracy_against_effort(rows, tmp_path) == []
+    assert metric_against_effort(frame(rows), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,7 +126,7 @@ def test_an_attack_that_breaks_nothing_is_drawn_beside_one_that_does(
 ) -> None:
     attack = make.attack(make.finetune("fa"), n=10, clean=9)
     kept = {"clean": "xxxxxxxxx.", "rule 8/255": "xxxxxxxxx.", "exact 8/255": "xx........"}
-    accuracy_against_effort([make.remember(attack, kept, {"exact 8/255": [[1, 7]]})], tmp_path)
+    metric_against_effort(frame([make.remember(attack, kept, {"exact 8/255": [[1, 7]]})]), tmp_path)
     assert points(drawn[0].axes[0])[COLOURS["fa"], "--"] == [(0, 90), (10, 90)]
 
 
@@ -134,6 +135,6 @@ def test_files_are_the_same_every_time(make: Any, tmp_path: Path) -> None:
     contents = []
     for name, order in (("one", rows), ("two", rows[::-1])):
         (tmp_path / name).mkdir()
-        contents.append([path.read_bytes() for path in accuracy_against_effort(order, tmp_path / name)])
+        contents.append([path.read_bytes() for path in metric_against_effort(frame(order), tmp_path / name)])
     assert contents[0] == contents[1]
     assert np.frombuffer(contents[0][0][:4], np.uint8).tolist() == [0x89, 0x50, 0x4E, 0x47]

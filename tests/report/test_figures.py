@@ -13,8 +13,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sstune.report.figures import accuracy_against_eps
+from sstune.report.figures import metric_against_eps
 from sstune.report.looks import CHANCE, COLOURS
+from sstune.report.measurements import frame
 
 
 def campaign(make: Any, scales: tuple[str, ...] = ("unit",), **changes: Any) -> list[Any]:
@@ -45,7 +46,7 @@ def curves(axes: Any) -> dict[tuple[str, str], list[tuple[float, float]]]:
 
 
 def test_curves_by_hand(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
-    assert accuracy_against_eps(campaign(make), tmp_path / "accuracy") == [
+    assert metric_against_eps(frame(campaign(make)), tmp_path) == [
         tmp_path / "accuracy.png",
         tmp_path / "accuracy.svg",
     ]
@@ -71,7 +72,7 @@ def test_curves_by_hand(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
 
 
 def test_a_row_for_each_scale_and_bp_in_every_row(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
-    accuracy_against_eps(campaign(make, ("unit", "xavier")), tmp_path / "accuracy")
+    metric_against_eps(frame(campaign(make, ("unit", "xavier"))), tmp_path)
     panels = drawn[0].axes
     assert [axes.get_title() for axes in panels] == [
         f"{attack}, scale {scale}" for scale in ("unit", "xavier") for attack in ("fgsm", "pgd")
@@ -86,7 +87,7 @@ def test_clean_accuracy_is_of_the_whole_test_set_where_nothing_else_is_known(
     parent = make.finetune("bp", correct=8000)
     attack = make.attack(parent)
     attack["measurements"] = attack["measurements"][1:]
-    accuracy_against_eps([parent, attack], tmp_path / "accuracy")
+    metric_against_eps(frame([parent, attack]), tmp_path)
     assert curves(drawn[0].axes[0])[COLOURS["bp"], "-"][0] == (0, pytest.approx(80))
 
 
@@ -98,7 +99,7 @@ def test_variants_and_unknown_rules_and_gradients_get_looks_of_their_own(
     square["measurements"] = [
         {**found, "gradient": None} for found in square["measurements"] if found["gradient"] != "rule"
     ]
-    accuracy_against_eps([*rows, square], tmp_path / "accuracy")
+    metric_against_eps(frame([*rows, square]), tmp_path)
     legend = drawn[0].legends[0]
     handles = dict(zip([text.get_text() for text in legend.get_texts()], legend.get_lines(), strict=True))
     assert list(handles)[:3] == ["bp (epochs=3)", "bp (epochs=9)", "dfa"]
@@ -123,7 +124,7 @@ def test_a_black_box_is_drawn_beside_what_it_might_beat(
     usf = make.finetune("usf")
     rows = [make.attack(usf, name) for name in ("fgsm", "pgd")]
     rows += [black_box(make, usf, "square", {"8/255": 300}), black_box(make, usf, "audit", {"8/255": 50})]
-    accuracy_against_eps(rows, tmp_path / "accuracy")
+    metric_against_eps(frame(rows), tmp_path)
     panels = drawn[0].axes
     assert [axes.get_title().split(",")[0] for axes in panels] == ["fgsm", "pgd"]
     for axes in panels:
@@ -140,7 +141,7 @@ def test_a_black_box_is_drawn_beside_what_it_might_beat(
 
 def test_a_black_box_alone_has_its_own_panel(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
     rows = [black_box(make, make.finetune("usf"), name, {"8/255": 300}) for name in ("square", "rays")]
-    accuracy_against_eps(rows, tmp_path / "accuracy")
+    metric_against_eps(frame(rows), tmp_path)
     assert [axes.get_title() for axes in drawn[0].axes] == [
         "square, scale weight_rms",
         "rays, scale weight_rms",
@@ -151,7 +152,7 @@ def test_l2_has_panels_with_its_own_eps(make: Any, drawn: list[Figure], tmp_path
     usf = make.finetune("usf")
     rows = [make.attack(usf), make.attack(usf, counts={"0.5": (1, 1), "1.5": (0, 0)}, norm="L2")]
     rows.append(black_box(make, usf, "square", {"8/255": 300}))
-    accuracy_against_eps(rows, tmp_path / "accuracy")
+    metric_against_eps(frame(rows), tmp_path)
     linf, l2 = drawn[0].axes
     assert (linf.get_xlabel(), l2.get_xlabel()) == ("eps · 255", "eps (L2)")
     assert l2.get_title().startswith("pgd L2")
@@ -164,7 +165,7 @@ def test_of_several_surrogates_the_strongest_is_drawn(make: Any, drawn: list[Fig
     row = make.attack(make.finetune("usf"), "mifgsm", counts={"4/255": (500, 600), "8/255": (400, 300)})
     for entry in row["measurements"][1:]:
         entry |= {"source": f"net@{entry['gradient']}", "gradient": "surrogate"}
-    accuracy_against_eps([row], tmp_path / "accuracy")
+    metric_against_eps(frame([row]), tmp_path)
     (curve,) = [line for line in drawn[0].axes[0].get_lines() if len(line.get_ydata()) == 3]
     assert list(curve.get_ydata()) == pytest.approx([90, 50, 30])
 
@@ -175,7 +176,7 @@ def test_one_figure_for_each_dataset_and_backbone(make: Any, tmp_path: Path) -> 
         *campaign(make, dataset__label="my set/2"),
         make.finetune("bp", dataset__label="unattacked"),
     ]
-    names = [path.name for path in accuracy_against_eps(rows, tmp_path / "accuracy")]
+    names = [path.name for path in metric_against_eps(frame(rows), tmp_path)]
     assert names == [
         "accuracy-digits-resnet20.png",
         "accuracy-digits-resnet20.svg",
@@ -186,7 +187,7 @@ def test_one_figure_for_each_dataset_and_backbone(make: Any, tmp_path: Path) -> 
 
 
 def test_without_attacks_there_is_nothing_to_draw(make: Any, tmp_path: Path) -> None:
-    assert accuracy_against_eps([make.finetune()], tmp_path / "accuracy") == []
+    assert metric_against_eps(frame([make.finetune()]), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,17 +196,18 @@ def test_files_are_the_same_every_time(make: Any, tmp_path: Path) -> None:
     contents = []
     for attempt in range(2):
         random.Random(attempt).shuffle(rows)
+        (tmp_path / str(attempt)).mkdir()
         # a reader's own settings must not show either
         with matplotlib.rc_context({"lines.linewidth": 9, "svg.hashsalt": None, "axes.facecolor": "red"}):
             contents.append(
-                [path.read_bytes() for path in accuracy_against_eps(rows, tmp_path / str(attempt))]
+                [path.read_bytes() for path in metric_against_eps(frame(rows), tmp_path / str(attempt))]
             )
     assert contents[0] == contents[1]
     assert not re.search(rb"<dc:date>|\b20\d\d-\d\d-\d\d", contents[0][1])
 
 
 def test_the_picture_can_be_looked_at(make: Any, tmp_path: Path) -> None:
-    png, svg = accuracy_against_eps(campaign(make), tmp_path / "accuracy")
+    png, svg = metric_against_eps(frame(campaign(make)), tmp_path)
     with Image.open(png) as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
         assert image.width > 800

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sstune.report.measurements import frame
 from sstune.report.tables import table, to_csv, to_latex, to_text, wide
 
 Ask = Callable[..., Any]
@@ -25,7 +26,7 @@ WRONG: list[Any] = [None, [], {}, "", 0, -1, 1.5, True, "x", "=1", "\x1b[31m\n",
 @pytest.mark.parametrize("name", NAMES)
 def test_no_cell_of_a_csv_is_a_formula_and_each_reads_back(make: Any, name: str) -> None:
     rows = [make.finetune("usf", 0, dataset__label=name)]
-    for made in (table(rows), wide(rows)):
+    for made in (table(frame(rows)), wide(frame(rows))):
         cells = [cell for line in csv.reader(io.StringIO(to_csv(made))) for cell in line]
         assert not any(cell.startswith(("=", "+", "@", "\t", "\r")) for cell in cells)
         assert not any(cell.startswith("-") and not cell[1:2].isdigit() for cell in cells)
@@ -34,16 +35,16 @@ def test_no_cell_of_a_csv_is_a_formula_and_each_reads_back(make: Any, name: str)
 
 
 def test_negative_numbers_stay_numbers(make: Any) -> None:
-    frame = table([make.finetune()]).assign(mean=-0.25)
-    assert ",-0.250000," in to_csv(frame)
+    found = table(frame([make.finetune()])).assign(mean=-0.25)
+    assert ",-0.250000," in to_csv(found)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_latex_and_text_have_no_control_character(make: Any, name: str) -> None:
     rows = [make.finetune("usf", seed, dataset__label=label) for seed, label in ((0, name), (0, "other"))]
-    for text in (to_text(rows), to_latex(rows)):
+    for text in (to_text(frame(rows)), to_latex(frame(rows))):
         assert all(line.isprintable() for line in text.split("\n"))
-    body = to_latex(rows).split("\\midrule\n")[1]
+    body = to_latex(frame(rows)).split("\\midrule\n")[1]
     assert not any(line.startswith(("[", "*")) for line in body.splitlines())
     assert body.count("\\\\\n") == 2
 

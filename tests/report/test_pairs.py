@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from sstune.report.measurements import frame
 from sstune.report.pairs import gap_table, paired_table
 from sstune.report.tables import to_csv
 from sstune.statistics import difference_interval
@@ -30,7 +31,7 @@ def lines(table: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
 
 
 def test_pairs_by_hand(rows: list[Any]) -> None:
-    found = paired_table(rows)
+    found = paired_table(frame(rows))
     ways = lines(found, "attack", "eps", "a", "gradient_a", "b", "gradient_b")
     usf = "usf weight_rms"
     assert ways == [
@@ -54,7 +55,7 @@ def test_pairs_by_hand(rows: list[Any]) -> None:
 
 
 def test_gap_by_hand(rows: list[Any]) -> None:
-    found = gap_table(rows)
+    found = gap_table(frame(rows))
     columns = ("rule", "attack", "eps", "seeds", "n", "rule_gradient", "exact_gradient", "gap_points")
     assert lines(found, *columns) == [
         ("bp", "pgd", "8/255", 1, 8, 0.25, 0.25, 0),
@@ -66,8 +67,8 @@ def test_gap_by_hand(rows: list[Any]) -> None:
 
 def test_rows_without_outcomes_have_a_gap_and_no_pairs(make: Any) -> None:
     old = [make.attack(make.finetune("usf"), counts={"8/255": (500, 100), "0.5": (10, 2)})]
-    assert len(paired_table(old)) == 0
-    found = gap_table(old)
+    assert len(paired_table(frame(old))) == 0
+    found = gap_table(frame(old))
     assert list(found["gap_points"]) == pytest.approx([40, 0.8])
     assert found[["low_points", "high_points"]].isna().all(axis=None)
     assert to_csv(found).split("\n")[1].endswith(",8/255,1,1000,0.500000,0.100000,40.000000,,")
@@ -76,7 +77,7 @@ def test_rows_without_outcomes_have_a_gap_and_no_pairs(make: Any) -> None:
 def test_without_two_gradients_there_is_no_gap(make: Any) -> None:
     attack = make.attack(make.finetune("usf"))
     attack["measurements"] = [entry for entry in attack["measurements"] if entry["gradient"] != "exact"]
-    assert len(gap_table([attack, make.finetune("bp")])) == 0
+    assert len(gap_table(frame([attack, make.finetune("bp")]))) == 0
 
 
 @pytest.mark.parametrize("other", ["samples", "seed", "steps", "dataset"])
@@ -86,7 +87,7 @@ def test_what_was_measured_otherwise_is_not_paired(make: Any, other: str) -> Non
     parent = {"seed": {"seed": 1}, "dataset": {"dataset__label": "digits"}}.get(other, {})
     attack = make.attack(make.finetune("usf", **parent), n=4, **({"steps": 20} if other == "steps" else {}))
     usf = make.remember(attack, kept, samples="b" * 64 if other == "samples" else "a" * 64)
-    pairs = paired_table([bp, usf])
+    pairs = paired_table(frame([bp, usf]))
     across = pairs[(pairs["a"] != pairs["b"])]
     assert set(across["attack"]) == ({"clean"} if other == "steps" else set())
 
@@ -103,7 +104,7 @@ def test_a_surrogates_attack_is_paired_with_the_same_surrogates(make: Any) -> No
             ]
             found.append(make.remember(row, {"surrogate 8/255": "xx.." if source == "one@1" else "x..."}))
             del row["config"]["attack"]["note"]  # made the identities differ
-    table = paired_table(found)
+    table = paired_table(frame(found))
     assert lines(table, "source", "a", "b", "both") == [
         ("one@1", "bp", "usf weight_rms", 2),
         ("other@2", "bp", "usf weight_rms", 1),
@@ -115,13 +116,13 @@ def test_seeds_are_averaged_in_the_gap_and_paired_each_for_itself(make: Any) -> 
     for seed, rule in ((0, "xxxx...."), (1, "xx......")):
         attack = make.attack(make.finetune("usf", seed), n=8)
         rows.append(make.remember(attack, {"rule 8/255": rule, "exact 8/255": "x......."}))
-    found = gap_table(rows)
+    found = gap_table(frame(rows))
     assert lines(found, "seeds", "n", "rule_gradient", "exact_gradient", "gap_points") == [
         (2, 8, 0.375, 0.125, 25)
     ]
     low, high = difference_interval(2, 0, 8)
     assert lines(found, "low_points", "high_points")[0] == pytest.approx((100 * low, 100 * high))
-    assert lines(paired_table(rows), "seed", "only_a") == [(0, 3), (1, 1)]
+    assert lines(paired_table(frame(rows)), "seed", "only_a") == [(0, 3), (1, 1)]
 
 
 def test_nets_of_two_ancestors_are_not_mixed(make: Any) -> None:
@@ -137,9 +138,9 @@ def test_nets_of_two_ancestors_are_not_mixed(make: Any) -> None:
             else {"rule 8/255": "....", "exact 8/255": "...."}
         )
         rows.append(make.remember(attack, kept))
-    (line,) = gap_table(rows).to_dict("records")
+    (line,) = gap_table(frame(rows)).to_dict("records")
     assert (line["seeds"], line["gap_points"]) == (2, 0)
-    assert list(paired_table(rows)["difference_points"]) == [0, 0]
+    assert list(paired_table(frame(rows))["difference_points"]) == [0, 0]
 
 
 def test_the_order_of_rows_does_not_show(make: Any) -> None:
@@ -150,7 +151,7 @@ def test_the_order_of_rows_does_not_show(make: Any) -> None:
             keys = ["clean", "rule 8/255", "exact 8/255"]
             kept = {key: "".join(generator.choice(["x", "."], 20)) for key in keys}
             rows.append(make.remember(make.attack(make.finetune(rule, seed), n=20), kept))
-    expected = [to_csv(make_table(rows)) for make_table in (gap_table, paired_table)]
+    expected = [to_csv(make_table(frame(rows))) for make_table in (gap_table, paired_table)]
     for _ in range(3):
         random.Random(_).shuffle(rows)
-        assert [to_csv(make_table(rows)) for make_table in (gap_table, paired_table)] == expected
+        assert [to_csv(make_table(frame(rows))) for make_table in (gap_table, paired_table)] == expected

@@ -112,7 +112,11 @@ def changed(row: Any, key: str, value: Any) -> Any:
         ("n_classes", "ten", "n_classes: expected int"),
         ("lineage", [{"identity": "f" * 64}], "lineage: expected"),
         ("measurements", {}, "measurements: expected list"),
-        ("measurements", [{"n": 10}], "expected each to hold split, attack, gradient, eps, n, correct"),
+        (
+            "measurements",
+            [{"n": 10}],
+            "expected each to hold split, attack, gradient, eps, n, and correct or value",
+        ),
         ("measurements", [None], "expected each to hold split"),
         ("measurements.1.correct", 1001, "1001 correct of 1000"),
         ("measurements.1.correct", 87.4, "87.4 correct of 1000"),

@@ -14,16 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sstune.report.measurements import frame
 from sstune.report.rows import write_rows
-from sstune.report.tables import lines, measurements, table, to_csv, to_latex, to_text, wide
+from sstune.report.tables import lines, table, to_csv, to_latex, to_text, wide
 from sstune.schema import RequestError
 
 
-def cell(frame: pd.DataFrame, **keys: Any) -> Any:
+def cell(found: pd.DataFrame, **keys: Any) -> Any:
     for key, value in keys.items():
-        frame = frame[frame[key] == value]
-    assert len(frame) == 1, frame
-    return frame.iloc[0]
+        found = found[found[key] == value]
+    assert len(found) == 1, found
+    return found.iloc[0]
 
 
 def test_long_table_by_hand(make: Any) -> None:
@@ -31,7 +32,7 @@ def test_long_table_by_hand(make: Any) -> None:
     for seed, (clean, rule, exact) in enumerate([(900, 700, 20), (910, 730, 10), (880, 760, 0)]):
         parent = make.finetune("usf", seed, correct=9000 + 100 * seed)
         rows += [parent, make.attack(parent, clean=clean, counts={"8/255": (rule, exact)})]
-    assert to_csv(table(rows)) == (
+    assert to_csv(table(frame(rows))) == (
         "backbone,dataset,rule,scale,variant,attack,gradient,source,eps,seeds,n,mean,std,low,high\n"
         "resnet20,cifar10-jpeg,usf,weight_rms,,clean,,,,3,1000,0.896667,0.015275,0.876258,0.914040\n"
         "resnet20,cifar10-jpeg,usf,weight_rms,,clean,,,,3,10000,0.910000,0.010000,0.904232,0.915453\n"
@@ -41,7 +42,7 @@ def test_long_table_by_hand(make: Any) -> None:
 
 
 def test_one_seed_has_no_std(make: Any) -> None:
-    found = table([make.finetune()])
+    found = table(frame([make.finetune()]))
     assert found["std"].isna().all()
     assert list(found["seeds"]) == [1]
     assert to_csv(found).split("\n")[1].endswith(",1,10000,0.900000,,0.893966,0.905727")
@@ -49,10 +50,10 @@ def test_one_seed_has_no_std(make: Any) -> None:
 
 def test_measurements_are_tidy_and_of_the_test_split(make: Any) -> None:
     parent = make.finetune("usf", 3, correct=8740)
-    found = measurements([parent, make.attack(parent, "fgsm", counts={"2/255": (3, 1)}, n=8, clean=7)])
+    found = frame([parent, make.attack(parent, "fgsm", counts={"2/255": (3, 1)}, n=8, clean=7)])
     assert list(found["n"]) == [8, 10000, 8, 8]
     assert list(found["correct"]) == [7, 8740, 3, 1]
-    assert list(found["accuracy"]) == [0.875, 0.874, 0.375, 0.125]
+    assert list(found["value"]) == [0.875, 0.874, 0.375, 0.125]
     assert list(found["seed"]) == [3] * 4
     attacked = cell(found, attack="fgsm", gradient="exact")
     assert (attacked["eps"], attacked["eps_value"], attacked["seconds"]) == ("2/255", 2 / 255, 1.5)
@@ -66,7 +67,7 @@ def test_clean_of_several_attacks_on_one_net_counts_once(make: Any) -> None:
     for seed in (0, 1):
         parent = make.finetune("usf", seed)
         rows += [make.attack(parent, name, clean=900 + seed) for name in ("fgsm", "pgd")]
-    found = cell(table(rows), attack="clean")
+    found = cell(table(frame(rows)), attack="clean")
     assert (found["seeds"], found["mean"]) == (2, pytest.approx(0.9005))
 
 
@@ -74,21 +75,21 @@ def test_rows_that_disagree_about_one_measurement_are_refused(make: Any) -> None
     parent = make.finetune()
     rows = [make.attack(parent, "fgsm", clean=900), make.attack(parent, "pgd", clean=901)]
     with pytest.raises(RequestError, match=r"disagree: clean .*90[01] and 90[01] correct of 1000"):
-        table(rows)
+        table(frame(rows))
 
 
 def test_an_attack_continued_at_further_eps_is_the_same_attack(make: Any) -> None:
     parent = make.finetune()
     first = make.attack(parent, counts={"1/255": (5, 4), "2/255": (3, 2)})
     second = make.attack(parent, counts={"2/255": (3, 2), "4/255": (1, 0)})
-    grid = wide([first, second])
+    grid = wide(frame([first, second]))
     assert len(grid) == 1
     assert list(grid["pgd"].columns.get_level_values("eps").unique()) == [
         "1/255",
         "2/255",
         "4/255",
     ]
-    assert cell(table([first, second]), eps="2/255", gradient="rule")["seeds"] == 1
+    assert cell(table(frame([first, second])), eps="2/255", gradient="rule")["seeds"] == 1
 
 
 def test_differing_settings_are_lines_told_apart_by_what_differs(make: Any) -> None:
@@ -97,7 +98,7 @@ def test_differing_settings_are_lines_told_apart_by_what_differs(make: Any) -> N
         make.finetune("usf", 0, epochs=9, optimizer__lr=0.1),
         make.finetune("frsf", 0, epochs=9),
     ]
-    found = table(rows)
+    found = table(frame(rows))
     assert list(zip(found["rule"], found["variant"], found["seeds"], strict=True)) == [
         ("usf", "epochs=3 optimizer.lr=0.01", 2),
         ("usf", "epochs=9 optimizer.lr=0.1", 1),
@@ -111,8 +112,8 @@ def test_a_seed_in_the_lineage_is_a_seed_and_anything_else_there_is_not(make: An
         lineage = [{key: ancestor[key] for key in ("command", "identity", "config")}]
         return make.finetune("usf", 0, lineage=lineage)
 
-    assert list(table([descendant(0, 5), descendant(1, 5)])["seeds"]) == [2]
-    assert list(table([descendant(0, 5), descendant(1, 6)])["variant"]) == [
+    assert list(table(frame([descendant(0, 5), descendant(1, 5)]))["seeds"]) == [2]
+    assert list(table(frame([descendant(0, 5), descendant(1, 6)]))["variant"]) == [
         "init_from.epochs=5",
         "init_from.epochs=6",
     ]
@@ -121,17 +122,17 @@ def test_a_seed_in_the_lineage_is_a_seed_and_anything_else_there_is_not(make: An
 def test_an_attack_repeated_with_other_seeds_leaves_one_clean_accuracy(make: Any) -> None:
     parent = make.finetune("usf", 5)
     rows = [make.attack(parent, seed=seed, counts={"8/255": (seed, seed)}) for seed in (5, 6, 7)]
-    found = table(rows)
+    found = table(frame(rows))
     assert cell(found, attack="clean")["seeds"] == 1
     assert cell(found, attack="pgd", gradient="exact")["seeds"] == 3
-    assert list(measurements(rows)["seed"]) == [5, 5, 6, 7, 5, 6, 7]
+    assert list(frame(rows)["seed"]) == [5, 5, 6, 7, 5, 6, 7]
 
 
 def test_other_data_under_the_same_label_is_not_averaged(make: Any) -> None:
     rows = [make.finetune(seed=seed) for seed in (0, 1, 2)]
     for row, digit in zip(rows, "aab", strict=True):
         row["datasets"] = {"test": {"n": 10000, "digest": digit * 64}}
-    found = table(rows)
+    found = table(frame(rows))
     assert list(found["variant"]) == ["datasets.test=aaaaaaaa", "datasets.test=bbbbbbbb"]
     assert list(found["seeds"]) == [2, 1]
 
@@ -140,8 +141,8 @@ def test_checkpoints_compare_by_content(make: Any) -> None:
     def descendant(seed: int, digit: str) -> Any:
         return make.finetune("usf", seed, lineage=[{"file": "net.pt", "sha256": digit * 64}])
 
-    assert list(table([descendant(0, "a"), descendant(1, "a")])["seeds"]) == [2]
-    assert list(table([descendant(0, "a"), descendant(1, "b")])["variant"]) == [
+    assert list(table(frame([descendant(0, "a"), descendant(1, "a")]))["seeds"]) == [2]
+    assert list(table(frame([descendant(0, "a"), descendant(1, "b")]))["variant"]) == [
         "init_from.file=net.pt@aaaaaaaa",
         "init_from.file=net.pt@bbbbbbbb",
     ]
@@ -150,7 +151,7 @@ def test_checkpoints_compare_by_content(make: Any) -> None:
 def test_nets_of_another_command_are_told_apart_by_that_alone(make: Any) -> None:
     trained = make.finetune("bp", command="train", lineage=[], epochs=100, optimizer__lr=0.1)
     rows = [trained, make.attack(trained), make.finetune("bp"), make.attack(make.finetune("bp"))]
-    assert list(wide(rows).index.get_level_values("variant")) == ["command=finetune", "command=train"]
+    assert list(wide(frame(rows)).index.get_level_values("variant")) == ["command=finetune", "command=train"]
 
 
 def test_an_attack_in_two_ways_makes_two_lines_that_share_the_rest(make: Any) -> None:
@@ -161,30 +162,31 @@ def test_an_attack_in_two_ways_makes_two_lines_that_share_the_rest(make: Any) ->
         make.attack(parent, "pgd", counts={"8/255": (200, 200)}),
         make.attack(parent, "pgd", counts={"8/255": (100, 100)}, steps=20),
     ]
-    grid = wide(rows)
+    grid = wide(frame(rows))
     assert list(grid.index.get_level_values("variant")) == ["attack.steps=10", "attack.steps=20"]
     assert grid[("clean", "", "")].tolist() == [0.9, 0.9]
     assert grid[("fgsm", "8/255", "exact")].tolist() == [0.3, 0.3]
     assert grid[("pgd", "8/255", "exact")].tolist() == [0.2, 0.1]
     assert (
-        list(table(rows)["variant"]) == ["", "", "", ""] + ["attack.steps=10"] * 2 + ["attack.steps=20"] * 2
+        list(table(frame(rows))["variant"])
+        == ["", "", "", ""] + ["attack.steps=10"] * 2 + ["attack.steps=20"] * 2
     )
 
 
 def test_rules_attacked_in_different_ways_say_so(make: Any) -> None:
     rows = [make.attack(make.finetune("usf")), make.attack(make.finetune("frsf"), steps=50)]
-    assert list(wide(rows).index.get_level_values("variant")) == ["attack.steps=10", "attack.steps=50"]
+    assert list(wide(frame(rows)).index.get_level_values("variant")) == ["attack.steps=10", "attack.steps=50"]
 
 
 def test_an_attack_on_a_checkpoint_file_needs_no_run(make: Any) -> None:
     rows = [make.attack(None, seed=seed, counts={"8/255": (seed, seed)}) for seed in (0, 2)]
-    found = cell(table(rows), attack="pgd", gradient="rule")
+    found = cell(table(frame(rows)), attack="pgd", gradient="rule")
     assert (found["rule"], found["seeds"], found["mean"]) == ("bp", 2, 0.001)
 
 
 def test_attacking_through_another_rule_than_trained_with_keeps_both_in_view(make: Any) -> None:
     rows = [make.attack(make.finetune(rule), rule="brsf") for rule in ("usf", "frsf")]
-    assert list(wide(rows).index.get_level_values("variant")) == [
+    assert list(wide(frame(rows)).index.get_level_values("variant")) == [
         "as_trained.rule.name=frsf",
         "as_trained.rule.name=usf",
     ]
@@ -205,23 +207,23 @@ def test_surrogates_are_kept_apart(make: Any) -> None:
     parent = make.finetune("usf")
     transfer = [("surrogate", "net@1", "8/255", 400), ("surrogate", "other@2", "8/255", 300)]
     rows = [parent, views(make, parent, transfer)]
-    long = table(rows)
+    long = table(frame(rows))
     attacked = long[long["attack"] == "mifgsm"]
     assert list(attacked["source"]) == ["net@1", "other@2"]
     assert list(attacked["mean"]) == [0.4, 0.3]
     assert set(long.loc[long["attack"] == "clean", "source"]) == {""}
-    columns = [" ".join(column) for column in wide(rows).columns]
+    columns = [" ".join(column) for column in wide(frame(rows)).columns]
     assert columns == ["clean  ", "mifgsm 8/255 surrogate net@1", "mifgsm 8/255 surrogate other@2"]
-    text = to_text(rows)
+    text = to_text(frame(rows))
     assert re.search(r"^rule +clean +net@1 +other@2$", text, re.MULTILINE)
     assert "NAME@DIGEST: through the true gradient of that other network" in text
 
 
 def test_a_black_box_has_no_gradient(make: Any) -> None:
     rows = [views(make, make.finetune("usf"), [("", "", "8/255", 250)], "square")]
-    assert [" ".join(column) for column in wide(rows).columns] == ["clean  ", "square 8/255 "]
-    assert cell(table(rows), attack="square")["gradient"] == ""
-    assert "rule:" not in to_text(rows)
+    assert [" ".join(column) for column in wide(frame(rows)).columns] == ["clean  ", "square 8/255 "]
+    assert cell(table(frame(rows)), attack="square")["gradient"] == ""
+    assert "rule:" not in to_text(frame(rows))
 
 
 def test_attacks_stand_in_the_order_people_expect(make: Any) -> None:
@@ -240,7 +242,7 @@ def test_attacks_stand_in_the_order_people_expect(make: Any) -> None:
     ]
     parent = make.finetune("usf")
     rows = [views(make, parent, [("", "", "8/255", 1)], name) for name in names]
-    assert list(dict.fromkeys(table(rows)["attack"])) == ["clean", *names[::-1]]
+    assert list(dict.fromkeys(table(frame(rows))["attack"])) == ["clean", *names[::-1]]
 
 
 def test_l2_is_another_attack_with_eps_of_its_own(make: Any) -> None:
@@ -249,7 +251,7 @@ def test_l2_is_another_attack_with_eps_of_its_own(make: Any) -> None:
         make.attack(parent, counts={"8/255": (1, 1)}),
         make.attack(parent, counts={"1.5": (3, 2), "0.25": (9, 8)}, norm="L2"),
     ]
-    found = measurements(rows)
+    found = frame(rows)
     assert list(dict.fromkeys(found["attack"])) == ["clean", "pgd", "pgd L2"]
     assert list(found.loc[found["attack"] == "pgd L2", "eps_value"]) == [0.25, 0.25, 1.5, 1.5]
     assert set(found["variant"]) == {""}  # the norm has been named
@@ -258,20 +260,20 @@ def test_l2_is_another_attack_with_eps_of_its_own(make: Any) -> None:
 def test_with_a_cascade_the_eps_that_went_before_are_a_setting(make: Any) -> None:
     parent = make.finetune("usf")
     counts = [{"4/255": (9, 9), "8/255": (5, 5)}, {"8/255": (6, 6)}]
-    apart = table([make.attack(parent, counts=each, cascade=True) for each in counts])
+    apart = table(frame([make.attack(parent, counts=each, cascade=True) for each in counts]))
     assert list(apart.loc[apart["attack"] == "pgd", "variant"].unique()) == [
         "attack.eps=4/255 8/255",
         "attack.eps=8/255",
     ]
     with pytest.raises(RequestError, match="disagree"):
-        table([make.attack(parent, counts=each) for each in counts])
+        table(frame([make.attack(parent, counts=each) for each in counts]))
 
 
 def test_pictures_kept_make_no_other_attack(make: Any) -> None:
     parent = make.finetune("usf")
     rows = [make.attack(parent), make.attack(parent, save_images=8)]
-    assert set(table(rows)["variant"]) == {""}
-    assert set(table(rows)["seeds"]) == {1}
+    assert set(table(frame(rows))["variant"]) == {""}
+    assert set(table(frame(rows))["seeds"]) == {1}
 
 
 def test_how_an_attack_would_have_trained_is_no_matter(make: Any) -> None:
@@ -280,7 +282,7 @@ def test_how_an_attack_would_have_trained_is_no_matter(make: Any) -> None:
     other = make.attack(parent, "fgsm")
     other["config"]["dataset"]["crop_padding"] = 0
     other["config"]["task"]["label_smoothing"] = 0.1
-    found = table([parent, make.attack(parent), other])
+    found = table(frame([parent, make.attack(parent), other]))
     assert set(found["variant"]) == {""}
     assert set(found["attack"]) == {"clean", "pgd", "fgsm"}
 
@@ -290,7 +292,7 @@ def test_an_attack_as_usual_and_otherwise_are_two_lines(make: Any) -> None:
     parent = make.finetune("usf")
     rows = [parent, make.attack(parent, counts={"8/255": (500, 100)})]
     rows += [make.attack(parent, counts={"8/255": (400, 90)}, loss="margin"), make.attack(parent, "fgsm")]
-    found = wide(rows)
+    found = wide(frame(rows))
     assert list(found.index.get_level_values("variant")) == ["", "attack.loss=margin"]
     assert list(found["pgd", "8/255", "rule"]) == [0.5, 0.4]
     assert list(found["fgsm", "8/255", "exact"]) == [0.1, 0.1]
@@ -298,8 +300,8 @@ def test_an_attack_as_usual_and_otherwise_are_two_lines(make: Any) -> None:
 
 def test_adversarial_training_is_always_named(make: Any) -> None:
     parent = make.finetune("bp", task__adversarial="pgd7")
-    assert set(table([parent, make.attack(parent)])["variant"]) == {"task.adversarial=pgd7"}
-    both = table([parent, make.finetune("bp")])
+    assert set(table(frame([parent, make.attack(parent)]))["variant"]) == {"task.adversarial=pgd7"}
+    both = table(frame([parent, make.finetune("bp")]))
     assert sorted(both["variant"]) == ["", "task.adversarial=pgd7"]
 
 
@@ -312,16 +314,16 @@ def test_an_audits_surrogate_is_a_setting(make: Any) -> None:
         del row["config"]["attack"]["note"]  # made the identities differ
         row["measurements"].append(row["measurements"][-1] | {"attack": "mifgsm", "source": source})
         rows.append(row | {"audit": {}})
-    found = table(rows)
+    found = table(frame(rows))
     audits = found[found["attack"] == "audit"]
     assert list(audits["variant"]) == ["audit.surrogate=a@1", "audit.surrogate=b@2"]
 
 
 def test_intervals_are_of_one_seeds_samples(make: Any) -> None:
     """All seeds are measured on the same 1,000 images: three times as many counts are no more evidence."""
-    one = cell(table([make.attack(make.finetune("usf"))]), attack="pgd", gradient="rule")
+    one = cell(table(frame([make.attack(make.finetune("usf"))])), attack="pgd", gradient="rule")
     rows = [make.attack(make.finetune("usf", seed)) for seed in (0, 1, 2)]
-    three = cell(table(rows), attack="pgd", gradient="rule")
+    three = cell(table(frame(rows)), attack="pgd", gradient="rule")
     assert (one["low"], one["high"]) == (three["low"], three["high"])
     z = 1.959963984540054
     assert one["low"] == pytest.approx(0.5 - z / (2 * math.sqrt(1000 + z**2)))
@@ -340,7 +342,7 @@ def test_lines_and_columns_stand_in_the_order_people_expect(make: Any) -> None:
         rows.append(make.attack(parent, "pgd", counts={"16/255": (1, 1), "8/255": (1, 1)}))
         rows.append(make.attack(parent, "fgsm", counts={"0.5": (1, 1), "8/255": (1, 1)}))
     rows.append(make.attack(make.finetune("usf", scale="unit"), "fgsm"))
-    grid = wide(rows)
+    grid = wide(frame(rows))
     rules = ["bp", "sham", "usf", "usf", "frsf", "brsf", "fa", "dfa"]
     assert list(grid.index.get_level_values("rule")) == rules
     assert list(grid.index.get_level_values("scale"))[:4] == ["", "", "unit", "xavier"]
@@ -365,18 +367,18 @@ def grid_rows(make: Any) -> list[Any]:
 
 
 def test_a_missing_cell_is_shown_as_missing(grid_rows: list[Any]) -> None:
-    assert to_csv(wide(grid_rows)) == (
+    assert to_csv(wide(frame(grid_rows))) == (
         "backbone,dataset,rule,scale,variant,clean,"
         "fgsm 8/255 rule,fgsm 8/255 exact,pgd 8/255 rule,pgd 8/255 exact\n"
         "resnet20,cifar10-jpeg,bp,,,0.911000,0.300000,0.300000,0.005000,0.005000\n"
         "resnet20,cifar10-jpeg,usf,weight_rms,,0.800000,0.654000,0.299000,,\n"
     )
-    assert r"usf & weight\_rms & 80.0 & 65.4 & 29.9 & -- & -- \\" in to_latex(grid_rows)
+    assert r"usf & weight\_rms & 80.0 & 65.4 & 29.9 & -- & -- \\" in to_latex(frame(grid_rows))
 
 
 def test_text_by_hand(grid_rows: list[Any]) -> None:
     assert (
-        to_text(grid_rows)
+        to_text(frame(grid_rows))
         == """\
 backbone resnet20, dataset cifar10-jpeg
 
@@ -395,7 +397,7 @@ not measured
 
 
 def test_text_continues_in_further_blocks_where_it_would_not_fit(grid_rows: list[Any]) -> None:
-    narrow, full = to_text(grid_rows, width=50), to_text(grid_rows, width=200)
+    narrow, full = to_text(frame(grid_rows), width=50), to_text(frame(grid_rows), width=200)
     blocks = narrow.split("\n\n")[1:-1]
     assert len(blocks) == 2
     assert "fgsm" in blocks[0]
@@ -409,13 +411,13 @@ def test_text_continues_in_further_blocks_where_it_would_not_fit(grid_rows: list
 
 def test_without_attacks_text_and_latex_have_one_header_line(make: Any) -> None:
     rows = [make.finetune("bp"), make.finetune("usf")]
-    assert to_text(rows).split("\n")[2:5] == [
+    assert to_text(frame(rows)).split("\n")[2:5] == [
         "rule  scale       clean",
         "bp                 90.0",
         "usf   weight_rms   90.0",
     ]
-    assert "multicolumn" not in to_latex(rows)
-    assert r"rule & scale & clean \\" in to_latex(rows)
+    assert "multicolumn" not in to_latex(frame(rows))
+    assert r"rule & scale & clean \\" in to_latex(frame(rows))
 
 
 def latex_widths(text: str) -> list[int]:
@@ -445,7 +447,7 @@ def check_latex(text: str) -> None:
 
 
 def test_latex_by_hand(grid_rows: list[Any]) -> None:
-    text = to_latex(grid_rows)
+    text = to_latex(frame(grid_rows))
     check_latex(text)
     notes, body = text.split(r"\begin{tabular}")
     assert all(line.startswith("% ") for line in notes.strip().split("\n"))
@@ -473,20 +475,20 @@ def test_latex_escapes_what_users_name(make: Any) -> None:
         make.finetune("bp", dataset__label=r"my_set #1 {50%} $a&b$ \ ~x^2"),
         make.finetune("bp", dataset__label="other_set"),
     ]
-    text = to_latex(rows)
+    text = to_latex(frame(rows))
     check_latex(text)
     assert r"my\_set \#1 \{50\%\} \$a\&b\$ \textbackslash{} \textasciitilde{}x\textasciicircum{}2" in text
 
 
 def test_several_datasets_are_columns_of_the_lines_not_of_the_heading(make: Any) -> None:
     rows = [make.finetune(dataset__label=label) for label in ("digits", "mnist")]
-    assert to_text(rows).startswith("backbone resnet20, scale weight_rms\n\ndataset  rule  clean\n")
+    assert to_text(frame(rows)).startswith("backbone resnet20, scale weight_rms\n\ndataset  rule  clean\n")
 
 
 def test_rows_without_a_test_measurement_are_said(make: Any) -> None:
     row = make.finetune()
     with pytest.raises(RequestError, match="test split"):
-        table([{**row, "measurements": row["measurements"][:1]}])
+        table(frame([{**row, "measurements": row["measurements"][:1]}]))
 
 
 @st.composite
@@ -523,11 +525,11 @@ def test_order_of_rows_never_shows(make: Any, campaign: Any, seed: int, tmp_path
 
     def outputs(rows: list[Any]) -> list[Any]:
         write_rows(rows, path)
-        tables = [table(rows), wide(rows), lines(rows), measurements(rows)]
-        return [*map(to_csv, tables), to_latex(rows), to_text(rows), path.read_bytes()]
+        tables = [table(frame(rows)), wide(frame(rows)), lines(frame(rows)), frame(rows)]
+        return [*map(to_csv, tables), to_latex(frame(rows)), to_text(frame(rows)), path.read_bytes()]
 
     assert outputs(rows) == outputs(shuffled)
-    check_latex(to_latex(rows))
+    check_latex(to_latex(frame(rows)))
 
 
 @settings(max_examples=15, deadline=None)
@@ -537,7 +539,7 @@ def test_mean_and_std_are_those_of_the_seeds(make: Any, campaign: Any) -> None:
     for rule, scale, lr, _, name, through_rule, exact in campaign:
         for gradient, count in (("rule", through_rule), ("exact", exact)):
             expected[rule, "" if rule == "bp" else scale, lr, name, gradient].append(count / 1000)
-    found = table(build(make, campaign))
+    found = table(frame(build(make, campaign)))
     attacked = found[found["attack"] != "clean"]
     assert len(attacked) == len(expected)
     for (rule, scale, lr, name, gradient), values in expected.items():
@@ -552,6 +554,4 @@ def test_mean_and_std_are_those_of_the_seeds(make: Any, campaign: Any) -> None:
             assert math.isnan(line["std"])
     nets = {(rule, rule != "bp" and scale, lr, seed) for rule, scale, lr, seed, *_ in campaign}
     clean = sum(9000 + seed + 900 + seed for *_, seed in nets)
-    assert measurements(build(make, campaign))["correct"].sum() == clean + sum(
-        sum(run[-2:]) for run in campaign
-    )
+    assert frame(build(make, campaign))["correct"].sum() == clean + sum(sum(run[-2:]) for run in campaign)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from sstune.report.measurements import frame
 from sstune.report.transfer import transfer_map
 
 
@@ -30,7 +31,10 @@ def test_the_map_by_hand(make: Any, drawn: list[Figure], tmp_path: Path) -> None
         transferred(make, usf[1], {("a@1", "4/255"): 400, ("exact", "4/255"): 40}),
         make.attack(bp, "pgd"),
     ]
-    assert transfer_map(rows, tmp_path / "transfer") == [tmp_path / "transfer.png", tmp_path / "transfer.svg"]
+    assert transfer_map(frame(rows), tmp_path / "transfer") == [
+        tmp_path / "transfer.png",
+        tmp_path / "transfer.svg",
+    ]
     small, large = drawn[0].axes
     assert [axes.get_title() for axes in (small, large)] == ["eps 4/255", "eps 8/255"]
     assert [text.get_text() for text in small.get_yticklabels()] == ["a@1", "b@2", "its own exact gradient"]
@@ -47,21 +51,23 @@ def test_another_way_to_attack_is_another_row_of_panels(
 ) -> None:
     bp = make.finetune("bp")
     rows = [transferred(make, bp, {("a@1", "4/255"): 10 * steps}, steps=steps) for steps in (10, 20)]
-    transfer_map(rows, tmp_path / "transfer")
+    transfer_map(frame(rows), tmp_path / "transfer")
     labels = [axes.get_ylabel() for axes in drawn[0].axes]
     assert labels == ["mifgsm (attack.steps=10)", "mifgsm (attack.steps=20)"]
     assert [float(axes.images[0].get_array()[0, 0]) for axes in drawn[0].axes] == [10, 20]
 
 
 def test_without_transfer_there_is_no_map(make: Any, tmp_path: Path) -> None:
-    assert transfer_map([make.attack(make.finetune("usf"))], tmp_path / "transfer") == []
+    assert transfer_map(frame([make.attack(make.finetune("usf"))]), tmp_path / "transfer") == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("error")  # matplotlib's, where a layout collapses
 def test_long_names_have_room(make: Any, drawn: list[Figure], tmp_path: Path) -> None:
     nets = [make.finetune("bp", task__adversarial="pgd7", task__label_smoothing=0.25 * i) for i in range(2)]
-    transfer_map([transferred(make, net, {("a@1", "4/255"): 10}) for net in nets], tmp_path / "transfer")
+    transfer_map(
+        frame([transferred(make, net, {("a@1", "4/255"): 10}) for net in nets]), tmp_path / "transfer"
+    )
     (axes,) = drawn[0].axes
     assert all("task.adversarial=pgd7" in text.get_text() for text in axes.get_xticklabels())
     top = max(text.get_window_extent().y1 for text in axes.get_xticklabels())
