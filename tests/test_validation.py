@@ -209,7 +209,7 @@ class TestValidate:
             (
                 {"attack": "apgd"},
                 {"attack.targeted": Target.random},
-                ["attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for apgd"],
+                ["attack.targeted: is for fgsm, mifgsm and pgd, not for apgd"],
             ),
             ({"attack": "mifgsm"}, {"attack.targeted": Target.random, "attack.eot": 4}, []),
             ({"attack": "apgd"}, {"attack.eot": 4}, []),
@@ -228,7 +228,7 @@ class TestValidate:
             (
                 {"attack": "rays"},
                 {"attack.eot": 2},
-                ["attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for rays"],
+                ["attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for rays"],
             ),
             ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays works in Linf only"]),
             (

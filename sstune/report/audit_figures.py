@@ -20,6 +20,7 @@ from sstune.report.looks import CHANCE, STYLE, legend_beside, style_of
 from sstune.report.measurements import GRADIENTS, attack_rank, rank
 from sstune.report.rows import Row, eps_value
 from sstune.report.variants import joined
+from sstune.schema import traits_of
 from sstune.statistics import wilson
 
 Measurement = Mapping[str, Any]
@@ -34,10 +35,6 @@ AGAINST_EPS = (
     " is masking. After PGD: tried on what PGD has left."
 )
 COLOURS = {"rule": "#D55E00", "exact": "#000000", "surrogate": "#009E73"}
-BLACK_BOX_COLOURS = {"square": "#0072B2", "rays": "#56B4E9", "noise": "#999999", "audit": "#CC79A7"}
-# Where marks at one eps stand beside each other.
-BESIDE = {"noise": -0.15, "rays": 0.15}
-MARKERS = {"pgd": "o", "fgsm": "^", "square": "s", "rays": "D", "noise": "x", "audit": "v"}
 
 
 def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
@@ -80,7 +77,7 @@ class Tried:
     @property
     def label(self) -> str:
         """What its series is called."""
-        if self.attack == "audit":
+        if traits_of(self.attack).suite:
             return "worst case"
         view = f"from {self.source}" if self.source else self.gradient
         after = "after PGD" if self.entered < self.n_clean else ""
@@ -122,7 +119,7 @@ def _tried(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -
     cells = parts[key]
     among = _flags("among", cells, len(right))
     by_pgd = None
-    if not gradient and attack != "audit":
+    if not gradient and not traits_of(attack).suite:
         (pgd,) = parts["pgd", "rule", "", eps]
         by_pgd = int(unpack(pgd["outcomes"], len(right))[among].sum())
     return Tried(
@@ -150,13 +147,14 @@ def _series_rank(one: Tried) -> tuple[Any, ...]:
 
 
 def _look(one: Tried) -> dict[str, Any]:
+    traits = traits_of(one.attack)
     return {
         "label": one.series,
-        "color": COLOURS[one.gradient] if one.gradient else BLACK_BOX_COLOURS.get(one.attack, "#999999"),
+        "color": COLOURS[one.gradient] if one.gradient else traits.style.colour,
         "linestyle": style_of(one.attack, one.gradient),
-        "marker": MARKERS.get(one.attack, "P"),
+        "marker": traits.style.marker,
         "markersize": 4,
-        "linewidth": 2.4 if one.attack == "audit" else 1.4,
+        "linewidth": 2.4 if traits.suite else 1.4,
     }
 
 
@@ -175,7 +173,7 @@ def _against_eps(row: Row) -> Figure:
         if series[0].by_pgd is None:
             _curve(axes, x, series, len(places))
         else:
-            _marks(axes, np.array(x) + BESIDE.get(series[0].attack, 0.0), series)
+            _marks(axes, np.array(x) + traits_of(series[0].attack).style.offset, series)
     axes.set_xticks(list(places.values()), list(places))
     axes.set_ylim(0, 100)
     axes.set_xlabel("eps")
@@ -216,7 +214,7 @@ def _efforts(row: Row, kind: str) -> Iterator[Curve]:
     shown = [
         one
         for one in made
-        if one.drawn and not one.source and one.attack != "fgsm" and kind_of(one.attack) == kind
+        if one.drawn and not one.source and kind_of(one.attack) == kind
         if one.eps in each_eps and complete(one.found, one.entered, one.correct)
     ]
     most = {one.attack: 0 for one in shown}

@@ -19,7 +19,7 @@ from sstune.report.variants import (
     name_variants,
     without_seeds,
 )
-from sstune.schema import Norm, RequestError
+from sstune.schema import ATTACK_TRAITS, Norm, RequestError
 
 LINE = [*LABELS, "variant"]
 CELL = ["attack", "eps", "gradient", "source"]
@@ -28,10 +28,6 @@ TIDY = [*LABELS, "seed", "variant", "attack", "gradient", "source", "eps", "eps_
 
 RULES = (
     "bp", "sham", "usf", "frsf", "brsf", "fa", "fa_signed", "dfa", "kp", "wm", "pfa", "pfa_o",
-)  # fmt: skip
-ATTACKS = (
-    "clean", "noise", "fgsm", "mifgsm", "pgd", "apgd", "apgd_t", "fab_t", "autoattack", "square", "rays",
-    "audit",
 )  # fmt: skip
 GRADIENTS = ("rule", "exact", "surrogate")
 
@@ -119,8 +115,8 @@ def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
 
 
 def attack_rank(attack: str) -> tuple[int, str]:
-    """Sort key: attacks as :data:`ATTACKS` has them, of one attack Linf before L2."""
-    return rank(attack.partition(" ")[0], ATTACKS)[0], attack
+    """Sort key: clean first, then attacks as in :data:`ATTACK_TRAITS`; of one attack Linf before L2."""
+    return rank(attack.partition(" ")[0], ("clean", *ATTACK_TRAITS))[0], attack
 
 
 def cell_order(record: Mapping[Any, Any]) -> tuple[Any, ...]:
