@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from omegaconf import MISSING
 
@@ -123,7 +124,7 @@ class Style:
         offset: shift along the eps axis, in ticks, so that marks at one eps do not overlap.
     """
 
-    line: str | tuple[float, tuple[float, ...]] = "-."
+    line: Literal["-", "--", "-.", ":"] | tuple[float, tuple[float, ...]] = "-."
     colour: str = "#999999"
     marker: str = "P"
     offset: float = 0.0

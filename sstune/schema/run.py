@@ -112,8 +112,8 @@ def register() -> None:
             store.store(group=f"schema/{group}", name=name, node=node, provider="sstune.schema")
     for group, added in ADDED.items():
         for name, option in added.items():
-            node = OmegaConf.merge(_node(option.schema), option.values)
-            store.store(group=group, name=name, node=node, provider="sstune.schema")
+            chosen = OmegaConf.merge(_node(option.schema), option.values)
+            store.store(group=group, name=name, node=chosen, provider="sstune.schema")
 
 
 def _node(schema: type) -> DictConfig:
