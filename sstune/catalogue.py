@@ -28,10 +28,17 @@ class Option(NamedTuple):
 
 
 def options(group: str) -> list[str]:
-    """Names of a config group's options."""
+    """Names of a config group's options.
+
+    Raises:
+        ValueError: another package adds one that ``conf/`` has.
+    """
     folder = CONF / group
     files = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
-    return sorted(files | set(ADDED.get(group, ())))
+    added = set(ADDED.get(group, ()))
+    if taken := files & added:
+        raise ValueError(f"{group}: {', '.join(taken)} is an option already")
+    return sorted(files | added)
 
 
 def option(group: str, chosen: str) -> Option:
