@@ -259,6 +259,13 @@ class TestValidate:
             put(config, key, [Gradient(each) for each in value] if key == "attack.gradient" else value)
         assert list(validation.problems(config)) == expected
 
+    @pytest.mark.parametrize(("attack", "refused"), [("square", True), ("audit", True), ("pgd", False)])
+    def test_an_attack_that_is_not_for_the_task(self, complete: Complete, attack: str, refused: bool) -> None:
+        config = complete("attack", attack=attack)
+        config.task.name = "retrieval"
+        line = f"attack: {attack} is for classification, not for task=retrieval"
+        assert (line in validation.problems(config)) is refused
+
     @pytest.mark.parametrize("command", ["train", "finetune"])
     def test_only_an_attack_imports_a_network(self, complete: Complete, command: str) -> None:
         config = complete(command)

@@ -38,11 +38,11 @@ COLOURS = {"rule": "#D55E00", "exact": "#000000", "surrogate": "#009E73"}
 
 
 def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
-    """What there is to draw of an audit's row, each with its caption."""
+    """The figures of an audit's row, each with its caption."""
     with matplotlib.style.context(STYLE):
         yield AGAINST_EPS, _against_eps(row)
         for kind, unit in UNITS.items():
-            curves = list(_efforts(row, kind))
+            curves = list(_effort_curves(row, kind))
             if curves:
                 figure = effort_figure(curves, unit)
                 looks = {curve.look["label"]: curve.look for curve in curves}
@@ -51,16 +51,18 @@ def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
 
 
 @dataclass(frozen=True)
-class Tried:
+class AttackRecord:
     """One attack of an audit at one eps.
 
     Args:
-        n: samples that ``correct`` is counted among, of which ``n_clean`` were right before any attack.
-        entered: how many were right when this one began. A black box that finds little among the samples
-            that PGD has left is not tried on the others, which count as broken.
-        by_pgd: of a black box, which has only some of the audit's samples, how many of the same PGD through
-            the network's own gradient leaves.
-        found: ``[effort, samples]`` pairs, how many broke after how much.
+        gradient: "" if the attack uses none.
+        source: the name of a surrogate, or "".
+        n: the number of samples, of which ``n_clean`` are correct without an attack.
+        entered: of these, how many were attacked. A black box that breaks few of the samples that PGD leaves
+            is not made on the others, which count as broken.
+        correct: how many of ``n`` the attack leaves correct.
+        by_pgd: of a black box, how many of the same samples PGD through the network's own gradient leaves.
+        found: ``[effort, samples]`` pairs: how many samples broke after how many steps or queries.
     """
 
     attack: str
@@ -76,7 +78,7 @@ class Tried:
 
     @property
     def label(self) -> str:
-        """What its series is called."""
+        """The name of its series."""
         if traits_of(self.attack).suite:
             return "worst case"
         view = f"from {self.source}" if self.source else self.gradient
@@ -85,17 +87,17 @@ class Tried:
 
     @property
     def series(self) -> str:
-        """The same in a legend, a black box with how many samples it is of."""
+        """The same in a legend, with the number of samples of a black box."""
         return self.label if self.by_pgd is None else f"{self.label} ({self.n})"
 
     @property
     def drawn(self) -> bool:
-        """Whether it has a place in a figure; an attack with other settings ("pgd steps=40") has none."""
+        """Whether figures show it; they do not show attacks with other settings ("pgd steps=40")."""
         return " " not in self.attack
 
 
-def tried(row: Row) -> list[Tried]:
-    """Everything that the audit attacked with, each series from small to large eps, the worst case last."""
+def attack_records(row: Row) -> list[AttackRecord]:
+    """All attacks of the audit, each series in ascending order of eps, the worst case last."""
     clean = clean_of(row)
     right = unpack(clean["outcomes"], clean["n"])
     attacked = [found for found in row["measurements"] if found["split"] == "test" and found["attack"]]
@@ -103,7 +105,7 @@ def tried(row: Row) -> list[Tried]:
     for cell in [*row["audit"]["cells"], *attacked]:
         key = cell["attack"], cell["gradient"] or "", cell.get("source") or "", cell["eps"]
         parts.setdefault(key, []).append(cell)
-    found = [_tried(right, key, parts) for key in parts]
+    found = [_record(right, key, parts) for key in parts]
     return sorted(found, key=lambda one: (*_series_rank(one), eps_value(row, one.eps)))
 
 
@@ -113,8 +115,8 @@ def clean_of(row: Row) -> Measurement:
     return clean
 
 
-def _tried(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -> Tried:
-    """One attack at one eps, from the parts that it was made in."""
+def _record(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -> AttackRecord:
+    """One attack at one eps, whose samples may be divided in several parts."""
     attack, gradient, source, eps = key
     cells = parts[key]
     among = _flags("among", cells, len(right))
@@ -122,7 +124,7 @@ def _tried(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -
     if not gradient and not traits_of(attack).suite:
         (pgd,) = parts["pgd", "rule", "", eps]
         by_pgd = int(unpack(pgd["outcomes"], len(right))[among].sum())
-    return Tried(
+    return AttackRecord(
         attack,
         gradient,
         source,
@@ -137,16 +139,16 @@ def _tried(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -
 
 
 def _flags(name: str, cells: Sequence[Measurement], n: int) -> Flags:
-    """Which of ``n`` samples any of the cells names; one that names none is of all."""
+    """(n,) bool, the samples that any of the cells names; a cell without the key is of all samples."""
     flags = [unpack(cell[name], n) if name in cell else np.ones(n, bool) for cell in cells]
     return np.logical_or.reduce(flags)
 
 
-def _series_rank(one: Tried) -> tuple[Any, ...]:
+def _series_rank(one: AttackRecord) -> tuple[Any, ...]:
     return attack_rank(one.attack), rank(one.gradient, GRADIENTS), one.source
 
 
-def _look(one: Tried) -> dict[str, Any]:
+def _look(one: AttackRecord) -> dict[str, Any]:
     traits = traits_of(one.attack)
     return {
         "label": one.series,
@@ -159,7 +161,7 @@ def _look(one: Tried) -> dict[str, Any]:
 
 
 def _against_eps(row: Row) -> Figure:
-    shown = [one for one in tried(row) if one.drawn]
+    shown = [one for one in attack_records(row) if one.drawn]
     eps = {"0": 0.0} | {one.eps: eps_value(row, one.eps) for one in shown}
     places = {text: place for place, text in enumerate(sorted(eps, key=lambda text: eps[text]))}
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
@@ -182,16 +184,16 @@ def _against_eps(row: Row) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, x: Sequence[int], series: Sequence[Tried], n_places: int) -> None:
-    """An attack on all samples, from the clean accuracy at 0 on; it breaks off where it was not made."""
+def _curve(axes: Axes, x: Sequence[int], series: Sequence[AttackRecord], n_places: int) -> None:
+    """An attack on all samples, from the clean accuracy at 0 on, with gaps where it was not made."""
     y, spread = np.full(n_places, np.nan), np.full((2, n_places), np.nan)
     correct = [series[0].n_clean, *(one.correct for one in series)]
     y[[0, *x]], spread[:, [0, *x]] = _with_interval(correct, series[0].n)
     axes.errorbar(np.arange(n_places), y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]))
 
 
-def _marks(axes: Axes, x: Floats, series: Sequence[Tried]) -> None:
-    """An attack on some of them, joined to what PGD leaves of the same; between eps nothing was measured."""
+def _marks(axes: Axes, x: Floats, series: Sequence[AttackRecord]) -> None:
+    """A black box on some samples, each mark joined to what PGD leaves of the same samples."""
     n = series[0].n
     y, spread = _with_interval([one.correct for one in series], n)
     white, _ = _with_interval([one.by_pgd or 0 for one in series], n)
@@ -206,10 +208,10 @@ def _with_interval(correct: Sequence[int], n: int) -> tuple[Floats, Floats]:
     return 100 * y, 100 * np.abs(np.array([wilson(one, n) for one in correct]) - y[:, None]).T
 
 
-def _efforts(row: Row, kind: str) -> Iterator[Curve]:
-    """A panel for each attack and eps, its gradients in it, up to the most that any sample took: at the eps
-    asked for, and where a black box was tried."""
-    made = tried(row)
+def _effort_curves(row: Row, kind: str) -> Iterator[Curve]:
+    """The curves of the attacks whose effort is counted in ``kind``, up to the largest effort of any sample,
+    at the eps asked for and those of the black boxes."""
+    made = attack_records(row)
     each_eps = {*row["config"]["attack"]["eps"], *(one.eps for one in made if one.by_pgd is not None)}
     shown = [
         one

@@ -1,4 +1,4 @@
-"""An attack of another package: registered from outside, it is asked for, checked, run and reported as ours."""
+"""An attack that another package registers is asked for, checked, run and reported as ours are."""
 
 from __future__ import annotations
 

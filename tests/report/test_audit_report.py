@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from sstune.packing import pack
 from sstune.report.audit import WORDS, audit_table, audit_text
-from sstune.report.audit_figures import AGAINST_EPS, audit_figures, tried
+from sstune.report.audit_figures import AGAINST_EPS, attack_records, audit_figures
 from sstune.report.audit_page import audit_page
 from sstune.report.pairs import gap_table
 from sstune.report.tables import to_csv, to_text
@@ -197,7 +197,7 @@ class TestTable:
 class TestTried:
     def test_the_parts_of_a_black_box_are_put_together(self, row: Any) -> None:
         """Square was made on two samples that PGD had left, and on the two others that were right."""
-        found = {(one.label, one.eps): one for one in tried(row)}
+        found = {(one.label, one.eps): one for one in attack_records(row)}
         square = found["square", "2/255"]
         assert (square.n, square.n_clean, square.entered, square.correct) == (6, 4, 4, 1)
         assert square.by_pgd == 2
@@ -205,17 +205,17 @@ class TestTried:
 
     def test_what_pgd_has_broken_stays_broken(self, row: Any) -> None:
         """RayS was made on two of the three samples that labels are asked of."""
-        (rays,) = [one for one in tried(row) if one.attack == "rays"]
+        (rays,) = [one for one in attack_records(row) if one.attack == "rays"]
         assert (rays.label, rays.series) == ("rays after PGD", "rays after PGD (3)")
         assert (rays.n, rays.n_clean, rays.entered, rays.correct, rays.by_pgd) == (3, 3, 2, 2, 2)
 
     def test_an_attack_on_all_samples_stands_beside_no_other(self, row: Any) -> None:
-        for one in tried(row):
+        for one in attack_records(row):
             if one.attack in ("pgd", "mifgsm", "audit"):
                 assert (one.n, one.n_clean, one.entered, one.by_pgd) == (8, 6, 6, None)
 
     def test_labels_and_order(self, row: Any) -> None:
-        labels = list(dict.fromkeys(one.label for one in tried(row)))
+        labels = list(dict.fromkeys(one.label for one in attack_records(row)))
         assert labels == [
             *("mifgsm, from bp@1", "pgd, rule", "pgd, exact", "pgd steps=40, rule"),
             *("square", "rays after PGD", "worst case"),
