@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sstune import attacks
-from sstune.commands import audit
+from sstune.commands import audit, verdict
 from sstune.commands.data import load
 from sstune.commands.execution import once
 from sstune.commands.finetune import finetune
@@ -38,7 +38,7 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
     work = audit.measure if config.attack.name == "audit" else measure
     row = once(run, lambda run, device, stop: work(run, source, device, stop))
     if "audit" in row:
-        audit.present(run, row)
+        verdict.present(run, row)
     return run
 
 

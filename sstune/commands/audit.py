@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,8 +22,7 @@ from sstune.packing import pack
 from sstune.quantities import parse_eps
 from sstune.runs import Run
 from sstune.schema import Gradient, RunConfig
-from sstune.schema.audit import Status, Verdict
-from sstune.storage import write_text
+from sstune.schema.audit import Status
 
 
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
@@ -149,26 +146,3 @@ def _flags(index: Tensor, n: int) -> str:
     flags = torch.zeros(n, dtype=torch.bool)
     flags[index] = True
     return pack(flags.numpy())
-
-
-def present(run: Run, row: dict[str, Any]) -> None:
-    """Print the checks and the verdict of a finished audit, and write its page, ``audit.html``."""
-    from sstune.report.audit import audit_text
-    from sstune.report.audit_page import audit_page
-
-    width = max(80, shutil.get_terminal_size((110, 24)).columns)
-    print(f"\n{audit_text(row['audit'], width, sys.stdout.isatty())}", flush=True)
-    picture, page = run.directory / "images.png", run.directory / "audit.html"
-    write_text(page, audit_page(row, picture.read_bytes() if picture.exists() else None))
-    print(f"page: {page}", flush=True)
-
-
-def objection(run: Run) -> str | None:
-    """Why a finished run fails ``audit.strict``, or None."""
-    row = run.result()
-    if not run.config.audit.strict or row is None or "audit" not in row:
-        return None
-    verdict, because = row["audit"]["verdict"], ", ".join(row["audit"]["because"])
-    if verdict == Verdict.not_masked:
-        return None
-    return f"{run.directory}: {verdict} ({because}), and audit.strict asks for {Verdict.not_masked}"

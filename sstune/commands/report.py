@@ -72,7 +72,7 @@ def _parser() -> _Parser:
 def _write(rows: list[dict[str, object]], out: Path) -> list[Path]:
     """Tables and figures; those that the rows have nothing for are left out."""
     from sstune.report.alignment import alignment_by_layer, alignment_table
-    from sstune.report.audit import audit_table
+    from sstune.report.audit_table import audit_table
     from sstune.report.effort import accuracy_against_effort
     from sstune.report.figures import accuracy_against_eps
     from sstune.report.pairs import gap_table, paired_table

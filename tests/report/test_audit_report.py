@@ -15,9 +15,10 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from sstune.packing import pack
-from sstune.report.audit import WORDS, audit_table, audit_text
+from sstune.report.audit import WORDS, audit_text
 from sstune.report.audit_figures import AGAINST_EPS, attack_records, audit_figures
 from sstune.report.audit_page import audit_page
+from sstune.report.audit_table import audit_table
 from sstune.report.pairs import gap_table
 from sstune.report.tables import to_csv, to_text
 from sstune.statistics import wilson
