@@ -183,8 +183,8 @@ class TestValidate:
             ({"attack": "audit"}, {"audit.skip": ["D8", "D0"]}, []),
             (
                 {"attack": "audit"},
-                {"audit.skip": ["D8", "D16"]},
-                ["audit.skip: unknown check 'D16', did you mean 'D6'?"],
+                {"audit.skip": ["D8", "D99"]},
+                ["audit.skip: unknown check 'D99', did you mean 'D9'?"],
             ),
             (
                 {"attack": "square"},
