@@ -1,4 +1,7 @@
-"""The options of each config group, as the files under ``conf/`` define them. Imports no torch."""
+"""The options of each config group, as the files under ``conf/`` define them and as other packages add them.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sstune.schema import GROUPS, RequestError, nearest
+from sstune.schema.options import ADDED
 
 _PACKAGE = Path(__file__).resolve().parent
 # Installed, conf/ lies inside the package; in a checkout, beside it.
@@ -24,13 +28,23 @@ class Option(NamedTuple):
 
 
 def options(group: str) -> list[str]:
-    """Names of a config group's options."""
+    """Names of a config group's options.
+
+    Raises:
+        ValueError: another package adds one that ``conf/`` has.
+    """
     folder = CONF / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    files = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
+    added = set(ADDED.get(group, ()))
+    if taken := files & added:
+        raise ValueError(f"{group}: {', '.join(taken)} is an option already")
+    return sorted(files | added)
 
 
 def option(group: str, chosen: str) -> Option:
     """What the option ``chosen`` of ``group`` says, itself or by the options that it is made from."""
+    if added := ADDED[group].get(chosen):
+        return Option(chosen, added.values["name"])
     return _option(CONF / group, chosen)
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
 
-from sstune.schema import ClassificationConfig, LibraryConfig, RunConfig, Start
+from sstune.schema import ClassificationConfig, RunConfig, Start, traits_of
 
 SCHEMA_VERSION = 1
 
@@ -99,7 +99,7 @@ def semantic(config: RunConfig) -> dict[str, Any]:
             owner.pop(key, None)
     for key in _UNUSED[config.command]:
         values.pop(key)
-    if config.attack.name != "audit":
+    if not traits_of(config.attack.name).suite:
         values.pop("audit", None)
     for key in _UNUSED_BY_RULE.get(config.rule.name, ()):
         values["rule"].pop(key)
@@ -122,8 +122,9 @@ def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
     inert: dict[str, tuple[str, ...]] = {}
     if getattr(config.rule, "start", None) is Start.weights:
         inert["rule"] = ("scale",)  # that of a random start
-    attack = config.attack  # if an audit leaves it open, that of each of its attacks holds
-    in_batches = isinstance(attack, LibraryConfig) or (attack.name == "audit" and attack.batch_size)
+    traits = traits_of(config.attack.name)
+    # a suite without a batch size takes that of each of its attacks
+    in_batches = traits.whole_batches or (traits.suite and config.attack.batch_size)
     if not in_batches and config.command == "attack":
         inert["attack"] = ("batch_size",)  # draws are keyed by sample
     if config.dataset.train_n is None and config.dataset.shots is None:

@@ -20,11 +20,11 @@ from sstune.schema import (
     COMMANDS,
     GROUPS,
     ClassificationConfig,
-    LibraryConfig,
     RunConfig,
     Scale,
     Start,
     TrainedConfig,
+    traits_of,
 )
 
 Complete = Callable[..., RunConfig]
@@ -115,7 +115,7 @@ class TestIdentity:
         assert before == identity(copy.deepcopy(config), "parent", "data")
         for key, changed in changes(config):
             unused = NOT_SEMANTIC | (INERT_OF_A_START if hasattr(config.rule, "start") else INERT)
-            in_batches = isinstance(config.attack, LibraryConfig) or config.attack.name == "audit"
+            in_batches = traits_of(config.attack.name).whole_batches or config.attack.name == "audit"
             if not in_batches:  # they draw for a sample
                 unused = unused | {"attack.batch_size"}
             if config.attack.name != "audit":

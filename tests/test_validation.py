@@ -183,8 +183,8 @@ class TestValidate:
             ({"attack": "audit"}, {"audit.skip": ["D8", "D0"]}, []),
             (
                 {"attack": "audit"},
-                {"audit.skip": ["D8", "D16"]},
-                ["audit.skip: unknown check 'D16', did you mean 'D6'?"],
+                {"audit.skip": ["D8", "D99"]},
+                ["audit.skip: unknown check 'D99', did you mean 'D9'?"],
             ),
             (
                 {"attack": "square"},
@@ -209,7 +209,7 @@ class TestValidate:
             (
                 {"attack": "apgd"},
                 {"attack.targeted": Target.random},
-                ["attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for apgd"],
+                ["attack.targeted: is for fgsm, mifgsm and pgd, not for apgd"],
             ),
             ({"attack": "mifgsm"}, {"attack.targeted": Target.random, "attack.eot": 4}, []),
             ({"attack": "apgd"}, {"attack.eot": 4}, []),
@@ -228,7 +228,7 @@ class TestValidate:
             (
                 {"attack": "rays"},
                 {"attack.eot": 2},
-                ["attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for rays"],
+                ["attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for rays"],
             ),
             ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays works in Linf only"]),
             (
@@ -258,6 +258,13 @@ class TestValidate:
         for key, value in changed.items():
             put(config, key, [Gradient(each) for each in value] if key == "attack.gradient" else value)
         assert list(validation.problems(config)) == expected
+
+    @pytest.mark.parametrize(("attack", "refused"), [("square", True), ("audit", True), ("pgd", False)])
+    def test_an_attack_that_is_not_for_the_task(self, complete: Complete, attack: str, refused: bool) -> None:
+        config = complete("attack", attack=attack)
+        config.task.name = "retrieval"
+        line = f"attack: {attack} is for classification, not for task=retrieval"
+        assert (line in validation.problems(config)) is refused
 
     @pytest.mark.parametrize("command", ["train", "finetune"])
     def test_only_an_attack_imports_a_network(self, complete: Complete, command: str) -> None:

@@ -30,6 +30,6 @@ def objections(runs: Iterable[Run]) -> list[str]:
     strict = [run for run in runs if run.config.audit.strict]
     if not strict:
         return []
-    from sstune.commands.audit import objection
+    from sstune.commands.verdict import objection
 
     return [line for run in strict if (line := objection(run))]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from sstune import attacks
-from sstune.commands import audit
-from sstune.commands.cells import Cells
+from sstune.commands import audit, verdict
+from sstune.commands.cells import CellRunner
 from sstune.commands.data import load
 from sstune.commands.execution import once
 from sstune.commands.finetune import finetune
@@ -39,7 +39,7 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
     work = audit.measure if config.attack.name == "audit" else measure
     row = once(run, lambda run, device, stop: work(run, source, device, stop))
     if "audit" in row:
-        audit.present(run, row)
+        verdict.present(run, row)
     return run
 
 
@@ -49,21 +49,22 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     config = run.config
     data = load(run, source)
     victim = victim_of(config, source, data, device)
-    cells = Cells(Outcomes(run.directory, run.identity, victim), config.attack, stop)
+    outcomes = Outcomes(run.directory, run.identity, victim)
     measured = []
     for view in views(config, victim, data):
         method = attacks.ATTACKS[config.attack.name](_for_view(config.attack, view), config.seed)
-        attacks.check_zero_eps(victim, method, view, cells.batch_size(victim, method, view))
+        size = config.attack.batch_size or attacks.largest_batch(victim, view)
+        attacks.check_zero_eps(victim, method, view, size)
+        cells = CellRunner(victim, method, view, size, outcomes, stop)
         smaller: attacks.Outcome | None = None
         for eps in _in_order(config.attack):
             key = " ".join(filter(None, [view.gradient, view.source, eps]))
-            begin = smaller.at_larger_eps() if smaller is not None else None
-            outcome = cells.run(key, victim, method, view, eps, begin)
+            outcome = cells.run(key, eps, config.attack.save_images, smaller)
             smaller = outcome if config.attack.cascade else None
             measured.append(_measurement(config, victim, view, eps, outcome))
             print(f"  {config.attack.name} {key}: {_said(victim, outcome, measured[-1])}", flush=True)
     if config.attack.save_images:
-        save_images(run.directory, config.attack, victim, cells.outcomes.cells, data.classes)
+        save_images(run.directory, config.attack, victim, outcomes.cells, data.classes)
     seconds = sum(entry["seconds"] for entry in measured)
     return said_of(config, data, victim, measured) | {"seconds": seconds}
 

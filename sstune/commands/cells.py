@@ -1,53 +1,51 @@
-"""One attack through one gradient at one eps: a cell of a run, resumed where it was left."""
+"""One cell of an attack run: one attack, through one gradient source, at one eps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sstune import attacks
+from sstune.attacks import Attack, Outcome, Victim, View, robust
 from sstune.commands.outcomes import Outcomes
 from sstune.interrupt import StopFlag
 from sstune.quantities import parse_eps
-from sstune.schema import AttackConfig
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Runs the cells of a run, and keeps their outcomes."""
+class CellRunner:
+    """Attacks ``victim`` at one eps after the other; a stopped run resumes from the last saved batch."""
 
+    victim: Victim
+    attack: Attack
+    view: View
+    batch_size: int
     outcomes: Outcomes
-    config: AttackConfig
     stop: StopFlag
 
-    def batch_size(self, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View) -> int:
-        """As configured for the run or the attack, or the largest that memory holds."""
-        return self.config.batch_size or attack.config.batch_size or attacks.largest_batch(victim, view)
-
-    def run(
-        self,
-        key: str,
-        victim: attacks.Victim,
-        attack: attacks.Attack,
-        view: attacks.View,
-        eps: str,
-        begin: attacks.Outcome | None = None,
-    ) -> attacks.Outcome:
-        """The outcome of the cell ``key``; saved after each batch.
+    def run(self, key: str, eps: str, n_images: int = 0, smaller: Outcome | None = None) -> Outcome:
+        """The outcome of a cell; it is saved after each batch, and returned if it is complete already.
 
         Args:
-            begin: where a new cell begins, if not with nothing achieved.
+            key: name of the cell in the run's outcomes.
+            eps: as people write it, in the attack's norm.
+            n_images: the number of adversarial images to keep.
+            smaller: outcome at a smaller eps; samples that it broke are not attacked again.
 
         Raises:
             Stopped: a signal came; the last batch is saved.
+            InvalidAttack: see :func:`sstune.attacks.robust`.
         """
-        outcome = self.outcomes.get(key) or begin or victim.begin(attack.config.save_images)
-        if outcome.part == len(attack.parts):
-            return outcome
+        begun = self.outcomes.get(key)
+        if begun is not None and begun.part == len(self.attack.parts):
+            return begun
+        if begun is None and smaller is not None:
+            begun = smaller.at_larger_eps()
+        elif begun is None:
+            begun = self.victim.begin(n_images)
 
-        def save(outcome: attacks.Outcome) -> None:
+        def save(outcome: Outcome) -> None:
             self.outcomes.save(key, outcome, self.stop)
 
-        radius, size = parse_eps(eps, attack.config.norm), self.batch_size(victim, attack, view)
-        outcome = attacks.robust(victim, attack, view, radius, size, outcome, save)
+        radius = parse_eps(eps, self.attack.config.norm)
+        outcome = robust(self.victim, self.attack, self.view, radius, self.batch_size, begun, save)
         self.outcomes.finish(key, outcome)
         return outcome

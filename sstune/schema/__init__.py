@@ -8,9 +8,11 @@ nor anything of sstune.
 from __future__ import annotations
 
 from sstune.schema.attacks import (
+    ATTACK_TRAITS,
     ApgdConfig,
     AscentConfig,
     AttackConfig,
+    Effort,
     IteratedConfig,
     LibraryConfig,
     MiFgsmConfig,
@@ -18,7 +20,12 @@ from sstune.schema.attacks import (
     PgdConfig,
     RaysConfig,
     SquareConfig,
+    Style,
+    Traits,
+    register_attack,
+    traits_of,
 )
+from sstune.schema.audit import Status, Verdict
 from sstune.schema.choices import (
     AttackLoss,
     Compile,
@@ -67,6 +74,7 @@ from sstune.schema.groups import (
     VitConfig,
     WeightMirrorConfig,
 )
+from sstune.schema.options import register_option
 from sstune.schema.request import (
     LONGEST_LINE,
     RequestError,
@@ -86,6 +94,7 @@ from sstune.schema.run import (
 )
 
 __all__ = [
+    "ATTACK_TRAITS",
     "COMMANDS",
     "GROUPS",
     "LONGEST_LINE",
@@ -107,6 +116,7 @@ __all__ = [
     "DigitsConfig",
     "DownloadedFolderConfig",
     "Draws",
+    "Effort",
     "FinetuneConfig",
     "FolderConfig",
     "Gradient",
@@ -137,18 +147,25 @@ __all__ = [
     "Spread",
     "SquareConfig",
     "Start",
+    "Status",
+    "Style",
     "Target",
     "TaskConfig",
     "TimmConfig",
     "TorchvisionConfig",
     "TrainConfig",
     "TrainedConfig",
+    "Traits",
     "Variant",
+    "Verdict",
     "VitConfig",
     "WeightMirrorConfig",
     "error_line",
     "nearest",
     "nearest_key",
     "register",
+    "register_attack",
+    "register_option",
     "shown",
+    "traits_of",
 ]

@@ -6,17 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from sstune.schema.attacks import (
-    ApgdConfig,
-    AscentConfig,
-    AttackConfig,
-    LibraryConfig,
-    MiFgsmConfig,
-    NoiseConfig,
-    PgdConfig,
-    RaysConfig,
-    SquareConfig,
-)
+from sstune.schema.attacks import ATTACK_TRAITS
 from sstune.schema.choices import Redraw, Scale, Spread, Start, Variant
 from sstune.schema.datasets import (
     DigitsConfig,
@@ -216,17 +206,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "pfa": PfaConfig,
         "pfa_o": OrthogonalPfaConfig,
     },
-    "attack": {
-        "fgsm": AscentConfig,
-        "pgd": PgdConfig,
-        "mifgsm": MiFgsmConfig,
-        "apgd": ApgdConfig,
-        "autoattack": LibraryConfig,
-        "square": SquareConfig,
-        "rays": RaysConfig,
-        "noise": NoiseConfig,
-        "audit": AttackConfig,
-    },
+    "attack": {name: traits.config for name, traits in ATTACK_TRAITS.items()},
     "optimizer": {"sgd": SgdConfig, "adamw": AdamWConfig},
     "schedule": {"constant": ScheduleConfig, "cosine": CosineConfig, "multistep": MultistepConfig},
 }

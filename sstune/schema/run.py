@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from sstune.schema.attacks import AttackConfig
 from sstune.schema.choices import Compile, Precision, Select
@@ -17,6 +17,7 @@ from sstune.schema.groups import (
     ScheduleConfig,
     TaskConfig,
 )
+from sstune.schema.options import ADDED
 
 
 @dataclass
@@ -107,8 +108,17 @@ def register() -> None:
         store.store(group="schema", name=command, node=schema, provider="sstune.schema")
     for group, options in GROUPS.items():
         for name, schema in options.items():
-            node = OmegaConf.structured(schema)
-            for item in fields(schema):
-                if str(item.type).startswith("dict["):  # optimizer.lr_factors={head:10} adds a key to it
-                    OmegaConf.set_struct(node[item.name], False)
+            node = _node(schema)
             store.store(group=f"schema/{group}", name=name, node=node, provider="sstune.schema")
+    for group, added in ADDED.items():
+        for name, option in added.items():
+            chosen = OmegaConf.merge(_node(option.schema), option.values)
+            store.store(group=group, name=name, node=chosen, provider="sstune.schema")
+
+
+def _node(schema: type) -> DictConfig:
+    node = OmegaConf.structured(schema)
+    for item in fields(schema):
+        if str(item.type).startswith("dict["):  # optimizer.lr_factors={head:10} adds a key to it
+            OmegaConf.set_struct(node[item.name], False)
+    return node

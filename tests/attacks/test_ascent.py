@@ -19,7 +19,7 @@ from sstune.attacks.steps import FixedLength, Momentum
 from sstune.backbones import Network
 from sstune.catalogue import options
 from sstune.datasets import Split
-from sstune.schema import Gradient, Norm, RequestError
+from sstune.schema import ATTACK_TRAITS, Gradient, Norm, RequestError
 
 ULP = 1e-7  # of pixels near 1
 RULES = ["bp", "usf", "frsf", "brsf", "fa"]
@@ -276,5 +276,6 @@ class TestMomentum:
 
 def test_every_option_names_an_attack_and_unknown_names_are_refused() -> None:
     assert set(ATTACKS) == {*options("attack")} - {"transfer", "audit"}  # MI-FGSM, and many attacks
+    assert set(ATTACK_TRAITS) == {*ATTACKS, "audit"}
     with pytest.raises(RequestError, match=r"attack\.name: unknown 'fgms', did you mean 'fgsm'\?"):
         ATTACKS["fgms"]

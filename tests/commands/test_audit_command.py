@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +239,19 @@ class TestOfAnImport:
         page.unlink()  # as if a kill had come before it was written
         assert ask("attack", *line).status == 0
         assert page.read_bytes() == first
+        (result,) = tmp_path.glob("runs/attack/*/result.json")
+        for age, kept in ((1, "stale"), (-1, first.decode())):  # seconds that the page is newer than the row
+            page.write_text("stale")
+            os.utime(page, (result.stat().st_mtime + age,) * 2)
+            assert ask("attack", *line).status == 0
+            assert page.read_text() == kept
+
+    def test_what_a_finished_one_says_needs_neither_torch_nor_matplotlib(self) -> None:
+        program = (
+            "import sys, sstune.commands.verdict; print({'torch', 'pandas', 'matplotlib'} & {*sys.modules})"
+        )
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert found.stdout == "set()\n"
 
     def test_a_random_network_is_audited_alike_each_time(
         self, ask: Ask, imports: None, tmp_path: Path
