@@ -12,7 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from hydra.core.override_parser.types import Override, OverrideType
 
 from sstune.catalogue import options
-from sstune.schema import GROUPS, AuditConfig, RunConfig, nearest, nearest_key
+from sstune.schema import GROUPS, nearest, nearest_key
+from sstune.schema.run import sections
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -48,9 +49,7 @@ def _type_of(key: str) -> Any:
     """The type of a key, or of a name within a mapping (optimizer.lr_factors.head); None if there is none."""
     if key in types():
         return types()[key]
-    mappings = {
-        known: hint for known, hint in types().items() if get_origin(hint) is dict and known != "model"
-    }
+    mappings = {known: hint for known, hint in types().items() if get_origin(hint) is dict}
     return next((get_args(hint)[1] for known, hint in mappings.items() if key.startswith(f"{known}.")), None)
 
 
@@ -109,13 +108,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 @cache
 def types() -> dict[str, Any]:
     """Every key that some configuration has, dotted, and its type."""
-    found = dict(get_type_hints(RunConfig)) | {"experiment": str, "local": str, "model.import": str | None}
-    sections = [
-        ("audit", AuditConfig),
-        *((group, kind) for group in GROUPS for kind in GROUPS[group].values()),
-    ]
-    for section, kind in sections:
-        found |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
+    found: dict[str, Any] = {"experiment": str, "local": str}
+    for section, kinds in sections().items():
+        for kind in kinds:
+            found |= {f"{section}.{name}".lstrip("."): hint for name, hint in get_type_hints(kind).items()}
     return found
 
 

@@ -1,8 +1,8 @@
 """What may be asked for: one dataclass per command and per group, with names, types and ranges.
 
 The classes are registered with Hydra, so a mistyped key or a value of the wrong type fails while the
-configuration is composed; what types cannot say is checked by :mod:`sstune.validation`. Imports neither torch
-nor anything of sstune.
+configuration is composed; what types cannot express is checked by :mod:`sstune.validation`. Imports neither
+torch nor anything else of sstune.
 """
 
 from __future__ import annotations
@@ -78,18 +78,19 @@ from sstune.schema.request import (
 from sstune.schema.run import (
     COMMANDS,
     AttackRunConfig,
-    AuditConfig,
     FinetuneConfig,
     RunConfig,
     TrainConfig,
     register,
 )
+from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig
 
 __all__ = [
     "COMMANDS",
     "GROUPS",
     "LONGEST_LINE",
     "AdamWConfig",
+    "AdversaryConfig",
     "ApgdConfig",
     "AscentConfig",
     "AttackConfig",
@@ -116,6 +117,7 @@ __all__ = [
     "MiFgsmConfig",
     "MlpConfig",
     "MnistConfig",
+    "ModelConfig",
     "MultistepConfig",
     "NoiseConfig",
     "Norm",

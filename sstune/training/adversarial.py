@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sstune.attacks import Batch, Subject, attacked_through
 from sstune.attacks.ascent import Pgd
 from sstune.quantities import parse_adversary, parse_eps
-from sstune.schema import ClassificationConfig, Gradient, PgdConfig, RunConfig
+from sstune.schema import AdversaryConfig, Gradient, PgdConfig, RunConfig
 from sstune.seeding import seed_from
 from sstune.training.forward import Forward, autocast
 
@@ -27,16 +27,9 @@ class Adversary:
         size: images of which a gradient is taken at once; only so many are compiled for.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        task: ClassificationConfig,
-        network: nn.Module,
-        size: int,
-        device: torch.device,
-    ) -> None:
-        self.attack = attack_of(task)
-        self.eps = parse_eps(task.adversarial_eps)
+    def __init__(self, config: RunConfig, network: nn.Module, size: int, device: torch.device) -> None:
+        self.attack = attack_of(config.adversary)
+        self.eps = parse_eps(config.adversary.eps)
         self.seed = config.seed
         self.network = network
         self.forward = Forward(network, config.compile, size, device)
@@ -65,22 +58,19 @@ class Adversary:
             return self.forward(images).to(images.dtype)
 
 
-def attack_of(task: ClassificationConfig) -> PgdConfig:
-    """The attack that ``task.adversarial`` names; fgsm is one whole step of pgd, without a random start."""
-    steps = parse_adversary(str(task.adversarial))
+def attack_of(adversary: AdversaryConfig) -> PgdConfig:
+    """The attack ``adversary.attack``; fgsm is pgd with one step of size eps and without a random start."""
+    steps = parse_adversary(str(adversary.attack))
     return PgdConfig(
         name="pgd",
-        eps=[task.adversarial_eps],
+        eps=[adversary.eps],
         steps=steps or 1,
-        step_size=task.adversarial_step_size if steps else "eps",
+        step_size=adversary.step_size if steps else "eps",
         random_start=steps is not None,
         early_exit=False,
     )
 
 
 def adversary_of(config: RunConfig, network: nn.Module, size: int, device: torch.device) -> Adversary | None:
-    """The adversary that ``network`` is trained against, None if it is trained on images as they are."""
-    task = config.task
-    if not isinstance(task, ClassificationConfig) or task.adversarial is None:
-        return None
-    return Adversary(config, task, network, size, device)
+    """The adversary that ``network`` is trained against; None without adversarial training."""
+    return None if config.adversary.attack is None else Adversary(config, network, size, device)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sstune.quantities import parse_adversary, parse_eps, parse_step_size
 from sstune.schema import (
+    AdversaryConfig,
     AscentConfig,
     AttackConfig,
-    ClassificationConfig,
     Draws,
     Gradient,
     IteratedConfig,
@@ -78,18 +78,18 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
             yield f"audit.skip: unknown check {check!r}, {nearest(check, CHECKS)}"
 
 
-def adversary_problems(task: ClassificationConfig) -> Iterator[str]:
-    """What is wrong with the attack that ``task`` trains against."""
+def adversary_problems(adversary: AdversaryConfig) -> Iterator[str]:
+    """What is wrong with the attack that a network is trained against."""
     try:
-        if task.adversarial is not None:
-            parse_adversary(task.adversarial)
+        if adversary.attack is not None:
+            parse_adversary(adversary.attack)
     except ValueError as error:
-        yield f"task.adversarial: {error}"
+        yield f"adversary.attack: {error}"
     try:
-        parse_eps(task.adversarial_eps)
+        parse_eps(adversary.eps)
     except ValueError as error:
-        yield f"task.adversarial_eps: {error}"
-    yield from _step_problems("task.adversarial_step_size", task.adversarial_step_size, Norm.Linf)
+        yield f"adversary.eps: {error}"
+    yield from _step_problems("adversary.step_size", adversary.step_size, Norm.Linf)
 
 
 def _step_problems(key: str, text: str, norm: Norm) -> Iterator[str]:
