@@ -14,7 +14,7 @@ from sstune.schema.keys import Identity, Range, key, redefined
 class AttackConfig:
     """An attack on images in [0,1]."""
 
-    name: str = key(MISSING, "Name of the attack.")
+    name: str = key(MISSING, "Name of the attack; follows from attack=OPTION.")
     eps: list[str] = key(
         MISSING, "Radii of the ball around each image, as fractions or decimals: [2/255, 0.03]."
     )

@@ -20,7 +20,7 @@ _CACHE = "Directory for decoded images, and for the list of corrupt images."
 class DatasetConfig:
     """Images with their classes, in three splits: train, validation and test."""
 
-    name: str = key(MISSING, "Name of the dataset.")
+    name: str = key(MISSING, "Name of the dataset; follows from dataset=OPTION.")
     label: str = key(
         MISSING, "Name of the data in tables and run directories; images that differ need another."
     )

@@ -32,7 +32,9 @@ from sstune.schema.keys import Identity, Range, Role, key
 class BackboneConfig:
     """A network, without its normalisation; the head has one output for each class of the dataset."""
 
-    name: str = key(MISSING, "Name of the network.")
+    name: str = key(
+        MISSING, "Name of the network; follows from backbone=OPTION, but is to be given for timm."
+    )
 
 
 @dataclass
@@ -87,7 +89,7 @@ class VitConfig(PretrainedConfig):
 class TaskConfig:
     """What a network is trained for."""
 
-    name: str = key(MISSING, "Name of the task.")
+    name: str = key(MISSING, "Name of the task; follows from task=OPTION.")
 
 
 @dataclass
@@ -103,7 +105,7 @@ class ClassificationConfig(TaskConfig):
 class RuleConfig:
     """A learning rule: where the feedback V of each converted layer comes from."""
 
-    name: str = key(MISSING, "Name of the rule.")
+    name: str = key(MISSING, "Name of the rule; follows from rule=OPTION.")
     scale: Scale = key(
         Scale.weight_rms,
         "Magnitude of the feedback; with start=weights it has no effect. bp and sham have none.",
@@ -182,7 +184,7 @@ class PfaConfig(OrthogonalPfaConfig):
 class OptimizerConfig:
     """An optimiser of torch."""
 
-    name: str = key(MISSING, "Name of the optimiser.")
+    name: str = key(MISSING, "Name of the optimiser; follows from optimizer=OPTION.")
     lr: float = key(MISSING, "Learning rate.", within=Range(0, above=True))
     lr_factors: dict[str, float] = key(
         {},
@@ -233,7 +235,7 @@ class AdamWConfig(OptimizerConfig):
 class ScheduleConfig:
     """A factor on the learning rate, which changes with each optimiser step."""
 
-    name: str = key(MISSING, "Name of the schedule.")
+    name: str = key(MISSING, "Name of the schedule; follows from schedule=OPTION.")
     warmup_epochs: float = key(
         0.0, "Epochs in which the learning rate rises linearly from zero.", within=Range(0, 1e6)
     )
