@@ -32,10 +32,10 @@ _HEAD = """\
 <!-- Written by scripts/configuration_page.py from the fields in sstune/schema/. Do not edit. -->
 
 The keys of `sstune train`, `finetune` and `attack`. On a command line, `KEY=VALUE` sets a key, and
-`GROUP=OPTION` chooses an option of a group. `conf/GROUP/OPTION.yaml` holds what an option sets differently
-from the defaults below, `conf/train.yaml`, `conf/finetune.yaml` and `conf/attack.yaml` what a command does,
-and `conf/experiment/` complete settings. A key without a default is set by one of these files or must be given.
-The option `--cfg job` shows the values that a command line gives.
+`GROUP=OPTION` chooses an option of a group. `conf/GROUP/OPTION.yaml` holds what an option sets
+differently from the defaults below, `conf/train.yaml`, `conf/finetune.yaml` and `conf/attack.yaml` what a
+command does, and `conf/experiment/` complete settings. A key without a default is set by one of these files,
+or must be given. The option `--cfg job` shows the values that a command line gives.
 
 Runs are identified by the values of their keys. Keys with an asterisk are not part of the identity: they do
 not change what is measured, or what they name is part of it, such as the content of a file.

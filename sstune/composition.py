@@ -100,7 +100,8 @@ def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[DictC
     chosen = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
-    resolve_aliases(config)
+    if unknown := resolve_aliases(config):
+        raise RequestError(*(mistakes.no_such_key(key) for key in unknown))
     return config, chosen
 
 

@@ -33,7 +33,7 @@ def in_override(override: Override, command: str) -> str | None:
     if override.type is not OverrideType.CHANGE:
         return f"{override.input_line}: keys are neither added nor taken away; to set one, write KEY=VALUE"
     if override.package is not None or within is None:
-        return f"{written}: no such key, {nearest_key(key, known_keys())}"
+        return no_such_key(key, written)
     if override.is_sweep_override():
         return f"{key}: several values need -m: sstune {command} -m {override.input_line}"
     value = override.value()
@@ -92,11 +92,16 @@ def explain(error: BaseException, command: str) -> str:
     if key and re.search(r"Key '[^']*' (?:is )?not in|is not in struct|Could not override", text):
         if key[1] in known_keys():
             return f"{prefix}{key[1]}: the chosen {key[1].partition('.')[0]} has no such key"
-        return f"{prefix}{key[1]}: no such key, {nearest_key(key[1], known_keys())}"
+        return prefix + no_such_key(key[1])
     if key:
         stated = [message for message in messages if "full_key" in message][-1]  # the first cause
         return f"{prefix}{key[1]}: {stated.splitlines()[0]}"
     return prefix + next(line for line in text.splitlines() if line.strip())
+
+
+def no_such_key(key: str, written: str | None = None) -> str:
+    """What is said of a key that does not exist; ``written``: how the command line names it."""
+    return f"{written or key}: no such key, {nearest_key(key, known_keys())}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass
 from typing import get_type_hints
 
-from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from sstune.schema.aliases import ALIASES
 from sstune.schema.attacks import AttackConfig
@@ -183,22 +183,26 @@ def register() -> None:
 
 
 def _admit_aliases(section: str, node: DictConfig) -> None:
-    """Let presets use earlier names of keys; unless one does, an earlier name refers to the present one."""
-    for old, new in ALIASES.items():
-        owner, _, name = old.partition(".")
-        if owner == section:
-            with open_dict(node):
-                node[name] = f"${{{new}}}"
+    """Let presets use earlier names of keys; :func:`resolve_aliases` looks at what they set."""
+    if any(old.partition(".")[0] == section for old in ALIASES):
+        OmegaConf.set_struct(node, False)
 
 
-def resolve_aliases(config: DictConfig) -> None:
-    """Move what presets set under earlier names of keys to the present ones."""
-    for old, new in ALIASES.items():
-        section, _, name = old.partition(".")
+def resolve_aliases(config: DictConfig) -> list[str]:
+    """Move what presets set under earlier names of keys to the present ones.
+
+    Returns:
+        Keys that are neither, dotted.
+    """
+    unknown = []
+    for section in dict.fromkeys(old.partition(".")[0] for old in ALIASES):
         owner = config.get(section)
-        if owner is None or name not in owner:
-            continue
-        if not OmegaConf.is_interpolation(owner, name):
+        kind = None if owner is None else OmegaConf.get_type(owner)
+        for name in [] if kind is None else sorted(set(owner) - set(keys_of(kind))):
+            new = ALIASES.get(f"{section}.{name}")
+            if new is None:
+                unknown.append(f"{section}.{name}")
+                continue
             OmegaConf.update(config, new, owner[name])
-        with open_dict(owner):
             del owner[name]
+    return unknown
