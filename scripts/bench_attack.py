@@ -25,6 +25,7 @@ from sstune.commands.execution import prepare
 from sstune.commands.source import open_source
 from sstune.commands.victim import own, victim_of
 from sstune.composition import compose
+from sstune.datasets import Batch
 from sstune.quantities import parse_eps
 from sstune.schema import Gradient, PgdConfig
 from sstune.training import ALONE
@@ -37,8 +38,8 @@ class Started(Pgd):
 
     starts: Tensor
 
-    def start(self, batch: attacks.Batch, eps: float, restart: int) -> Tensor:
-        noise = self.starts[torch.tensor(batch.samples)].to(batch.images)
+    def start(self, batch: Batch, eps: float, restart: int) -> Tensor:
+        noise = self.starts[batch.samples].to(batch.images)
         return (batch.images + eps * noise).clamp(0, 1)
 
 

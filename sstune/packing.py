@@ -23,3 +23,8 @@ def unpack(text: str, n: int) -> npt.NDArray[np.bool_]:
     if len(found) != -(-n // 8):
         raise ValueError(f"{len(found)} bytes are not the outcomes of {n} samples")
     return np.unpackbits(found, count=n).astype(bool)
+
+
+def pack_values(values: npt.ArrayLike) -> str:
+    """(n,) float -> base64 of float32, little endian."""
+    return base64.b64encode(np.asarray(values, dtype="<f4").tobytes()).decode("ascii")

@@ -10,11 +10,12 @@ import torch
 import torchattacks
 from torch import Tensor
 
-from sstune.attacks.ascent import margin
+from sstune.attacks.attack import ATTACKS, NEVER, Attempt
 from sstune.attacks.library import LibraryAttack, PlainAttack, on, reference
-from sstune.attacks.registry import ATTACKS, Attempt, Batch
 from sstune.attacks.subject import Subject
+from sstune.datasets import Batch
 from sstune.schema import Norm, RequestError, SquareConfig
+from sstune.tasks import Objective
 
 LARGEST = 0.8  # share of the image's area that the search begins with
 
@@ -41,11 +42,17 @@ class Square(LibraryAttack):
 
     config: SquareConfig
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+    def __init__(self, config: SquareConfig, seed: int) -> None:
+        super().__init__(config, seed)
+        self.loss = "margin"
+
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
         check_size(self.name, batch.images, self.config.norm)
-        queries = Queries(batch.labels, self.config.queries + 1)
+        queries = Queries(batch, objective, self.config.queries + 1)
         subject.observe = queries
-        attempt = super().__call__(part, subject, batch, eps)
+        attempt = super().__call__(part, subject, batch, objective, eps)
         return Attempt(attempt.images, queries.effort)
 
     def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
@@ -71,18 +78,20 @@ class Queries:
     and the last, of what was found, is no query either.
     """
 
-    def __init__(self, labels: Tensor, most: int) -> None:
-        self.effort = torch.full_like(labels, -1)
-        self.labels = labels
+    def __init__(self, batch: Batch, objective: Objective, most: int) -> None:
+        self.effort = torch.full_like(batch.targets, NEVER)
+        self.objective = objective
         self.most = most
         self.made = -2
 
     def __call__(self, images: Tensor, outputs: Tensor) -> None:
         self.made += 1
         if self.made <= 0:
-            self.unbroken = (outputs.argmax(1) == self.labels).nonzero().flatten()
+            self.unbroken = (~self.objective.is_adversarial(outputs)).nonzero().flatten()
         elif self.made <= self.most and len(self.unbroken):
-            broken = margin(outputs, self.labels[self.unbroken]) >= 0
+            # the library takes a tie of two classes, where the margin is 0, for broken
+            margins = self.objective.take(self.unbroken).loss(outputs, images, 0.0)
+            broken = margins >= 0
             before = self.effort[self.unbroken]
             self.effort[self.unbroken] = torch.where(broken, self.made, before)
             self.unbroken = self.unbroken[(~broken).nonzero().flatten()]

@@ -9,6 +9,7 @@ import torch
 
 from sstune import attacks
 from sstune.commands import audit
+from sstune.commands.cells import Cells
 from sstune.commands.data import load
 from sstune.commands.execution import once
 from sstune.commands.finetune import finetune
@@ -43,67 +44,43 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
 
 
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
-    """Robust accuracy at each eps through each gradient; per-sample outcomes go to ``outcomes.npz``."""
+    """The score that is left at each eps through each gradient; per-sample outcomes go to
+    ``outcomes.npz``."""
     config = run.config
     data = load(run, source)
     victim = victim_of(config, source, data, device)
-    n = len(victim.clean)
-    outcomes = Outcomes(run.directory / "outcomes.npz", run.identity, victim.samples, victim.clean)
+    cells = Cells(Outcomes(run, victim), config.attack, stop)
     measured = []
     for view in views(config, victim, data):
         method = attacks.ATTACKS[config.attack.name](_for_view(config.attack, view), config.seed)
-        size = config.attack.batch_size or attacks.largest_batch(victim, view)
-        attacks.check_zero_eps(victim, method, view, size)
-        smaller = None
+        attacks.check_zero_eps(victim, method, view, cells.batch_size(victim, method, view))
+        smaller: attacks.Outcome | None = None
         for eps in _in_order(config.attack):
             key = " ".join(filter(None, [view.gradient, view.source, eps]))
-            outcome = _cell(victim, method, view, eps, size, key, outcomes, smaller, stop)
+            begin = smaller.at_larger_eps() if smaller is not None else None
+            outcome = cells.run(key, victim, method, view, eps, begin)
             smaller = outcome if config.attack.cascade else None
-            correct = int(outcome.right.sum())
-            counts = {} if config.attack.targeted is None else {"reached": outcome.reached(victim.clean)}
-            reached = f", {counts['reached']} at their target" if counts else ""
-            print(f"  {config.attack.name} {key}: {correct}/{n} right{reached}", flush=True)
-            gradient = None if view.gradient is Gradient.none else str(view.gradient)
-            cell = {"attack": config.attack.name, "gradient": gradient, "eps": eps, "source": view.source}
-            measured.append(measurement("test", n, correct, **cell, **counts, **summary(outcome)))
+            measured.append(_measurement(config, victim, view, eps, outcome))
+            print(f"  {config.attack.name} {key}: {_said(victim, outcome, measured[-1])}", flush=True)
     if config.attack.save_images:
-        save_images(run.directory, config.attack, victim, outcomes.cells, data.classes)
+        save_images(run.directory, config.attack, victim, cells.outcomes.cells, data.classes)
     seconds = sum(entry["seconds"] for entry in measured)
     return said_of(config, data, victim, measured) | {"seconds": seconds}
 
 
-def _cell(
-    victim: attacks.Victim,
-    method: attacks.Attack,
-    view: attacks.View,
-    eps: str,
-    batch_size: int,
-    key: str,
-    outcomes: Outcomes,
-    smaller: attacks.Outcome | None,
-    stop: StopFlag,
-) -> attacks.Outcome:
-    """One attack at one eps, from where it was left; saved after each batch.
+def _measurement(
+    config: RunConfig, victim: attacks.Victim, view: attacks.View, eps: str, outcome: attacks.Outcome
+) -> dict[str, Any]:
+    targeted = config.attack.targeted is not None
+    reached = {"reached": outcome.n_reached(victim.clean)} if targeted else {}
+    gradient = None if view.gradient is Gradient.none else str(view.gradient)
+    cell = {"attack": config.attack.name, "gradient": gradient, "eps": eps, "source": view.source}
+    return measurement("test", len(victim.clean), **cell, **reached, **summary(victim, outcome))
 
-    Raises:
-        Stopped: a signal came; the last batch is saved.
-    """
-    begun = outcomes.get(key)
-    if begun is not None and begun.part == len(method.parts):
-        return begun
-    if begun is None and smaller is not None:
-        begun = smaller.at_larger_eps()
-    elif begun is None:
-        begun = attacks.Outcome.begin(victim.clean, victim.images(method.config.save_images))
 
-    def save(outcome: attacks.Outcome) -> None:
-        outcomes.save(key, outcome, stop)
-
-    outcome = attacks.robust(
-        victim, method, view, parse_eps(eps, method.config.norm), batch_size, begun, save
-    )
-    save(outcome)
-    return outcome
+def _said(victim: attacks.Victim, outcome: attacks.Outcome, measured: dict[str, Any]) -> str:
+    reached = f", {measured['reached']} at their target" if "reached" in measured else ""
+    return f"{victim.score_of(outcome)}{reached}"
 
 
 def _for_view(config: AttackConfig, view: attacks.View) -> AttackConfig:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sstune import attacks, datasets, rules
 from sstune.attacks import audit as checks
+from sstune.commands.cells import Cells
 from sstune.commands.data import load
 from sstune.commands.outcomes import Outcomes, summary
 from sstune.commands.pictures import save_images
@@ -33,8 +34,8 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     config = run.config
     data = load(run, source)
     victim = victim_of(config, source, data, device)
-    outcomes = Outcomes(run.directory / "outcomes.npz", run.identity, victim.samples, victim.clean)
-    evidence = evidence_of(config, victim, data, outcomes, stop)
+    cells = Cells(Outcomes(run, victim), config.attack, stop)
+    evidence = evidence_of(config, victim, data, cells)
     n = len(victim.clean)
     found = []
     for check in checks.audit(evidence, config.audit.skip):
@@ -47,12 +48,20 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     usual = {key: cell for key, cell in evidence.cells.items() if _usual(cell, evidence)}
     worst = [
         measurement(
-            "test", n, int(right.sum()), attack="audit", gradient=None, eps=eps, outcomes=pack(right.numpy())
+            "test",
+            n,
+            correct=int(right.sum()),
+            attack="audit",
+            gradient=None,
+            eps=eps,
+            outcomes=pack(right.numpy()),
         )
         for eps in evidence.eps
         for right in [evidence.worst_case(eps)]
     ]
-    measured = [_measured(cell, gradient) for cell in usual.values() for gradient in _names(cell, evidence)]
+    measured = [
+        _measured(victim, cell, gradient) for cell in usual.values() for gradient in _names(cell, evidence)
+    ]
     return said_of(config, data, victim, [*measured, *worst]) | {
         "classes": data.classes,
         "audit": {
@@ -61,7 +70,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
             "not_run": {check.id: check.text for check in found if check.status is checks.Status.not_run},
             "checks": [asdict(check) for check in found],
             "cells": [
-                _part(cell, gradient, n)
+                _part(victim, cell, gradient)
                 for key, cell in evidence.cells.items()
                 if key not in usual
                 for gradient in _names(cell, evidence)
@@ -75,28 +84,15 @@ def evidence_of(
     config: RunConfig,
     victim: attacks.Victim,
     data: datasets.Splits,
-    outcomes: Outcomes,
-    stop: StopFlag,
+    cells: Cells,
 ) -> checks.Evidence:
     """What the checks look at; attacks made before a kill are taken from ``outcomes``."""
 
     def run(
         key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
     ) -> attacks.Outcome:
-        size = config.attack.batch_size or attack.config.batch_size or attacks.largest_batch(victim, view)
-        begun = outcomes.get(key)
-        if begun is None:
-            images = victim.images(config.attack.save_images if attack.name == "pgd" else 0)
-            begun = attacks.Outcome.begin(victim.clean, images)
-        return attacks.robust(
-            victim,
-            attack,
-            view,
-            parse_eps(eps),
-            size,
-            begun,
-            lambda outcome: outcomes.save(key, outcome, stop),
-        )
+        begin = victim.begin(config.attack.save_images if attack.name == "pgd" else 0)
+        return cells.run(key, victim, attack, view, eps, begin)
 
     other = config.audit.surrogate
     exact = replace(own(config, victim, Gradient.exact), eot=1)
@@ -104,7 +100,7 @@ def evidence_of(
         victim=victim,
         own=own(config, victim, Gradient.rule),
         exact=exact,
-        surrogate=None if other is None else surrogate(other, config, data, victim.device),
+        surrogate=None if other is None else surrogate(other, config, data, victim),
         has_feedback=bool(rules.feedback_layers(victim.network)),
         n_classes=data.n_classes,
         eps=sorted(config.attack.eps, key=parse_eps),
@@ -127,19 +123,20 @@ def _names(cell: checks.Cell, evidence: checks.Evidence) -> list[Gradient]:
     return [Gradient.rule, Gradient.exact] if one else [cell.gradient]
 
 
-def _measured(cell: checks.Cell, gradient: Gradient, **more: str) -> dict[str, Any]:
+def _measured(victim: attacks.Victim, cell: checks.Cell, gradient: Gradient, **more: str) -> dict[str, Any]:
     """An attack of the audit as a measurement."""
     name = None if gradient is Gradient.none else str(gradient)
     labels = {"attack": cell.attack, "gradient": name, "eps": cell.eps, "source": cell.source}
-    right = cell.outcome.right
-    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **more)
+    found = summary(victim.take(cell.index), cell.outcome)
+    return measurement("test", len(cell.index), **labels, **found, **more)
 
 
-def _part(cell: checks.Cell, gradient: Gradient, n: int) -> dict[str, Any]:
+def _part(victim: attacks.Victim, cell: checks.Cell, gradient: Gradient) -> dict[str, Any]:
     """The same of an attack that only the audit makes; packed, which of its ``n`` samples it was ``made_on``,
     and which of them it stands for, ``among``."""
+    n = len(victim.clean)
     which = {"made_on": _flags(cell.index, n), "among": _flags(cell.among, n)}
-    return _measured(cell, gradient, **which)
+    return _measured(victim, cell, gradient, **which)
 
 
 def _flags(index: Tensor, n: int) -> str:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sstune.attacks.attack import ATTACKS, Attack
 from sstune.attacks.audit.paired import FEWEST
 from sstune.attacks.evaluation import Victim, View
 from sstune.attacks.outcome import Outcome
-from sstune.attacks.registry import ATTACKS, Attack
-from sstune.datasets import spread
+from sstune.datasets import Batch, spread
 from sstune.quantities import parse_eps
 from sstune.schema import (
     AscentConfig,
     AttackConfig,
+    AttackLoss,
     AuditConfig,
     Gradient,
     MiFgsmConfig,
@@ -27,6 +28,7 @@ from sstune.schema import (
     RaysConfig,
     SquareConfig,
 )
+from sstune.tasks import Goal, Objective
 
 STEPS = 20
 LARGE = ("64/255", "1.0")  # more than any network withstands, and every image whatever
@@ -170,6 +172,11 @@ class Evidence:
         """RayS on the samples at ``index``, which are the ``part`` of those for attacks by labels."""
         config = RaysConfig("rays", [eps], queries=self.config.label_queries)
         return self._attack("rays", config, self._blind, eps, index, self.label_samples, part)
+
+    def objective(self, batch: Batch, loss: AttackLoss = AttackLoss.ce) -> Objective:
+        """Of an untargeted attack on ``batch``."""
+        network = self.victim.network
+        return self.victim.task.objective(batch, Goal(loss), lambda: network(batch.images))
 
     @property
     def black_box_samples(self) -> Tensor:

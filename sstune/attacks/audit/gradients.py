@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sstune.attacks.ascent import cross_entropy, loss_gradient
+from sstune.attacks.ascent import loss_gradient
 from sstune.attacks.audit.check import Check, Status
 from sstune.attacks.audit.evidence import Evidence
 from sstune.attacks.audit.paired import Paired, points, strongest
 from sstune.attacks.evaluation import View, attacked_through
-from sstune.attacks.registry import Batch
-from sstune.datasets import batches
+from sstune.datasets import Batch, batches
 from sstune.schema import AttackLoss
 
 GAP = 2.0  # points
@@ -79,19 +78,18 @@ def _gradient(evidence: Evidence, view: View, batch: Batch) -> Tensor:
     """Of the cross-entropy with respect to the images, (N, C, H, W), float64: squares of tiny ones vanish."""
     with attacked_through(view.network, view.gradient):
         subject = view.subject(evidence.seed, "gradients")
-        return loss_gradient(subject, batch.images, batch, AttackLoss.ce)[1].double()
+        return loss_gradient(subject, batch.images, evidence.objective(batch))[1].double()
 
 
 def _losses(evidence: Evidence) -> Tensor:
     network, found = evidence.victim.network, []
     with torch.no_grad(), attacked_through(network, evidence.own.gradient):
         for batch in _batches(evidence):
-            found.append(cross_entropy(network(batch.images), batch.labels).cpu())
+            found.append(evidence.objective(batch).loss(network(batch.images), batch.images, 0.0).cpu())
     return torch.cat(found)
 
 
 def _batches(evidence: Evidence) -> Iterator[Batch]:
     """Some of the samples; what is taken of each batch is all that is kept."""
     victim = evidence.victim.some(COMPARED)
-    for images, labels in batches(victim.split, 64, victim.device):
-        yield Batch(images, labels, None, [0] * len(labels))
+    yield from batches(victim.split, 64, victim.device)

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from sstune.attacks.ascent import loss_gradient
+from sstune.attacks.attack import ATTACKS
 from sstune.attacks.audit.check import Check, Status
 from sstune.attacks.audit.evidence import Evidence
 from sstune.attacks.evaluation import attacked_through, check_zero_eps
-from sstune.attacks.registry import ATTACKS, Batch
 from sstune.attacks.validity import InvalidAttack, differ
-from sstune.datasets import batches
+from sstune.datasets import Batch, batches
 from sstune.rules import eval_mode
 from sstune.schema import AttackLoss, PgdConfig
 
@@ -23,8 +23,8 @@ FEWEST_RIGHT = 24  # of fewer, not even a third less would be a significant diff
 def probe(evidence: Evidence, n: int = LOOKED_AT) -> Batch:
     """``n`` samples as one batch on the victim's device."""
     victim = evidence.victim.some(n)
-    ((images, labels),) = batches(victim.split, n, victim.device)
-    return Batch(images, labels, None, victim.samples.tolist())
+    (batch,) = batches(victim.split, n, victim.device)
+    return batch
 
 
 def d0(evidence: Evidence) -> Check:
@@ -84,7 +84,8 @@ def repeated(evidence: Evidence) -> tuple[list[Tensor], list[Tensor]]:
     subject = evidence.own.subject(evidence.seed, "repeat")
     subject.eot = 1
     with attacked_through(evidence.victim.network, evidence.own.gradient):
-        passes = [loss_gradient(subject, batch.images, batch, AttackLoss.margin) for _ in range(REPEATS)]
+        objective = evidence.objective(batch, AttackLoss.margin)
+        passes = [loss_gradient(subject, batch.images, objective) for _ in range(REPEATS)]
     return [outputs for outputs, _ in passes], [gradient for _, gradient in passes]
 
 
