@@ -21,11 +21,13 @@ from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, Validation
 
 from sstune import catalogue, mistakes, schema
 from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
+from sstune.schema.aliases import renamed, under_present_names
+from sstune.schema.run import resolve_aliases
 from sstune.validation import validate
 from sstune.validation.leaves import leaves
 
 # What a run takes from the run it starts from, unless asked for otherwise.
-INHERITED = ("backbone", "dataset", "task", "rule", "seed")
+INHERITED = ("backbone", "dataset", "task", "adversary", "rule", "seed")
 
 
 def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -69,7 +71,7 @@ def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command
 
 def _parsed(text: str) -> Override:
     try:
-        return OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_override(renamed(text))
     except (HydraException, ValueError) as error:  # ValueError: more digits than Python reads
         raise RequestError(mistakes.unreadable(text)) from error
 
@@ -98,6 +100,8 @@ def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[DictC
     chosen = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
+    if unknown := resolve_aliases(config):
+        raise RequestError(*(mistakes.no_such_key(key) for key in unknown))
     return config, chosen
 
 
@@ -157,7 +161,10 @@ def asked(command: str, config: RunConfig, overrides: Sequence[str]) -> set[str]
     """
     default = compose(command)
     chosen = {group for group in GROUPS if getattr(config, group).name != getattr(default, group).name}
-    return {re.split(r"[=@]", override.lstrip("+~"))[0] for override in overrides} | (chosen & set(INHERITED))
+    named = {re.split(r"[=@]", renamed(override).lstrip("+~"))[0] for override in overrides}
+    if "task" in named:
+        named.add("adversary")  # which was part of the task: another task starts without the parent's
+    return named | (chosen & set(INHERITED))
 
 
 def restore(values: Any) -> RunConfig:
@@ -173,6 +180,7 @@ def restore(values: Any) -> RunConfig:
     if not isinstance(values, dict):
         raise RequestError("not a mapping of keys to values")
     _check_text(values)
+    values = under_present_names(values)
     command = values.get("command")
     if not isinstance(command, str) or command not in COMMANDS:
         raise RequestError(f"command: {command!r} is none of {', '.join(COMMANDS)}")

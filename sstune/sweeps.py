@@ -130,8 +130,9 @@ def _launched(command: str, parent: int | None, config: DictConfig) -> None:
     """
     if parent not in (None, os.getpid()):
         end_with(parent)
-    typed = composition.typed(config, command)
-    carry_out(typed, composition.asked(command, typed, HydraConfig.get().overrides.task))
+    overrides = HydraConfig.get().overrides.task
+    composed = composition.compose(command, overrides)
+    carry_out(composed, composition.asked(command, composed, overrides))
 
 
 def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> list[Exception]:

@@ -337,7 +337,7 @@ class TestCells:
 def test_known_keys() -> None:
     keys = known_keys()
     assert {"epochs", "experiment", "rule", "rule.redraw", "optimizer.betas", "dataset.image_size"} <= keys
-    assert {"audit.strict", "audit.skip", "model.import"} <= keys
+    assert {"audit.strict", "audit.skip", "model.factory"} <= keys
     assert all(
         key.split(".")[0] in {*GROUPS, "experiment", *(f.name for f in fields(RunConfig))} for key in keys
     )

@@ -25,7 +25,7 @@ from sstune.schema import AttackConfig, Gradient, IteratedConfig, RunConfig
 
 
 def attack(config: RunConfig, asked: set[str]) -> Run:
-    """Attack the network of ``init_from`` or ``model.import``, or of ``sstune finetune``'s run of the same
+    """Attack the network of ``init_from`` or ``model.factory``, or of ``sstune finetune``'s run of the same
     configuration.
 
     A run's backbone, dataset, task, rule and seed are kept unless the command line asks for others; with

@@ -36,8 +36,8 @@ from sstune.validation import validate
 MODEL = "model.pt"
 # Sections of a run's configuration that its descendants keep, unless the command line asks for others.
 INHERITED_BY = {
-    "finetune": ("backbone", "dataset", "task"),
-    "attack": ("backbone", "dataset", "task", "rule", "seed"),
+    "finetune": ("backbone", "dataset", "task", "adversary"),
+    "attack": ("backbone", "dataset", "task", "adversary", "rule", "seed"),
 }
 
 
@@ -178,8 +178,8 @@ def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run
     """
     idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
     if config.command == "attack" and parent is None and idle:
-        raise RequestError(f"{idle[0]}: attack trains nothing when init_from or model.import is given")
-    if config.model["import"] is not None:
+        raise RequestError(f"{idle[0]}: attack trains nothing when init_from or model.factory is given")
+    if config.model.factory is not None:
         config, source = descend_from_import(config, asked)
         return run_of(config, source.lineage, surrogate_names(config)), source
     if parent:
@@ -218,14 +218,14 @@ def _channels(dataset: DatasetConfig) -> int | None:
 
 
 def descend_from_import(config: RunConfig, asked: set[str]) -> tuple[RunConfig, Source]:
-    """The configuration of an attack on ``model.import``'s network, and that network.
+    """The configuration of an attack on ``model.factory``'s network, and that network.
 
     Raises:
         RequestError: it cannot be made, or a backbone is asked for besides.
     """
-    spec = str(config.model["import"])
+    spec = str(config.model.factory)
     if any(key.partition(".")[0] == "backbone" for key in asked):
-        raise RequestError(f"backbone: the network is the one of model.import={spec}, leave backbone= away")
+        raise RequestError(f"backbone: the network is the one of model.factory={spec}, leave backbone= away")
     network = imported.make(spec)
     rule = config.rule if any(key.partition(".")[0] == "rule" for key in asked) else RuleConfig(name="bp")
     config = replace(config, backbone=BackboneConfig(name=spec), rule=rule)
@@ -264,7 +264,7 @@ def stand_in(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
     with named_after(config):
         source = open_source(Path(path))
         taken = inherit(config, source, set(), ("backbone", "dataset", "rule", "seed"))
-        if source.config is None and config.model["import"] is not None:
+        if source.config is None and config.model.factory is not None:
             raise RequestError(f"init_from: {path} does not say what network it is for; name a run instead")
         if taken.dataset.label != config.dataset.label:
             raise RequestError(
@@ -297,7 +297,7 @@ def planned(config: RunConfig, asked: set[str]) -> Run | None:
 
 def starts_from_default(config: RunConfig) -> bool:
     """Whether nothing says which weights to start from."""
-    return config.init_from is None and config.model["import"] is None
+    return config.init_from is None and config.model.factory is None
 
 
 def default_parent(config: RunConfig) -> RunConfig:
@@ -306,7 +306,7 @@ def default_parent(config: RunConfig) -> RunConfig:
     ``finetune``: what ``sstune train`` makes of the same backbone, dataset, task and seed. ``attack``: what
     ``sstune finetune`` makes of the same configuration.
     """
-    shared = ("backbone", "dataset", "task", "seed", "device", "threads", "out")
+    shared = ("backbone", "dataset", "task", "adversary", "seed", "device", "threads", "out")
     if config.command == "finetune":
         parent: RunConfig = replace(compose("train"), **{name: getattr(config, name) for name in shared})
     else:

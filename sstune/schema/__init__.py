@@ -1,8 +1,8 @@
 """What may be asked for: one dataclass per command and per group, with names, types and ranges.
 
 The classes are registered with Hydra, so a mistyped key or a value of the wrong type fails while the
-configuration is composed; what types cannot say is checked by :mod:`sstune.validation`. Imports neither torch
-nor anything of sstune.
+configuration is composed; what types cannot express is checked by :mod:`sstune.validation`. Imports neither
+torch nor anything else of sstune.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ from sstune.schema.request import (
 from sstune.schema.run import (
     COMMANDS,
     AttackRunConfig,
-    AuditConfig,
     FinetuneConfig,
     RunConfig,
     TrainConfig,
     register,
 )
+from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig
 
 __all__ = [
     "ATTACK_TRAITS",
@@ -99,6 +99,7 @@ __all__ = [
     "GROUPS",
     "LONGEST_LINE",
     "AdamWConfig",
+    "AdversaryConfig",
     "ApgdConfig",
     "AscentConfig",
     "AttackConfig",
@@ -126,6 +127,7 @@ __all__ = [
     "MiFgsmConfig",
     "MlpConfig",
     "MnistConfig",
+    "ModelConfig",
     "MultistepConfig",
     "NoiseConfig",
     "Norm",

@@ -2,108 +2,149 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
 from omegaconf import MISSING
 
 from sstune.schema.choices import AttackLoss, Draws, Gradient, Norm, Target
+from sstune.schema.keys import Identity, Range, key, redefined
 
 
 @dataclass
 class AttackConfig:
-    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm`` (Linf or L2).
+    """An attack on images in [0,1]."""
 
-    ``gradient`` lists what is differentiated, ``surrogates`` the runs or checkpoints that stand in for the
-    network where that is ``surrogate``. ``eot`` gradients are averaged for a step, of feedback that is drawn
-    as ``redraw`` says (null: as ``rule.redraw`` does). ``targeted``: into which class (null: any wrong one).
-    With ``cascade`` a sample that broke at a smaller eps is not attacked at a larger one: it counts as
-    broken. ``eight_bit``: success is judged on images rounded to 8 bits. ``n`` limits the test samples, of
-    which ``save_images`` are kept with their adversarial images. ``batch_size`` null: the largest that fits.
-    """
-
-    name: str = MISSING
-    eps: list[str] = MISSING
-    norm: Norm = Norm.Linf
-    gradient: list[Gradient] = field(default_factory=lambda: [Gradient.rule, Gradient.exact])
-    surrogates: list[str] = field(default_factory=list)
-    eot: int = 1
-    redraw: Draws | None = None
-    targeted: Target | None = None
-    cascade: bool = False
-    eight_bit: bool = False
-    n: int | None = None
-    save_images: int = 0
-    batch_size: int | None = None
+    name: str = key(MISSING, "Name of the attack; follows from attack=OPTION.")
+    eps: list[str] = key(
+        MISSING, "Radii of the ball around each image, as fractions or decimals: [2/255, 0.03]."
+    )
+    norm: Norm = key(Norm.Linf, "Norm in which eps is measured.", identity=Identity.UNLESS_DEFAULT)
+    gradient: list[Gradient] = key(
+        [Gradient.rule, Gradient.exact],
+        "Gradients to attack through, one after the other: the rule's own, the exact one, that of surrogate "
+        "networks, or none for attacks that use outputs only.",
+    )
+    surrogates: list[str] = key(
+        [],
+        "Run directories or checkpoint files of the networks that gradient=[surrogate] differentiates.",
+        identity=Identity.NEVER,
+    )
+    eot: int = key(
+        1,
+        "Number of gradients averaged in each step, each with its own draw of random feedback.",
+        within=Range(1, 1e6),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    redraw: Draws | None = key(
+        None,
+        "When random feedback is drawn anew under attack: never, for each step, or for each gradient; null: "
+        "as rule.redraw says.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    targeted: Target | None = key(
+        None,
+        "Class into which a sample is moved; null: untargeted, any wrong class.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    cascade: bool = key(
+        False,
+        "Count a sample that a smaller eps has already misclassified as misclassified at larger ones, "
+        "without attacking it again.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    eight_bit: bool = key(
+        False,
+        "Judge success on adversarial images rounded to 8 bits.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    n: int | None = key(None, "Number of test samples to attack; null: all.", within=Range(1))
+    save_images: int = key(
+        0,
+        "Number of samples whose images and adversarial images are saved.",
+        within=Range(0, 1e6),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    batch_size: int | None = key(
+        None, "Number of images attacked at once; null: as many as fit in memory.", within=Range(1, 1e6)
+    )
 
 
 @dataclass
 class AscentConfig(AttackConfig):
-    """An attack that goes up the gradient of ``loss``."""
+    """An attack by gradient ascent."""
 
-    loss: AttackLoss = AttackLoss.ce
+    loss: AttackLoss = key(
+        AttackLoss.ce,
+        "Loss to increase: cross-entropy (ce), or the difference of logits (margin), which does not "
+        "saturate.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
 
 
 @dataclass
 class IteratedConfig(AscentConfig):
-    """``step_size`` relative to eps ("eps/4") or absolute; ``early_exit``: a broken sample is left alone
-    (unless ``eight_bit``)."""
+    """Gradient ascent in several steps."""
 
-    steps: int = 10
-    step_size: str = "eps/4"
-    early_exit: bool = True
+    steps: int = key(10, "Number of steps.", within=Range(1, 1e6))
+    step_size: str = key("eps/4", "Size of a step, relative to eps (eps/4) or absolute (2/255).")
+    early_exit: bool = key(
+        True,
+        "Stop attacking a sample once it is misclassified (not with eight_bit).",
+        identity=Identity.UNLESS_DEFAULT,
+    )
 
 
 @dataclass
 class PgdConfig(IteratedConfig):
-    """``restarts`` from random points of the ball, or one from the image itself."""
+    """Projected gradient descent."""
 
-    restarts: int = 1
-    random_start: bool = True
+    restarts: int = key(1, "Number of starts; a sample's best result counts.", within=Range(1, 1e6))
+    random_start: bool = key(True, "Start at a random point of the ball; false: at the image itself.")
 
 
 @dataclass
 class MiFgsmConfig(IteratedConfig):
-    """``decay`` of the accumulated gradient."""
+    """Iterated FGSM with momentum."""
 
-    decay: float = 1.0
+    decay: float = key(1.0, "Decay of the accumulated gradient.", within=Range(0, 1e3))
 
 
 @dataclass
 class LibraryConfig(AttackConfig):
-    """An attack of another library, which draws for a whole batch: its size has a part in the outcome."""
+    """An attack of another library; it draws for a whole batch, so the outcome depends on batch_size."""
 
-    batch_size: int | None = 250
+    batch_size: int | None = redefined(AttackConfig, "batch_size", 250)
 
 
 @dataclass
 class ApgdConfig(LibraryConfig):
-    """``steps`` from each of ``restarts`` starts (towards each class, where it is targeted)."""
+    """Auto-PGD and FAB; where the attack is targeted, from each start towards each class."""
 
-    steps: int = 100
-    restarts: int = 1
+    steps: int = key(100, "Number of steps.", within=Range(1, 1e6))
+    restarts: int = key(1, "Number of starts; a sample's best result counts.", within=Range(1, 1e6))
 
 
 @dataclass
 class SquareConfig(LibraryConfig):
-    """``queries`` of the scores, for each sample."""
+    """Square attack."""
 
-    queries: int = 5000
+    queries: int = key(5000, "Number of queries for each sample.", within=Range(1, 1e9))
 
 
 @dataclass
 class RaysConfig(AttackConfig):
-    """``queries`` of the predicted label, for each sample."""
+    """RayS."""
 
-    queries: int = 2000
+    queries: int = key(2000, "Number of queries for each sample.", within=Range(1, 1e9))
 
 
 @dataclass
 class NoiseConfig(AttackConfig):
-    """The best of so many ``attempts``."""
+    """Random perturbations."""
 
-    attempts: int = 100
+    attempts: int = key(100, "Number of random perturbations of each sample.", within=Range(1, 1e6))
 
 
 class Effort(StrEnum):

@@ -15,7 +15,7 @@ from sstune.attacks import Subject, attacked_through
 from sstune.attacks.ascent import Pgd
 from sstune.datasets import Batch
 from sstune.quantities import parse_adversary, parse_eps
-from sstune.schema import ClassificationConfig, Gradient, PgdConfig
+from sstune.schema import AdversaryConfig, Gradient, PgdConfig
 from sstune.seeding import seed_from
 from sstune.training.forward import Forward, autocast
 from sstune.training.learner import Learner
@@ -32,14 +32,15 @@ class Adversary:
         size: images of which a gradient is taken at once; only so many are compiled for.
     """
 
-    def __init__(self, learner: Learner, settings: ClassificationConfig, size: int) -> None:
-        self.attack = attack_of(settings)
-        self.eps = parse_eps(settings.adversarial_eps)
-        self.seed = learner.config.seed
+    def __init__(self, learner: Learner, size: int) -> None:
+        config = learner.config
+        self.attack = attack_of(config.adversary)
+        self.eps = parse_eps(config.adversary.eps)
+        self.seed = config.seed
         self.network = learner.network
         self.task = learner.task
-        self.forward = Forward(learner.network, learner.config.compile, size, learner.device)
-        self.autocast = autocast(learner.config.precision, learner.device)
+        self.forward = Forward(learner.network, config.compile, size, learner.device)
+        self.autocast = autocast(config.precision, learner.device)
 
     def __call__(self, batch: Batch, key: tuple[int, int], positions: slice) -> Batch:
         """The batch with adversarial images, each within ``eps`` of its own in Linf.
@@ -64,22 +65,19 @@ class Adversary:
             return self.forward(images).to(images.dtype)
 
 
-def attack_of(task: ClassificationConfig) -> PgdConfig:
-    """The attack that ``task.adversarial`` names; fgsm is one whole step of pgd, without a random start."""
-    steps = parse_adversary(str(task.adversarial))
+def attack_of(adversary: AdversaryConfig) -> PgdConfig:
+    """The attack ``adversary.attack``; fgsm is pgd with one step of size eps and without a random start."""
+    steps = parse_adversary(str(adversary.attack))
     return PgdConfig(
         name="pgd",
-        eps=[task.adversarial_eps],
+        eps=[adversary.eps],
         steps=steps or 1,
-        step_size=task.adversarial_step_size if steps else "eps",
+        step_size=adversary.step_size if steps else "eps",
         random_start=steps is not None,
         early_exit=False,
     )
 
 
 def adversary_of(learner: Learner, size: int) -> Adversary | None:
-    """The adversary that a network is trained against, None if it is trained on images as they are."""
-    settings = learner.config.task
-    if not isinstance(settings, ClassificationConfig) or settings.adversarial is None:
-        return None
-    return Adversary(learner, settings, size)
+    """The adversary that a network is trained against; None without adversarial training."""
+    return None if learner.config.adversary.attack is None else Adversary(learner, size)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from sstune.quantities import parse_adversary, parse_eps, parse_step_size
 from sstune.schema import (
     ATTACK_TRAITS,
+    AdversaryConfig,
     AttackConfig,
-    ClassificationConfig,
     Draws,
     Gradient,
     IteratedConfig,
@@ -104,18 +104,18 @@ def _joined(names: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else str(last)
 
 
-def adversary_problems(task: ClassificationConfig) -> Iterator[str]:
-    """What is wrong with the attack that ``task`` trains against."""
+def adversary_problems(adversary: AdversaryConfig) -> Iterator[str]:
+    """What is wrong with the attack that a network is trained against."""
     try:
-        if task.adversarial is not None:
-            parse_adversary(task.adversarial)
+        if adversary.attack is not None:
+            parse_adversary(adversary.attack)
     except ValueError as error:
-        yield f"task.adversarial: {error}"
+        yield f"adversary.attack: {error}"
     try:
-        parse_eps(task.adversarial_eps)
+        parse_eps(adversary.eps)
     except ValueError as error:
-        yield f"task.adversarial_eps: {error}"
-    yield from _step_problems("task.adversarial_step_size", task.adversarial_step_size, Norm.Linf)
+        yield f"adversary.eps: {error}"
+    yield from _step_problems("adversary.step_size", adversary.step_size, Norm.Linf)
 
 
 def _step_problems(key: str, text: str, norm: Norm) -> Iterator[str]:

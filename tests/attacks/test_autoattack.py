@@ -178,7 +178,7 @@ def test_state_and_log_are_left_alone(
 class TestAsACommand:
     """On a network of somebody else's: each digit's class by the nearest class mean."""
 
-    asked = ("attack=autoattack", "model.import=means:make", "attack.n=20", "threads=1", "device=cpu")
+    asked = ("attack=autoattack", "model.factory=means:make", "attack.n=20", "threads=1", "device=cpu")
 
     @pytest.fixture(autouse=True)
     def module(self, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class TestOfARun:
         assert answer.status == 2
         key = override.split("=")[0]
         assert answer.errors == [
-            f"sstune: {key}: attack trains nothing when init_from or model.import is given"
+            f"sstune: {key}: attack trains nothing when init_from or model.factory is given"
         ]
 
     def test_another_backbone_is_refused(self, ask: Ask, trained: Path) -> None:

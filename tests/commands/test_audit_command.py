@@ -27,7 +27,7 @@ QUICK = [
     "attack=audit", "attack.n=60", "attack.eps=[16/255,48/255]", "audit.black_box_n=40", "audit.label_n=30",
     "audit.square_queries=50", "audit.label_queries=50", "threads=1", "device=cpu",
 ]  # fmt: skip
-NEAREST = [*QUICK, "model.import=audited_nets:nearest"]  # quicker than any network that must be trained
+NEAREST = [*QUICK, "model.factory=audited_nets:nearest"]  # quicker than any network that must be trained
 CENTROIDS = """
 import torch
 from sklearn.datasets import load_digits
@@ -256,7 +256,7 @@ class TestOfAnImport:
     def test_a_random_network_is_audited_alike_each_time(
         self, ask: Ask, imports: None, tmp_path: Path
     ) -> None:
-        line = ["attack", *QUICK, "model.import=audited_nets:noisy", "audit.skip=[D4,D7,D8,D13]"]
+        line = ["attack", *QUICK, "model.factory=audited_nets:noisy", "audit.skip=[D4,D7,D8,D13]"]
         rows = []
         for _ in range(2):
             assert ask(*line, "force=true").status == 0
@@ -284,7 +284,7 @@ class TestOfAnImport:
         )
         data = ["dataset=folder", "dataset.root=tree", "dataset.label=halves", "dataset.mean=[0.5,0.5,0.5]",
                 "dataset.std=[0.5,0.5,0.5]", "dataset.cache=cache", "dataset.val_fraction=0.2"]  # fmt: skip
-        answer = ask("attack", *QUICK, *data, "model.import=grey:halves", "audit.skip=[D8]")
+        answer = ask("attack", *QUICK, *data, "model.factory=grey:halves", "audit.skip=[D8]")
         assert answer.errors == []
         row = row_of(tmp_path)
         assert row["n_classes"] == 2

@@ -32,7 +32,7 @@ BASE = [
     "dataset.test_fraction=0.8",
     "dataset.val_fraction=0.2",
     "batch_size=50",
-    f"task.adversarial_eps={EPS}",
+    f"adversary.eps={EPS}",
 ]
 RULES = [["bp"], ["usf"], ["brsf"], ["brsf", "rule.redraw=forward"], ["dfa"], ["wm"], ["pfa"]]
 ATTACKS = ["fgsm", "pgd1", "pgd4"]
@@ -126,7 +126,7 @@ class TestImages:
         images, labels = batch(digits)
         key = (3, 2)
         network = copy.deepcopy(halfway).double()
-        adversary = adversary_on(network, f"rule={rule[0]}", *rule[1:], f"task.adversarial={attack}")
+        adversary = adversary_on(network, f"rule={rule[0]}", *rule[1:], f"adversary.attack={attack}")
         found = moved(adversary, images.double(), labels, key, slice(0, 50))
         expected = written_out(copy.deepcopy(halfway).double(), images.double(), labels, attack, key)
         # the start is drawn in float32
@@ -139,7 +139,7 @@ class TestImages:
     def test_start_anew_at_each_step_and_each_position(
         self, halfway: Network, digits: datasets.Splits
     ) -> None:
-        adversary = adversary_on(copy.deepcopy(halfway), "task.adversarial=pgd1")
+        adversary = adversary_on(copy.deepcopy(halfway), "adversary.attack=pgd1")
         adversary.attack.step_size = "0"  # leaves the start
         images, labels = batch(digits)
         images = images[:1].expand(50, -1, -1, -1).contiguous()
@@ -157,9 +157,9 @@ class TestImages:
             values.double() if values.is_floating_point() else values for values in batch(digits, n)
         )
         network = copy.deepcopy(halfway).double()
-        at_once = adversary_on(network, "task.adversarial=pgd2", size=n)
+        at_once = adversary_on(network, "adversary.attack=pgd2", size=n)
         whole = moved(at_once, images, labels, (0, 1), slice(0, n))
-        divided = adversary_on(network, "task.adversarial=pgd2", size=size)
+        divided = adversary_on(network, "adversary.attack=pgd2", size=size)
         shares = [share for share in (slice(0, cut), slice(cut, n)) if share.start < share.stop]
         found = [moved(divided, images[share], labels[share], (0, 1), share) for share in shares]
         torch.testing.assert_close(torch.cat(found), whole, rtol=0, atol=1e-12)
@@ -172,7 +172,7 @@ class TestImages:
         network.backbone[5].register_forward_hook(  # type: ignore[index]
             lambda module, inputs, output: seen.add(output.dtype)
         )
-        adversary = adversary_on(network, "task.adversarial=pgd3", "precision=bf16")
+        adversary = adversary_on(network, "adversary.attack=pgd3", "precision=bf16")
         found = moved(adversary, images, labels, (0, 0), slice(0, 50))
         assert seen == {torch.bfloat16}
         assert found.dtype == torch.float32
@@ -186,7 +186,7 @@ class TestImages:
 @pytest.mark.parametrize("rule", RULES, ids=" ".join)
 def test_nothing_of_the_network_changes(rule: list[str], halfway: Network, digits: datasets.Splits) -> None:
     network = copy.deepcopy(halfway)
-    adversary = adversary_on(network, f"rule={rule[0]}", *rule[1:], "task.adversarial=pgd2")
+    adversary = adversary_on(network, f"rule={rule[0]}", *rule[1:], "adversary.attack=pgd2")
     network.train()
     network.backbone[1].eval()  # type: ignore[index]
     for parameter in network.backbone[0].parameters():  # type: ignore[index]
@@ -214,7 +214,7 @@ class TestTraining:
         self, halfway: Network, digits: datasets.Splits
     ) -> None:
         epochs = 2
-        config = compose("train", [*BASE, "rule=bp", "task.adversarial=pgd2", f"epochs={epochs}"])
+        config = compose("train", [*BASE, "rule=bp", "adversary.attack=pgd2", f"epochs={epochs}"])
         trainer = trainer_of(config, copy.deepcopy(halfway), digits)
         clean = [item for epoch in range(epochs) for item in trainer.loader.epoch(epoch)]
         step, checked = trainer.step, 0
@@ -240,8 +240,8 @@ class TestTraining:
         images, labels = digits.test.images[:300] / 255, digits.test.labels[:300]
         right, eps = {}, 0.15
         for adversarial in ("null", "pgd5"):
-            line = ["epochs=10", "optimizer.lr=0.05", f"task.adversarial={adversarial}"]
-            line += [f"task.adversarial_eps={eps}"]
+            line = ["epochs=10", "optimizer.lr=0.05", f"adversary.attack={adversarial}"]
+            line += [f"adversary.eps={eps}"]
             network = small_network()
             trainer_of(compose("train", [*BASE, *line]), network, digits).fit(Progress())
             attack = torchattacks.PGD(network.eval(), eps=eps, alpha=eps / 4, steps=20)
@@ -261,7 +261,7 @@ def test_compiled_it_is_the_eager_attack_and_compiles_no_more(digits: datasets.S
     images, labels = batch(digits, 37)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     network = Network(Backbone(module, head="3", stem="1"), [0.3], [0.35])
-    line = ["rule=brsf", "task.adversarial=pgd3"]
+    line = ["rule=brsf", "adversary.attack=pgd3"]
     plain = adversary_on(copy.deepcopy(network), *line, size=37)
     eager = moved(plain, images, labels, (0, 0), slice(0, 37))
     before = graphs()

@@ -53,7 +53,7 @@ RULES = {
     "ema": ["rule=brsf", "ema=0.8"],
     "ema, drawing": ["rule=brsf", "rule.redraw=forward", "ema=0.8"],
     "accumulate": ["rule=brsf", "accumulate=3", "clip_norm=1"],
-    "adversarial": ["rule=brsf", "rule.redraw=forward", "task.adversarial=pgd2", "accumulate=2"],
+    "adversarial": ["rule=brsf", "rule.redraw=forward", "adversary.attack=pgd2", "accumulate=2"],
     "freeze": ["rule=usf", "optimizer.freeze=[stem,layer1]"],
     "lr_factors": ["rule=kp", "rule.start=random", "optimizer.lr_factors={head:4,layer1:0.1}"],
 }
