@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,53 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from sstune import catalogue, mistakes, schema
+from sstune.inheritance import INHERITED
 from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
 from sstune.validation import validate
 from sstune.validation.leaves import leaves
 
-# What a run takes from the run it starts from, unless asked for otherwise.
-INHERITED = ("backbone", "dataset", "task", "rule", "seed")
+
+@dataclass(frozen=True)
+class Request:
+    """A run that is asked for: its configuration, and which part of it the command line sets itself.
+
+    ``explicit`` holds the keys of the command line as written, and each group for which an experiment chooses
+    another option than the default. ``rule`` stands for the whole group, ``rule.scale`` for that key of any
+    rule. Training settings of an experiment are not explicit: it states them once for all commands.
+    """
+
+    config: RunConfig
+    explicit: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, config: RunConfig, overrides: Sequence[str]) -> Request:
+        """The request that a command line makes, given the configuration composed from it."""
+        default = _default_names(catalogue.CONF, config.command)
+        chosen = {group for group in GROUPS if getattr(config, group).name != default[group]}
+        keys = {re.split(r"[=@]", override.lstrip("+~"))[0] for override in overrides}
+        return cls(config, frozenset(keys | (chosen & set(INHERITED["attack"]))))
+
+    def sets(self, section: str) -> bool:
+        """Whether the command line sets a section or one of its keys."""
+        return any(key.partition(".")[0] == section for key in self.explicit)
+
+
+@cache
+def _default_names(conf: Path, command: str) -> dict[str, str]:
+    """The name in each group of a command's default configuration."""
+    default = compose(command)
+    return {group: getattr(default, group).name for group in GROUPS}
+
+
+def request(command: str, overrides: Sequence[str] = ()) -> Request:
+    """The request that ``sstune <command> <overrides>`` makes, validated.
+
+    Raises:
+        RequestError: the command line does not compose, or its configuration is not valid.
+    """
+    config = compose(command, overrides)
+    validate(config)
+    return Request.of(config, overrides)
 
 
 def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -117,15 +158,14 @@ def typed(config: DictConfig, command: str) -> RunConfig:
 
 
 class Cell(NamedTuple):
-    """One run of a sweep: its part of the command line, and what that asks for."""
+    """One run of a sweep: its part of the command line, and the request that it makes."""
 
     overrides: list[str]
-    config: RunConfig
-    asked: set[str]
+    request: Request
 
 
 def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
-    """Every cell of a sweep, composed and validated before the first is run.
+    """Every cell of a sweep, composed and validated before the first one is run.
 
     Raises:
         RequestError: naming the cell and what is wrong with it.
@@ -145,19 +185,8 @@ def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
         except RequestError as error:
             where = f"(in the cell {' '.join(cell)})"
             raise RequestError(*(f"{problem} {where}" for problem in error.problems)) from error
-        composed.append(Cell(cell, config, asked(command, config, cell)))
+        composed.append(Cell(cell, Request.of(config, cell)))
     return composed
-
-
-def asked(command: str, config: RunConfig, overrides: Sequence[str]) -> set[str]:
-    """What a command line asks for: the keys on it as written, and the groups that a preset replaces.
-
-    ``rule`` asks for the whole group, ``rule.scale`` for that key of whatever rule there is. A preset's
-    training settings are not asked for: an experiment names them once for all its commands.
-    """
-    default = compose(command)
-    chosen = {group for group in GROUPS if getattr(config, group).name != getattr(default, group).name}
-    return {re.split(r"[=@]", override.lstrip("+~"))[0] for override in overrides} | (chosen & set(INHERITED))
 
 
 def restore(values: Any) -> RunConfig:

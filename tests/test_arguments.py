@@ -62,7 +62,7 @@ def test_a_place_that_is_there_needs_no_quotes(
     _, overrides = read(["-m", f"init_from={name}", f"out={name}/runs", "seed=0,1"])
     for cell in cells("finetune", overrides):
         assert cell.config.init_from == name
-        assert cell.asked >= {"init_from", "out"}
+        assert cell.request.explicit >= {"init_from", "out"}
 
 
 @pytest.mark.parametrize(

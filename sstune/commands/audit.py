@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,19 +12,16 @@ from sstune import attacks, datasets, rules
 from sstune.attacks import audit as checks
 from sstune.commands.cells import Cells
 from sstune.commands.data import load
+from sstune.commands.lineage import Source
 from sstune.commands.outcomes import Outcomes, summary
 from sstune.commands.pictures import save_images
-from sstune.commands.source import Source
 from sstune.commands.train import measurement
 from sstune.commands.victim import own, said_of, surrogate, victim_of
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.quantities import parse_eps
-from sstune.report.audit import audit_text
-from sstune.report.audit_page import audit_page
 from sstune.runs import Run
 from sstune.schema import Gradient, RunConfig
-from sstune.storage import write_text
 
 
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
@@ -143,23 +138,3 @@ def _flags(index: Tensor, n: int) -> str:
     flags = torch.zeros(n, dtype=torch.bool)
     flags[index] = True
     return pack(flags.numpy())
-
-
-def present(run: Run, row: dict[str, Any]) -> None:
-    """Print the checks and the verdict of a finished audit, and write its page, ``audit.html``."""
-    width = max(80, shutil.get_terminal_size((110, 24)).columns)
-    print(f"\n{audit_text(row['audit'], width, sys.stdout.isatty())}", flush=True)
-    picture, page = run.directory / "images.png", run.directory / "audit.html"
-    write_text(page, audit_page(row, picture.read_bytes() if picture.exists() else None))
-    print(f"page: {page}", flush=True)
-
-
-def objection(run: Run) -> str | None:
-    """What ``audit.strict`` says of a finished run: why it is not good enough, or None."""
-    row = run.result()
-    if not run.config.audit.strict or row is None or "audit" not in row:
-        return None
-    verdict, because = row["audit"]["verdict"], ", ".join(row["audit"]["because"])
-    if verdict == checks.Verdict.not_masked:
-        return None
-    return f"{run.directory}: {verdict} ({because}), and audit.strict asks for {checks.Verdict.not_masked}"

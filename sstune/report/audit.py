@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from sstune.report.measurements import frame
 from sstune.report.rows import Row, eps_value, unique
 from sstune.report.variants import LABELS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERDICTS = {
     "MASKED": "attacks through this network's own gradient overstate its robustness",
@@ -88,6 +88,10 @@ def audit_table(rows: Iterable[Row]) -> pd.DataFrame:
     that were audited at different eps, what one lacks is left empty. After the verdict: the checks that it
     rests on, those that found something amiss (a warning or worse), and those that did not run.
     """
+    import pandas as pd
+
+    from sstune.report.measurements import frame
+
     rows = unique(rows)
     audited = {row["identity"]: row for row in rows if row.get("audit")}
     if not audited:

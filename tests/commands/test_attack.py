@@ -14,7 +14,8 @@ import torch
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.backbones.cifar_resnet import CifarResNet
 from sstune.cli import main
-from sstune.commands.source import open_source
+from sstune.commands.lineage import open_source
+from sstune.commands.weights import Weights
 from sstune.composition import compose
 from sstune.packing import unpack
 from sstune.schema import Gradient
@@ -90,13 +91,13 @@ class TestOfARun:
         assert config is not None
         test, samples = datasets.load(config.dataset).test.sample(100, 0)
         method = attacks.ATTACKS["pgd"](compose("attack", PGD).attack, config.seed)
-        by_hand = {}
+        weights, by_hand = Weights(source), {}
         for feedback in ("trained", "newly drawn"):
             network = backbones.build(config.backbone, (1, 8, 8), 10, config.dataset.mean, config.dataset.std)
-            source.load_weights(network)
+            weights.load_into(network)
             rules.convert(network.backbone, config.rule, config.seed)
             if feedback == "trained":
-                source.load_feedback(network)
+                weights.load_feedback(network)
             clean = tasks.evaluate(network, tasks.build(config.task, 10), test, CPU).correct
             victim = attacks.Victim(network, test, samples, clean, CPU)
             view = attacks.View(Gradient.rule, network)
