@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from sstune import catalogue, mistakes, schema
 from sstune.inheritance import INHERITED
@@ -82,7 +82,8 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
             raise RequestError(*wrong)
         plain = [override for override in parsed if _sets_a_value(override)]
         choices = [override.input_line for override in parsed if override not in plain]
-        config, chosen = copy.deepcopy(_composed(catalogue.CONF, command, tuple(map(str, choices))))
+        pickled, chosen = _composed(catalogue.CONF, command, tuple(map(str, choices)))
+        config = pickle.loads(pickled)
         for override in plain:
             _set(config, override)
         _check_what_is_chosen(config, chosen, command)
@@ -108,7 +109,9 @@ def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command
         raise RequestError(*found)
 
 
+@cache
 def _parsed(text: str) -> Override:
+    """Kept, as the cells of a sweep have most of their overrides in common."""
     try:
         return OverridesParser.create().parse_override(text)
     except (HydraException, ValueError) as error:  # ValueError: more digits than Python reads
@@ -128,9 +131,12 @@ def _sets_a_value(override: Override) -> bool:
 
 
 @cache
-def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
-    """What Hydra composes, and the option of each group; kept, as a sweep's cells often differ in values only
-    and composing takes 0.1 s."""
+def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[bytes, dict[str, str]]:
+    """The configuration that Hydra composes, a pickled DictConfig, and the option chosen of each group.
+
+    Kept, as composing takes 0.1 s and the cells of a sweep often differ in values only. Pickled, as that is
+    five times as fast as a deep copy.
+    """
     schema.register()
     initialised = GlobalHydra.instance().is_initialized()
     context = nullcontext() if initialised else hydra.initialize_config_dir(str(conf), version_base="1.3")
@@ -139,7 +145,7 @@ def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[DictC
     chosen = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
-    return config, chosen
+    return pickle.dumps(config), chosen
 
 
 def typed(config: DictConfig, command: str) -> RunConfig:
@@ -148,10 +154,11 @@ def typed(config: DictConfig, command: str) -> RunConfig:
     Raises:
         RequestError: a value that must be given is absent.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise RequestError(*(f"{key}: must be given, e.g. {key}=…" for key in missing))
-    result = OmegaConf.to_object(config)
+    try:
+        result = OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        missing = sorted(OmegaConf.missing_keys(config))
+        raise RequestError(*(f"{key}: must be given, e.g. {key}=…" for key in missing)) from error
     if not isinstance(result, COMMANDS[command]):
         raise RequestError(f"conf/{command}.yaml: the defaults must begin with schema/{command}")
     return result

@@ -139,7 +139,7 @@ class TestOfARun:
     def test_another_backbone_is_refused(self, ask: Ask, trained: Path) -> None:
         answer = ask("attack", f"init_from={trained}", "backbone=resnet56")
         assert answer.status == 2
-        expected = f"sstune: backbone: the weights of {trained} are a resnet20's, leave backbone= away"
+        expected = f"sstune: backbone: the weights of {trained} are a resnet20's, remove backbone="
         assert answer.errors == [expected]
 
     def test_of_a_file(self, attack: Attack, trained: Path) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sstune.attacks.registry import ATTACKS
 
 from sstune.attacks.audit import Check, Evidence, Status
 from sstune.attacks.audit.black_box import d7, d8, d13
 from sstune.attacks.evaluation import robust
+from sstune.attacks.registry import ATTACKS
 from sstune.backbones import Network
 from sstune.schema import SquareConfig
 
