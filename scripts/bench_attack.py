@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from sstune import attacks, datasets
 from sstune.attacks.ascent import Pgd
-from sstune.commands.execution import prepare
-from sstune.commands.source import open_source
+from sstune.commands.lineage import open_source
+from sstune.commands.run_once import prepare
 from sstune.commands.victim import own, victim_of
 from sstune.composition import compose
 from sstune.datasets import Batch

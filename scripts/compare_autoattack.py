@@ -26,10 +26,10 @@ from torch import Tensor
 
 from sstune import backbones, datasets
 from sstune.attacks import ATTACKS, Attack, Attempt, Subject, Victim, View, attacked_through, robust
-from sstune.commands.execution import prepare
-from sstune.commands.source import descend
+from sstune.commands.lineage import derive_run
+from sstune.commands.run_once import prepare
 from sstune.commands.victim import victim_of
-from sstune.composition import compose
+from sstune.composition import Request, compose
 from sstune.datasets import Batch
 from sstune.quantities import parse_eps
 from sstune.runs import provenance
@@ -133,7 +133,7 @@ def the_victim(data: Path, checkpoint: Path, n: int) -> Victim:
     asked = [f"dataset.root={data}", f"init_from={checkpoint}", f"attack.n={n}", "rule=bp"]
     config = compose("attack", ["experiment=cifar10_jpeg", *asked, "device=cpu"])
     device = prepare(config, ALONE)
-    run, source = descend(config, set(), None)
+    run, source = derive_run(Request(config), None)
     splits = datasets.load(run.config.dataset, backbones.preprocessing(run.config.backbone))
     return victim_of(run.config, source, splits, device)
 

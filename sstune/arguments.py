@@ -81,7 +81,7 @@ def _option(word: str, following: list[str]) -> list[str]:
 def _override(argument: str) -> str:
     argument = renamed(argument)
     if argument.startswith(("+", "~")):
-        added = "added" if argument.startswith("+") else "taken away"
+        added = "added" if argument.startswith("+") else "removed"
         key, _, text = argument.lstrip("+~").partition("=")
         raise RequestError(f"{argument}: keys cannot be {added}; to set one, write {key}={text or '…'}")
     key, equals, text = argument.partition("=")

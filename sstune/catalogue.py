@@ -33,12 +33,15 @@ def options(group: str) -> list[str]:
     Raises:
         ValueError: another package adds one that ``conf/`` has.
     """
-    folder = CONF / group
-    files = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
-    added = set(ADDED.get(group, ()))
-    if taken := files & added:
+    files, added = _options(CONF / group), tuple(ADDED.get(group, ()))
+    if taken := set(files) & set(added):
         raise ValueError(f"{group}: {', '.join(taken)} is an option already")
-    return sorted(files | added)
+    return sorted((*files, *added))
+
+
+@cache
+def _options(folder: Path) -> tuple[str, ...]:
+    return tuple(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def option(group: str, chosen: str) -> Option:
@@ -68,9 +71,14 @@ def _option(folder: Path, chosen: str) -> Option:
 
 def schemas(group: str, name: str) -> list[type]:
     """The dataclasses that may have this ``name``; those that stand for any name last."""
-    said = [option(group, chosen) for chosen in options(group)]
-    found = [each.schema for free in (False, True) for each in said if each.name == (None if free else name)]
-    return [GROUPS[group][schema] for schema in dict.fromkeys(found) if schema in GROUPS[group]]
+    return list(_schemas(CONF, group, name))
+
+
+@cache
+def _schemas(conf: Path, group: str, name: str) -> tuple[type, ...]:
+    known = [_option(conf / group, chosen) for chosen in _options(conf / group)]
+    found = [each.schema for wanted in (name, None) for each in known if each.name == wanted]
+    return tuple(GROUPS[group][schema] for schema in dict.fromkeys(found) if schema in GROUPS[group])
 
 
 def name_problem(group: str, section: Any) -> str | None:

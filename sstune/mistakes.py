@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from enum import StrEnum
@@ -31,11 +32,11 @@ def in_override(override: Override, command: str) -> str | None:
     if not key:
         return f"{override.input_line}: cannot be read as KEY=VALUE"
     if override.type is not OverrideType.CHANGE:
-        return f"{override.input_line}: keys are neither added nor taken away; to set one, write KEY=VALUE"
+        return f"{override.input_line}: keys cannot be added or removed; to set one, write KEY=VALUE"
     if override.package is not None or within is None:
         return no_such_key(key, written)
     if override.is_sweep_override():
-        return f"{key}: several values need -m: sstune {command} -m {override.input_line}"
+        return f"{key}: several values need -m: sstune {command} -m {shlex.quote(str(override.input_line))}"
     value = override.value()
     if key in (*GROUPS, "experiment") and value not in options(key):
         return f"{key}: there is no {text!r}, {nearest(text, options(key))}"

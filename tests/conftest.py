@@ -16,9 +16,8 @@ from omegaconf import MISSING
 
 from sstune import validation
 from sstune.cli import main
-from sstune.composition import asked, compose
+from sstune.composition import request
 from sstune.schema import COMMANDS, GROUPS, Gradient, RunConfig, traits_of
-from sstune.validation import validate
 
 settings.register_profile("patient", deadline=None)  # how long an example takes, the machine decides
 settings.load_profile("patient")
@@ -85,10 +84,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def finished(command: str, *overrides: str) -> Path:
         from sstune.commands import execute
 
-        overrides = (*SMALL, f"out={out}", *overrides)
-        config = compose(command, overrides)
-        validate(config)
-        return execute(config, asked(command, config, overrides)).directory
+        return execute(request(command, [*SMALL, f"out={out}", *overrides])).directory
 
     return finished
 

@@ -8,23 +8,24 @@ from typing import Any
 import torch
 
 from sstune import attacks
-from sstune.commands import audit, verdict
+from sstune.commands import audit
 from sstune.commands.cells import CellRunner
 from sstune.commands.data import load
-from sstune.commands.execution import once
 from sstune.commands.finetune import finetune
+from sstune.commands.lineage import Source, default_parent, derive_run, has_default_parent
 from sstune.commands.outcomes import Outcomes, summary
 from sstune.commands.pictures import save_images
-from sstune.commands.source import Source, default_parent, descend, starts_from_default
+from sstune.commands.run_once import run_once
 from sstune.commands.train import measurement
 from sstune.commands.victim import said_of, victim_of, views
+from sstune.composition import Request
 from sstune.interrupt import StopFlag
 from sstune.quantities import parse_eps
 from sstune.runs import Run
 from sstune.schema import AttackConfig, Gradient, IteratedConfig, RunConfig
 
 
-def attack(config: RunConfig, asked: set[str]) -> Run:
+def attack(request: Request) -> Run:
     """Attack the network of ``init_from`` or ``model.factory``, or of ``sstune finetune``'s run of the same
     configuration.
 
@@ -34,12 +35,10 @@ def attack(config: RunConfig, asked: set[str]) -> Run:
     Raises:
         RequestError: training settings are asked for beside ``init_from``.
     """
-    parent = finetune(default_parent(config), asked, wait=True) if starts_from_default(config) else None
-    run, source = descend(config, asked, parent)
-    work = audit.measure if config.attack.name == "audit" else measure
-    row = once(run, lambda run, device, stop: work(run, source, device, stop))
-    if "audit" in row:
-        verdict.present(run, row)
+    parent = finetune(default_parent(request), wait=True) if has_default_parent(request.config) else None
+    run, source = derive_run(request, parent)
+    work = audit.measure if run.config.attack.name == "audit" else measure
+    run_once(run, lambda run, device, stop: work(run, source, device, stop))
     return run
 
 

@@ -13,8 +13,8 @@ from sstune import attacks, datasets, rules
 from sstune.attacks import audit as checks
 from sstune.commands.cells import CellRunner
 from sstune.commands.data import load
+from sstune.commands.lineage import Source
 from sstune.commands.outcomes import Outcomes, summary
-from sstune.commands.source import Source
 from sstune.commands.train import measurement
 from sstune.commands.victim import own, said_of, surrogate, victim_of
 from sstune.interrupt import StopFlag

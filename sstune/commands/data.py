@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from sstune import backbones, datasets
-from sstune.commands.source import Source
+from sstune.commands.lineage import Source
 from sstune.identity import semantic
 from sstune.runs import RECORD, STATE, Run
 from sstune.schema import RunConfig

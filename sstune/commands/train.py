@@ -15,18 +15,20 @@ import torch
 
 from sstune import backbones, datasets, rules, tasks, training
 from sstune.commands.data import described, load
-from sstune.commands.execution import once
-from sstune.commands.source import MODEL, Source, run_of
+from sstune.commands.lineage import MODEL, Source, run_of
+from sstune.commands.run_once import run_once
+from sstune.commands.weights import Weights
+from sstune.composition import Request
 from sstune.interrupt import StopFlag
 from sstune.runs import Run
 from sstune.schema import RequestError, RunConfig
 from sstune.storage import file_digest, write_bytes, write_text
 
 
-def train(config: RunConfig, asked: set[str], wait: bool = False) -> Run:
+def train(request: Request, wait: bool = False) -> Run:
     """Train from random or hub weights; with ``wait``, for another process that is at work on it."""
-    run = run_of(config, [])
-    once(run, lambda run, device, stop: learn(run, None, device, stop), wait)
+    run = run_of(request.config, [])
+    run_once(run, lambda run, device, stop: learn(run, None, device, stop), wait)
     return run
 
 
@@ -79,15 +81,16 @@ def build(
     """
     published = backbones.preprocessing(config.backbone)
     task = tasks.build(config.task, data.n_classes)
+    weights = None if source is None else Weights(source)
     network = backbones.build(
-        source.settled(config.backbone) if source else config.backbone,
+        config.backbone if weights is None else weights.resolved(config.backbone),
         data.shape,
         task.outputs,
         config.dataset.mean,
         config.dataset.std,
-        weights=source is None,
+        weights=weights is None,
     )
-    notes = data.notes + network.notes + (source.load_weights(network) if source else [])
+    notes = data.notes + network.notes + (weights.load_into(network) if weights else [])
     example = network.prepare(torch.zeros(2, *data.shape))
     conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     if world.size > 1:

@@ -9,9 +9,10 @@ from torch import nn
 
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
+from sstune.commands.lineage import Source, rename_error_key, stand_in
 from sstune.commands.outcomes import per_sample
-from sstune.commands.source import Source, named_after, stand_in
 from sstune.commands.train import measurement
+from sstune.commands.weights import Weights
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
 from sstune.training.forward import compiled
 
@@ -68,21 +69,22 @@ def build(config: RunConfig, source: Source, data: datasets.Splits, outputs: int
         if config.rule.name != "bp":
             rules.convert(network, config.rule, config.seed, example=torch.zeros(2, *data.shape))
         return network
+    weights = Weights(source)
     network = backbones.build(
-        source.settled(config.backbone),
+        weights.resolved(config.backbone),
         data.shape,
         outputs,
         config.dataset.mean,
         config.dataset.std,
         weights=False,
     )
-    replaced = source.load_weights(network)
+    replaced = weights.load_into(network)
     if replaced:  # fine to train from, but there is nothing to attack in an untrained head
         raise RequestError(f"init_from: {source.path} has no head for {config.dataset.label}: {replaced[0]}")
     example = network.prepare(torch.zeros(2, *data.shape))
     rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     if source.config is not None and source.config.rule == config.rule:
-        source.load_feedback(network)
+        weights.load_feedback(network)
     return network.eval().to(memory_format=torch.channels_last)
 
 
@@ -124,7 +126,7 @@ def surrogate(path: str, config: RunConfig, data: datasets.Splits, victim: attac
         RequestError: no finished run or checkpoint, or not for images and classes like these.
     """
     taken, source = stand_in(path, config)
-    with named_after(config):
+    with rename_error_key(config):
         network = build(taken, source, data, victim.task.outputs).to(victim.device)
     last = source.lineage[-1]
     name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sstune.inheritance import INHERITED
 from sstune.report.rows import eps_value
 from sstune.row import Ancestor, Row
 from sstune.schema.aliases import first_name
@@ -113,8 +114,8 @@ def model_settings(row: Row) -> Settings:
     if row["command"] != "attack":
         settings = {"command": row["command"]} | flatten(config)
     else:
-        sections = ("backbone", "dataset", "task", "rule")
-        settings = flatten({key: _of_attack(key, config[key]) for key in sections if key in config})
+        sections = [key for key in INHERITED["attack"] if isinstance(config.get(key), Mapping)]
+        settings = flatten({key: _of_attack(key, config[key]) for key in sections})
         if ancestors and "config" in ancestors[-1]:
             trained = _stage(ancestors.pop())
             changed = [key for key, value in settings.items() if trained.get(key, value) != value]

@@ -17,8 +17,8 @@ from PIL import Image
 from stopping import StopAfter
 
 from sstune.commands import audit
-from sstune.commands.source import descend
-from sstune.composition import compose
+from sstune.commands.lineage import derive_run
+from sstune.composition import Request, compose
 from sstune.interrupt import Stopped
 from sstune.packing import pack, unpack
 
@@ -128,7 +128,7 @@ class TestOfARun:
     ) -> None:
         def measured(out: str, stop: StopAfter) -> Any:
             line = [*NEAREST, "rule=fa", "attack.batch_size=16", f"out={tmp_path / out}"]
-            run, source = descend(compose("attack", line), {"rule"}, None)
+            run, source = derive_run(Request.of(compose("attack", line), line), None)
             run.directory.mkdir(parents=True, exist_ok=True)
             return audit.measure(run, source, torch.device("cpu"), stop)
 

@@ -20,8 +20,8 @@ from sstune import datasets
 from sstune.attacks import Victim
 from sstune.cli import main
 from sstune.commands.attack import measure
+from sstune.commands.lineage import open_source
 from sstune.commands.outcomes import Outcomes, summary
-from sstune.commands.source import open_source
 from sstune.composition import compose
 from sstune.interrupt import StopFlag, Stopped
 from sstune.packing import unpack

@@ -12,7 +12,7 @@ from processes import run_all
 
 from sstune import backbones, datasets, rules, tasks
 from sstune.commands import execute
-from sstune.composition import compose
+from sstune.composition import Request, compose
 from sstune.training import Learner, build_optimizer, join, synchronise_normalisation
 from sstune.training.adversarial import adversary_of
 from sstune.training.step import Step
@@ -41,7 +41,7 @@ def run_lines(lines: list[list[str]]) -> None:
     for line in lines:
         config = compose("train", line)
         validate(config)
-        execute(config, set())
+        execute(Request(config))
 
 
 def train_in_float64(forms: dict[str, list[str]], steps: int, out: Path) -> None:

@@ -221,7 +221,7 @@ class TestProcesses:
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=processes.PATIENCE)
         assert process.returncode == 143
-        assert error == "sstune: stopped by a signal; the same line goes on from here\n"
+        assert error == "sstune: stopped by a signal; run the same command to resume\n"
         state = torch.load(directory(tmp_path) / "checkpoint.pt", weights_only=True)
         assert state["progress"]["epoch"] * STEPS + state["progress"]["step"] >= 1
 
