@@ -71,12 +71,12 @@ def _option(folder: Path, chosen: str) -> Option:
 
 def schemas(group: str, name: str) -> list[type]:
     """The dataclasses that may have this ``name``; those that stand for any name last."""
-    return list(_schemas(CONF, group, name))
+    return list(_schemas(CONF, group, name, tuple(options(group))))
 
 
 @cache
-def _schemas(conf: Path, group: str, name: str) -> tuple[type, ...]:
-    known = [_option(conf / group, chosen) for chosen in _options(conf / group)]
+def _schemas(conf: Path, group: str, name: str, chosen: tuple[str, ...]) -> tuple[type, ...]:
+    known = [option(group, each) for each in chosen]
     found = [each.schema for wanted in (name, None) for each in known if each.name == wanted]
     return tuple(GROUPS[group][schema] for schema in dict.fromkeys(found) if schema in GROUPS[group])
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import sstune
 from sstune import catalogue
 from sstune.catalogue import CONF
-from sstune.composition import asked, cells, compose, restore
+from sstune.composition import Request, cells, compose, restore
 from sstune.identity import identity, plain, semantic
 from sstune.schema import (
     ATTACK_TRAITS,
@@ -145,10 +145,10 @@ class TestEarlierNames:
         lines = [[*AGAINST, f"{name}={VALUES[old]}"] for name in (old, ALIASES[old])]
         earlier, now = (compose("attack", line) for line in lines)
         assert earlier == now != compose("attack", AGAINST)
-        assert asked("attack", earlier, lines[0]) == asked("attack", now, lines[1]) >= {ALIASES[old]}
+        assert Request.of(earlier, lines[0]).explicit == Request.of(now, lines[1]).explicit >= {ALIASES[old]}
         (cell,) = cells("attack", [f"{old}={VALUES[old]}"])
         assert cell.overrides[0].startswith(f"{ALIASES[old]}=")
-        assert cell.config == compose("attack", [f"{ALIASES[old]}={VALUES[old]}"])
+        assert cell.request.config == compose("attack", [f"{ALIASES[old]}={VALUES[old]}"])
 
     @pytest.mark.parametrize("old", ALIASES)
     def test_in_a_preset(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
@@ -223,4 +223,4 @@ class TestEarlierNames:
         line = ["task=classification"] if whole else ["task.label_smoothing=0.1"]
         config = compose("finetune", line)
         validate(config)
-        assert ("adversary" in asked("finetune", config, line)) == whole
+        assert ("adversary" in Request.of(config, line).explicit) == whole

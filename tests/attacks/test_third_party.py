@@ -45,13 +45,13 @@ class BrightnessConfig(AttackConfig):
 
 @ATTACKS.register("brightness")
 class Brightness(Attack):
-    def __call__(self, part, subject, batch, eps):
-        result, effort = batch.images.clone(), torch.full_like(batch.labels, -1)
+    def __call__(self, part, subject, batch, objective, eps):
+        result, effort = batch.images.clone(), torch.full((len(batch),), -1)
         for query in range(2 * self.config.levels):
             shift = (1, -1)[query % 2] * eps * (query // 2 + 1) / self.config.levels
             images = (batch.images + shift).clamp(0, 1)
             with torch.no_grad():
-                found = batch.broken(subject(images)) & (effort < 0)
+                found = objective.is_adversarial(subject(images)) & (effort < 0)
             result[found], effort[found] = images[found], query + 1
         return Attempt(result, effort)
 
@@ -85,7 +85,7 @@ for line in json.loads(sys.argv[1]):
     answers.append([status, out.getvalue(), err.getvalue().splitlines()])
 print(json.dumps(answers))
 """
-ASKED = "attack attack=brightness model.import=their_package:nearest device=cpu threads=1 attack.n=200"
+ASKED = "attack attack=brightness model.factory=their_package:nearest device=cpu threads=1 attack.n=200"
 
 
 @pytest.fixture(scope="module")

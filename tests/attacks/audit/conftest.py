@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from victims import judged
+from victims import victim_of
 
-from sstune.attacks import Attack, Outcome, Victim, View, drawing_anew, robust
+from sstune.attacks import Attack, Outcome, Victim, View, robust
 from sstune.attacks.audit import Evidence
 from sstune.datasets import Split
 from sstune.quantities import parse_eps
@@ -41,10 +41,8 @@ def audited(test_split: Split) -> Audited:
             return robust(victim, attack, view, parse_eps(eps), 128)
 
         split = test_split if split is None else split
-        with drawing_anew(CPU, "clean"):
-            clean = judged(network, split)
         return Evidence(
-            victim=Victim(network, split, torch.arange(len(split)), clean, CPU),
+            victim=victim_of(network, split),
             white_box=View(Gradient.rule, network, **(own or {})),
             exact=View(Gradient.exact, network),
             surrogate=None if surrogate is None else View(Gradient.surrogate, surrogate, "other"),
@@ -76,15 +74,15 @@ def planned() -> Audited:
         def run(key: str, victim: Victim, attack: Attack, view: View, eps: str) -> Outcome:
             right = first(left[key], n)[victim.samples]
             assert not (right & ~victim.clean).any(), key
-            outcome = Outcome.begin(victim.clean)
-            outcome.right, outcome.broken = right, ~right
+            outcome = victim.begin()
+            outcome.achieved = 1 - right.float()
             return outcome
 
         network = nn.Identity()
         labels = torch.arange(n) % 10 if labels is None else labels
         split = Split(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), labels)
         return Evidence(
-            victim=Victim(network, split, torch.arange(n), first(n if clean is None else clean, n), CPU),
+            victim=victim_of(network, split, clean=first(n if clean is None else clean, n)),
             white_box=View(Gradient.rule, network),
             exact=View(Gradient.exact, network),
             surrogate=View(Gradient.surrogate, network, "other"),

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from sstune.attacks.registry import ATTACKS
 
+from sstune.attacks.attack import ATTACKS
 from sstune.attacks.audit import CheckResult, Evidence
 from sstune.attacks.audit.black_box import d7, d8, d13
 from sstune.attacks.evaluation import robust

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from victims import victim_of
 
 from sstune.attacks.audit import Evidence
 from sstune.attacks.audit.gradients import d1, d2, d10
@@ -132,7 +133,8 @@ class TestD10:
         evidence = audited(nn.Sequential(network, Times(3)).eval(), eps=["16/255"])
         left = {"pgd rule 16/255": 60, "pgd loss=margin rule 16/255": margin}
         evidence.run = planned(left, 120).run
-        evidence.victim.clean.fill_(True)
+        everything = torch.ones(120, dtype=torch.bool)
+        evidence.victim = victim_of(evidence.victim.network, evidence.victim.split, clean=everything)
         check = d10(evidence)
         assert "no gradient at 0.0 %" in check.text
         assert "saturated at 0.0 %" not in check.text

@@ -187,7 +187,8 @@ class TestD15:
         expected = {eps: set(range(15)) for eps in evidence.eps}
         for number, (eps, on, broken) in enumerate(data.draw(cells)):
             index = torch.tensor(sorted(on), dtype=torch.long)
-            outcome = Outcome.begin(torch.tensor([s not in broken for s in sorted(on)], dtype=torch.bool))
+            withstands = torch.tensor([s not in broken for s in sorted(on)], dtype=torch.bool)
+            outcome = Outcome.begin(withstands, torch.zeros(len(index)))
             subset = Subset(index, index)
             evidence.cells[str(number)] = Cell("pgd", Gradient.rule, eps, "", outcome, subset)
             for larger in evidence.eps:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import victim_of
 
 from sstune.attacks.audit import Evidence
 from sstune.attacks.audit.gradients import d10
@@ -106,10 +108,7 @@ class TestD0:
         self, fault: type[Besides], said: str, network: Network, audited: Audited
     ) -> None:
         evidence = audited(network)
-        evidence.victim = type(evidence.victim)(
-            fault(network).eval(), evidence.victim.split, evidence.victim.samples, evidence.victim.clean,
-            evidence.victim.device,
-        )  # fmt: skip
+        evidence.victim = replace(evidence.victim, network=fault(network).eval())
         check = d0(evidence)
         assert check.status is Status.error
         assert said in check.text
@@ -123,7 +122,8 @@ class TestD0:
     def test_a_judgement_that_eps_0_changes_is_found(self, network: Network, audited: Audited) -> None:
         evidence = audited(network)
         wrong = (~evidence.victim.clean).nonzero().flatten()[:1]
-        evidence.victim.clean[wrong] = True
+        clean = evidence.victim.clean.index_fill(0, wrong, True)
+        evidence.victim = victim_of(network, evidence.victim.split, clean=clean)
         check = d0(evidence)
         assert check.status is Status.error
         assert "eps = 0 changes the judgement of 1 of 120" in check.text
