@@ -7,11 +7,11 @@ removed. Real processes of the command line are started, timed and killed. Measu
 
     start    seconds from the command to its first run, for sweeps of 1 to ``--cells`` cells
     run      seconds of the whole sweep, and for each cell
-    again    the same line again: seconds, and milliseconds for each cell that is done
+    again    the same command again: seconds, and milliseconds for each cell that is done
     resume   a sweep is killed in the middle and run again: cells that were run twice, and missing ones
     two      two sweepers share a folder: cells that were run twice, and missing ones
 
-Exit status 1: a cell was run twice in ``two`` or ``resume``, or is missing, or took 20 ms to skip (judged on
+Exit status 1: a cell was run twice in ``two`` or ``resume``, or is missing, or took 10 ms to skip (judged on
 100 cells and more, as it is the difference of two whole processes).
 """
 
@@ -32,7 +32,7 @@ import pandas as pd
 
 from sstune.storage import write_text
 
-LARGEST_MS = 20.0
+LARGEST_MS = 10.0
 RECIPE = ["backbone=mlp", "backbone.hidden=[]", "epochs=1", "threads=1", "device=cpu", "alignment=false"]
 
 

@@ -24,10 +24,11 @@ from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sstune import catalogue, composition, mistakes, schema
+from sstune.arguments import quoted
 from sstune.commands import execute, strict_failures
 from sstune.commands.lineage import resolve_run
 from sstune.composition import Cell, Request
@@ -151,7 +152,8 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> lis
     """Run cells by a launcher; the errors of those that failed."""
     schema.register()
     try:
-        launcher = _launcher(command, [*settings, *cells[0].overrides])  # out= says where it keeps its files
+        folder = Path(cells[0].request.config.out).expanduser() / ".sweep"  # for the launcher's files
+        launcher = _launcher(command, [*settings, f"hydra.sweep.dir={quoted(str(folder))}"])
     except (HydraException, OmegaConfBaseException, ImportError) as error:
         if absent := re.search(r"Could not find 'hydra/launcher/([^']*)'", str(error)):
             raise RequestError(
@@ -169,9 +171,6 @@ def _launcher(command: str, overrides: Sequence[str]) -> Launcher:
         engine = GlobalHydra.instance().hydra
         assert engine is not None
         config = engine.compose_config(command, list(overrides), run_mode=RunMode.MULTIRUN)
-        folder = str(Path(config.hydra.sweep.dir).expanduser())
-        with read_write(config):
-            config.hydra.sweep.dir = folder
         local = "joblib" in str(config.hydra.launcher._target_)
         task: Callable[[DictConfig], Any] = partial(_launched, command, os.getpid() if local else None)
         return Plugins.instance().instantiate_launcher(

@@ -100,6 +100,11 @@ class TestHelp:
         assert restore(yaml.safe_load(answer.out)) == compose(command, ["rule=brsf", "epochs=3"])
         assert list(tmp_path.iterdir()) == []
 
+    def test_cfg_job_shows_no_configuration_that_a_run_would_refuse(self, ask: Ask) -> None:
+        answer = ask("train", "--cfg", "job", "epochs=0")
+        assert (answer.status, answer.out) == (2, "")
+        assert answer.errors == ["sstune: epochs: 0 is out of range, expected >= 1"]
+
 
 class TestSweeps:
     def test_one_bad_cell_stops_it_before_any_is_run(

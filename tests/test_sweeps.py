@@ -299,6 +299,16 @@ class TestLaunchers:
         again = ask(*line)
         assert (again.status, again.out) == (0, "2 cells, 2 done already\n")
 
+    def test_a_launcher_keeps_its_files_below_the_home_that_out_names(
+        self, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+        assert ask("train", "-m", *TINY, "out=~/x", *launcher).status == 0
+        assert sorted(path.name for path in (tmp_path / "home" / "x").iterdir()) == [".sweep", "train"]
+        assert not (tmp_path / "~").exists()
+
     def test_one_job_of_joblib_runs_in_the_sweeper_itself(self, tmp_path: Path) -> None:
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
         line = ["train", "-m", *TINY, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]

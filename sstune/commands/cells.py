@@ -36,6 +36,8 @@ class CellRunner:
         """
         begun = self.outcomes.get(key)
         if begun is not None and begun.part == len(self.attack.parts):
+            if key not in self.outcomes.cells:  # a kill came after its last batch
+                self.outcomes.finish(key, begun)
             return begun
         if begun is None and smaller is not None:
             begun = smaller.at_larger_eps()

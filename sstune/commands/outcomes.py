@@ -39,12 +39,11 @@ class Outcomes:
             "clean": victim.clean.numpy(),
         }
         self.cells = read_state(self.finished_path, self._read) or {}
-        for key, outcome in (read_state(self.cell_path, self._read) or {}).items():
-            self.cells.setdefault(key, outcome)
+        self.in_progress = read_state(self.cell_path, self._read) or {}
 
     def get(self, key: str) -> Outcome | None:
         """As far as the cell came."""
-        return self.cells.get(key)
+        return self.cells.get(key, self.in_progress.get(key))
 
     def save(self, key: str, outcome: Outcome, stop: StopFlag) -> None:
         """Save a cell in progress; a crash in the middle leaves the file as it was.
@@ -52,13 +51,13 @@ class Outcomes:
         Raises:
             Stopped: a signal came; everything is saved.
         """
-        self.cells[key] = outcome
-        self._write(self.cell_path, {key: outcome})
+        self.in_progress = {key: outcome}
+        self._write(self.cell_path, self.in_progress)
         if stop:
             raise stop.stop()
 
     def finish(self, key: str, outcome: Outcome) -> None:
-        """Save a finished cell."""
+        """Save a finished cell; the cells stay in the order in which they were finished."""
         self.cells[key] = outcome
         self._write(self.finished_path, self.cells)
         self.cell_path.unlink(missing_ok=True)

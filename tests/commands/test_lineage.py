@@ -176,6 +176,24 @@ class TestLoad:
                 torch.equal(state[name], value) if isinstance(value, torch.Tensor) else state[name] == value
             )
 
+    def test_the_file_is_read_once(
+        self, finetuned: Path, network: backbones.Network, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, read, real = open_source(finetuned), [], torch.load
+        assert source.config is not None
+
+        def load(path: Path, **options: Any) -> Any:
+            read.append(path)
+            return real(path, **options)
+
+        monkeypatch.setattr(torch, "load", load)
+        weights = Weights(source)
+        weights.resolved(source.config.backbone)
+        weights.load_into(network)
+        rules.convert(network.backbone, source.config.rule, seed=7)
+        weights.load_feedback(network)
+        assert read == [finetuned / "model.pt"]
+
     def test_weights_alone_leave_the_feedback_as_it_was_drawn(
         self, finetuned: Path, network: backbones.Network
     ) -> None:
