@@ -145,7 +145,7 @@ def _launched(command: str, parent: int | None, config: DictConfig) -> None:
     if parent not in (None, os.getpid()):
         end_with(parent)
     overrides = HydraConfig.get().overrides.task
-    carry_out(Request.of(composition.typed(config, command), overrides))
+    carry_out(Request.of(composition.compose(command, overrides), overrides))  # presets may use earlier names
 
 
 def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> list[Exception]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hydra
 import processes
 import pytest
 
 import sstune
+from sstune import catalogue, schema, sweeps
 from sstune.commands.lineage import resolve_run
 from sstune.composition import cells
 from sstune.locking import locked
@@ -314,3 +318,23 @@ class TestLaunchers:
         line = ["train", "-m", *TINY, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
         assert processes.wait(processes.start(line, tmp_path, tmp_path / "output")) == 0
         assert len(runs(tmp_path)) == 2
+
+
+def test_a_launched_cell_keeps_what_a_preset_sets_under_an_earlier_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher hands over what Hydra composed, in which earlier names of keys stand as they are."""
+    shutil.copytree(catalogue.CONF, tmp_path / "conf")
+    preset = "# @package _global_\ntask:\n  adversarial: pgd3\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(preset)
+    monkeypatch.setattr(catalogue, "CONF", tmp_path / "conf")
+    overrides = ["experiment=mine"]
+    schema.register()
+    with hydra.initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+        composed = hydra.compose("train", overrides)
+    job = SimpleNamespace(overrides=SimpleNamespace(task=overrides))
+    monkeypatch.setattr("sstune.sweeps.HydraConfig.get", lambda: job)
+    requests: list[Any] = []
+    monkeypatch.setattr(sweeps, "carry_out", requests.append)
+    sweeps._launched("train", None, composed)
+    assert [request.config.adversary.attack for request in requests] == ["pgd3"]
