@@ -147,20 +147,23 @@ def _or_nan(figure: float | None) -> float:
     return math.nan if figure is None else figure
 
 
-def interval(seeds: pd.DataFrame) -> tuple[float, float]:
+def interval(seeds: Sequence[Mapping[Hashable, Any]]) -> tuple[float, float]:
     """95 % interval of the mean value of one cell's seeds, in [0, 1], for another draw of the samples.
 
     All seeds are measured on the same samples, so that they are not pooled: the interval is that of the mean
     over seeds for each sample, which holds as the variance of a mean over networks is at most that of one of
     them. Wilson's for counts, of the mean count; Student's t for values of each sample; otherwise the
     interval that was measured, of several the mean of their ends; NaN where there is none.
+
+    Args:
+        seeds: lines of :func:`frame` that differ in nothing but seeds.
     """
-    n = int(seeds["n"].iloc[0])
-    if seeds["counted"].all():
-        return wilson(float(seeds["value"].mean()) * n, n)
-    if (seeds["values"] != "").all() and seeds["samples"].nunique() == 1:
-        return mean_interval(np.mean([unpack_values(text, n) for text in seeds["values"]], axis=0))
-    known = [ends for ends in seeds["interval"] if ends is not None]
+    n = seeds[0]["n"]
+    if all(seed["counted"] for seed in seeds):
+        return wilson(float(np.mean([seed["value"] for seed in seeds])) * n, n)
+    if all(seed["values"] for seed in seeds) and len({seed["samples"] for seed in seeds}) == 1:
+        return mean_interval(np.mean([unpack_values(seed["values"], n) for seed in seeds], axis=0))
+    known = [seed["interval"] for seed in seeds if seed["interval"] is not None]
     if len(known) < len(seeds):
         return math.nan, math.nan
     low, high = np.mean(known, axis=0)

@@ -284,4 +284,4 @@ class TestReading:
 def test_other_samples_of_a_seed_have_no_common_interval(make: Any) -> None:
     cells = frame([retrieval(make, seed=seed) for seed in (0, 1)])
     clean = cells[cells["attack"] == "clean"].assign(samples=["a", "b"])
-    assert np.isnan(interval(clean)).all()
+    assert np.isnan(interval(clean.to_dict("records"))).all()
