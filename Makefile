@@ -99,7 +99,7 @@ reproduce-audit: .venv/installed  ## the masking audit of converted, faulty and 
 	$(AUDIT) init_from=$(RESNET20) rule=brsf rule.scale=xavier,weight_rms attack.redraw=forward
 	$(AUDIT) 'init_from=runs/adversarial-cifar10-jpeg/finetune/*'
 	CHECKPOINT=$(RESNET20) $(AUDIT) attack.n=150 audit.black_box_n=80 audit.label_n=50 \
-	    model.import=$(subst $(space),$(comma),$(FAULTS:%=scripts.faults:%))
+	    model.factory=$(subst $(space),$(comma),$(FAULTS:%=scripts.faults:%))
 	$(BIN)/sstune report runs/audit --out results/audit
 
 # What waits for a machine with a GPU: nothing of it has been run there. Needs the archives of cifar10 and

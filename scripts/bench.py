@@ -32,7 +32,7 @@ from allocation import peak_bytes
 from torch import Tensor, nn
 
 from sstune import backbones, rules
-from sstune.commands.execution import prepare
+from sstune.commands.run_once import prepare
 from sstune.composition import compose
 from sstune.storage import write_text
 from sstune.training import ALONE, build_optimizer

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from sstune import attacks, datasets
 from sstune.attacks.ascent import Pgd
-from sstune.commands.execution import prepare
-from sstune.commands.source import open_source
+from sstune.commands.lineage import open_source
+from sstune.commands.run_once import prepare
 from sstune.commands.victim import own, victim_of
 from sstune.composition import compose
+from sstune.datasets import Batch
 from sstune.quantities import parse_eps
 from sstune.schema import Gradient, PgdConfig
 from sstune.training import ALONE
@@ -37,8 +38,8 @@ class Started(Pgd):
 
     starts: Tensor
 
-    def start(self, batch: attacks.Batch, eps: float, restart: int) -> Tensor:
-        noise = self.starts[torch.tensor(batch.samples)].to(batch.images)
+    def start(self, batch: Batch, eps: float, restart: int) -> Tensor:
+        noise = self.starts[batch.samples].to(batch.images)
         return (batch.images + eps * noise).clamp(0, 1)
 
 

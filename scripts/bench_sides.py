@@ -21,7 +21,6 @@ from sstune import backbones, datasets, rules, tasks, training
 from sstune.arithmetic import training_arithmetic
 from sstune.composition import compose
 from sstune.datasets import Split, Splits
-from sstune.interrupt import StopFlag
 from sstune.schema import RunConfig
 from sstune.training.forward import autocast
 
@@ -70,27 +69,26 @@ class Ours(Turns):
         super().__init__(config, network, device)
         network.to(memory_format=torch.channels_last)
         task = tasks.build(config.task, 10)
-        padding, flip = config.dataset.crop_padding, config.dataset.flip
-        self.loader = datasets.Loader(split, config.batch_size, device, config.seed, padding, flip)
+        augmentation = datasets.Augmentation.of(config.dataset)
+        self.loader = datasets.Loader(split, config.batch_size, device, config.seed, augmentation)
         optimizer = training.build_optimizer(config.optimizer, network)
-        self.trainer = training.Trainer(
-            config, network, task, self.loader, split, optimizer, device, lambda progress: None, StopFlag()
-        )
+        learner = training.Learner(config, network, task, optimizer, device)
+        self.step = training.Step(learner, config.batch_size)
         network.train()
         self.batches = self.waited(self._forever())
 
-    def _forever(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _forever(self) -> Iterator[datasets.Batch]:
         epoch = 0
         while True:
-            for images, labels in self.loader.epoch(epoch):
-                if len(labels) == self.config.batch_size:
-                    yield images, labels
+            for batch in self.loader.epoch(epoch):
+                if len(batch) == self.config.batch_size:
+                    yield batch
             epoch += 1
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
-            images, labels = next(self.batches)
-            self.trainer.step(images, labels, len(labels))
+            batch = next(self.batches)
+            self.step(batch, len(batch))
 
 
 class InMemory(Dataset[tuple[Tensor, int]]):

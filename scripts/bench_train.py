@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sstune import datasets, training
 from sstune.arithmetic import training_arithmetic
-from sstune.commands.execution import prepare
+from sstune.commands.run_once import prepare
 from sstune.composition import compose
 from sstune.schema import Precision
 

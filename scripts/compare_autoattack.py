@@ -25,15 +25,17 @@ from pyautoattack import AutoAttack
 from torch import Tensor
 
 from sstune import backbones, datasets
-from sstune.attacks import ATTACKS, Attack, Attempt, Batch, Subject, Victim, View, attacked_through, robust
-from sstune.commands.execution import prepare
-from sstune.commands.source import descend
+from sstune.attacks import ATTACKS, Attack, Attempt, Subject, Victim, View, attacked_through, robust
+from sstune.commands.lineage import derive_run
+from sstune.commands.run_once import prepare
 from sstune.commands.victim import victim_of
-from sstune.composition import compose
+from sstune.composition import Request, compose
+from sstune.datasets import Batch
 from sstune.quantities import parse_eps
 from sstune.runs import provenance
 from sstune.schema import AttackConfig, Compile, Gradient
 from sstune.storage import file_digest, write_json, write_text
+from sstune.tasks import Objective
 from sstune.training import ALONE
 from sstune.training.forward import compiled
 
@@ -59,12 +61,14 @@ class Kept(Attack):
 
     def __init__(self, attack: Attack, victim: Victim) -> None:
         super().__init__(attack.config, attack.seed)
-        self.attack, self.parts = attack, attack.parts
+        self.attack, self.parts, self.loss = attack, attack.parts, attack.loss
         self.images, self.samples = pixels(victim), victim.samples  # ascending
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        attempt = self.attack(part, subject, batch, eps)
-        self.images[torch.searchsorted(self.samples, torch.tensor(batch.samples))] = attempt.images
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
+        attempt = self.attack(part, subject, batch, objective, eps)
+        self.images[torch.searchsorted(self.samples, batch.samples)] = attempt.images
         return attempt
 
 
@@ -92,7 +96,7 @@ def theirs(victim: Victim, forward: Forward, name: str, eps: float, seed: int) -
 
 def pixels(victim: Victim) -> Tensor:
     """The images under attack, (n, C, H, W) in [0,1]."""
-    return torch.cat([images for images, _ in datasets.batches(victim.split, BATCH_SIZE, "cpu")]).contiguous()
+    return torch.cat([each.images for each in datasets.batches(victim.split, BATCH_SIZE, "cpu")]).contiguous()
 
 
 def timed(side: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor, float]:
@@ -129,7 +133,7 @@ def the_victim(data: Path, checkpoint: Path, n: int) -> Victim:
     asked = [f"dataset.root={data}", f"init_from={checkpoint}", f"attack.n={n}", "rule=bp"]
     config = compose("attack", ["experiment=cifar10_jpeg", *asked, "device=cpu"])
     device = prepare(config, ALONE)
-    run, source = descend(config, set(), None)
+    run, source = derive_run(Request(config), None)
     splits = datasets.load(run.config.dataset, backbones.preprocessing(run.config.backbone))
     return victim_of(run.config, source, splits, device)
 

@@ -1,4 +1,4 @@
-"""Networks with a planted fault each, for the audit to find: ``model.import=scripts.faults:saturated``.
+"""Networks with a planted fault each, for the audit to find: ``model.factory=scripts.faults:saturated``.
 
 All are the ResNet-20 for CIFAR-10 whose weights the file ``$CHECKPOINT`` holds, so each withstands as little
 as any network of its kind; the faults only make attacks fail, or figures mean nothing.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sstune.schema import RequestError, nearest
+from sstune.schema.aliases import renamed
 from sstune.validation.places import exists
 
 # Of Hydra's own options, those that make sense here: short form, and what may follow.
@@ -78,8 +79,9 @@ def _option(word: str, following: list[str]) -> list[str]:
 
 
 def _override(argument: str) -> str:
+    argument = renamed(argument)
     if argument.startswith(("+", "~")):
-        added = "added" if argument.startswith("+") else "taken away"
+        added = "added" if argument.startswith("+") else "removed"
         key, _, text = argument.lstrip("+~").partition("=")
         raise RequestError(f"{argument}: keys cannot be {added}; to set one, write {key}={text or '…'}")
     key, equals, text = argument.partition("=")

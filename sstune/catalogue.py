@@ -1,4 +1,7 @@
-"""The options of each config group, as the files under ``conf/`` define them. Imports no torch."""
+"""The options of each config group, as the files under ``conf/`` define them and as other packages add them.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sstune.schema import GROUPS, RequestError, nearest
+from sstune.schema.options import ADDED
 
 _PACKAGE = Path(__file__).resolve().parent
 # Installed, conf/ lies inside the package; in a checkout, beside it.
@@ -24,13 +28,26 @@ class Option(NamedTuple):
 
 
 def options(group: str) -> list[str]:
-    """Names of a config group's options."""
-    folder = CONF / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    """Names of a config group's options.
+
+    Raises:
+        ValueError: another package adds one that ``conf/`` has.
+    """
+    files, added = _options(CONF / group), tuple(ADDED.get(group, ()))
+    if taken := set(files) & set(added):
+        raise ValueError(f"{group}: {', '.join(taken)} is an option already")
+    return sorted((*files, *added))
+
+
+@cache
+def _options(folder: Path) -> tuple[str, ...]:
+    return tuple(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def option(group: str, chosen: str) -> Option:
     """What the option ``chosen`` of ``group`` says, itself or by the options that it is made from."""
+    if added := ADDED[group].get(chosen):
+        return Option(chosen, added.values["name"])
     return _option(CONF / group, chosen)
 
 
@@ -54,9 +71,14 @@ def _option(folder: Path, chosen: str) -> Option:
 
 def schemas(group: str, name: str) -> list[type]:
     """The dataclasses that may have this ``name``; those that stand for any name last."""
-    said = [option(group, chosen) for chosen in options(group)]
-    found = [each.schema for free in (False, True) for each in said if each.name == (None if free else name)]
-    return [GROUPS[group][schema] for schema in dict.fromkeys(found) if schema in GROUPS[group]]
+    return list(_schemas(CONF, group, name))
+
+
+@cache
+def _schemas(conf: Path, group: str, name: str) -> tuple[type, ...]:
+    known = [_option(conf / group, chosen) for chosen in _options(conf / group)]
+    found = [each.schema for wanted in (name, None) for each in known if each.name == wanted]
+    return tuple(GROUPS[group][schema] for schema in dict.fromkeys(found) if schema in GROUPS[group])
 
 
 def name_problem(group: str, section: Any) -> str | None:

@@ -21,6 +21,7 @@ from sstune.interrupt import GOES_ON, Stopped
 from sstune.locking import Locked
 from sstune.schema import COMMANDS, GROUPS, RequestError, error_line, nearest
 from sstune.storage import BEGAN, StorageError
+from sstune.torchrun import is_distributed, is_main_process
 
 _SUMMARY = {
     "train": "train a network from scratch (backpropagation unless rule= says otherwise)",
@@ -45,19 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "-v"]
     os.environ[BEGAN] = repr(time.time())
     try:
-        with nullcontext() if _speaks() else redirect_stdout(None):
+        with nullcontext() if is_main_process() else redirect_stdout(None):
             status = _dispatch(arguments)
             print(end="", flush=True)
             return status
     except RequestError as error:
         if verbose:
             traceback.print_exc()
-        if not _speaks():
+        if not is_main_process():
             time.sleep(10)  # the first process says it and torchrun ends the others, if it is wrong there too
         _say(*error.problems)
         return 2
     except Stopped as stopped:
-        if _speaks():
+        if is_main_process():
             _say(GOES_ON)
         return int(str(stopped.code))
     except KeyboardInterrupt:
@@ -91,11 +92,6 @@ def _say(*problems: str) -> None:
             print(error_line(problem), file=sys.stderr, flush=True)
 
 
-def _speaks() -> bool:
-    """Whether this process, of those that torchrun started, says what all would say."""
-    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
-
-
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -121,38 +117,33 @@ def _dispatch(arguments: list[str]) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     from sstune import composition
     from sstune.arguments import read
-    from sstune.commands import execute, objections
-    from sstune.validation import validate
+    from sstune.commands import execute, strict_failures
 
     options, overrides = read(arguments)
-    several = os.environ.get("WORLD_SIZE", "1") != "1"  # as torchrun says it
-    if several and command == "attack":
+    if is_distributed() and command == "attack":
         raise RequestError("attack: works in one process; torchrun is for train and finetune")
+    if is_distributed() and "--multirun" in options:
+        raise RequestError("-m: the processes of torchrun share one run, so they cannot share a sweep")
     try:
         if "--multirun" in options:
-            if several:
-                raise RequestError(
-                    "-m: several processes share one run, not a sweep; leave -m or torchrun away"
-                )
             from sstune.sweeps import sweep
 
-            complaints = sweep(command, overrides)
+            errors = sweep(command, overrides)
         elif options:
+            composition.request(command, [each for each in overrides if not each.startswith("hydra")])
             _hydra_main(command, [*overrides, *options])
-            complaints = []
+            errors = []
         else:
-            config = composition.compose(command, overrides)
-            validate(config)
-            complaints = objections([execute(config, composition.asked(command, config, overrides))])
+            errors = strict_failures([execute(composition.request(command, overrides))])
     except BrokenPipeError:
-        _say("stopped, as nobody reads the output; the same line goes on from here")
+        _say("stopped because the output was closed; run the same command to resume")
         raise
-    _say(*complaints)
-    return 1 if complaints else 0
+    _say(*errors)
+    return 1 if errors else 0
 
 
 def _hydra_main(command: str, arguments: list[str]) -> None:
-    """Hydra's own questions (``--cfg job``) are Hydra's to answer."""
+    """Let Hydra show a configuration, as ``--cfg`` or ``--info`` asks it to."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf import DictConfig

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +17,60 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigTypeError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from sstune import catalogue, mistakes, schema
+from sstune.inheritance import INHERITED
 from sstune.schema import COMMANDS, GROUPS, RequestError, RunConfig, nearest
+from sstune.schema.aliases import renamed, under_present_names
+from sstune.schema.run import resolve_aliases
 from sstune.validation import validate
 from sstune.validation.leaves import leaves
 
-# What a run takes from the run it starts from, unless asked for otherwise.
-INHERITED = ("backbone", "dataset", "task", "rule", "seed")
+
+@dataclass(frozen=True)
+class Request:
+    """A run that is asked for: its configuration, and which part of it the command line sets itself.
+
+    ``explicit`` holds the keys of the command line as written, and each group for which an experiment chooses
+    another option than the default. ``rule`` stands for the whole group, ``rule.scale`` for that key of any
+    rule. Training settings of an experiment are not explicit: it states them once for all commands.
+    """
+
+    config: RunConfig
+    explicit: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, config: RunConfig, overrides: Sequence[str]) -> Request:
+        """The request that a command line makes, given the configuration composed from it."""
+        default = _default_names(catalogue.CONF, config.command)
+        chosen = {group for group in GROUPS if getattr(config, group).name != default[group]}
+        keys = {re.split(r"[=@]", renamed(override).lstrip("+~"))[0] for override in overrides}
+        if "task" in keys:
+            keys.add("adversary")  # which was part of the task: another task starts without the parent's
+        return cls(config, frozenset(keys | (chosen & set(INHERITED["attack"]))))
+
+    def sets(self, section: str) -> bool:
+        """Whether the command line sets a section or one of its keys."""
+        return any(key.partition(".")[0] == section for key in self.explicit)
+
+
+@cache
+def _default_names(conf: Path, command: str) -> dict[str, str]:
+    """The name in each group of a command's default configuration."""
+    default = compose(command)
+    return {group: getattr(default, group).name for group in GROUPS}
+
+
+def request(command: str, overrides: Sequence[str] = ()) -> Request:
+    """The request that ``sstune <command> <overrides>`` makes, validated.
+
+    Raises:
+        RequestError: the command line does not compose, or its configuration is not valid.
+    """
+    config = compose(command, overrides)
+    validate(config)
+    return Request.of(config, overrides)
 
 
 def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -41,7 +86,8 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
             raise RequestError(*wrong)
         plain = [override for override in parsed if _sets_a_value(override)]
         choices = [override.input_line for override in parsed if override not in plain]
-        config, chosen = copy.deepcopy(_composed(catalogue.CONF, command, tuple(map(str, choices))))
+        pickled, chosen = _composed(catalogue.CONF, command, tuple(map(str, choices)))
+        config = pickle.loads(pickled)
         for override in plain:
             _set(config, override)
         _check_what_is_chosen(config, chosen, command)
@@ -67,9 +113,11 @@ def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command
         raise RequestError(*found)
 
 
+@cache
 def _parsed(text: str) -> Override:
+    """Kept, as the cells of a sweep have most of their overrides in common."""
     try:
-        return OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_override(renamed(text))
     except (HydraException, ValueError) as error:  # ValueError: more digits than Python reads
         raise RequestError(mistakes.unreadable(text)) from error
 
@@ -87,9 +135,12 @@ def _sets_a_value(override: Override) -> bool:
 
 
 @cache
-def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
-    """What Hydra composes, and the option of each group; kept, as a sweep's cells often differ in values only
-    and composing takes 0.1 s."""
+def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[bytes, dict[str, str]]:
+    """The configuration that Hydra composes, a pickled DictConfig, and the option chosen of each group.
+
+    Kept, as composing takes 0.1 s and the cells of a sweep often differ in values only. Pickled, as that is
+    five times as fast as a deep copy.
+    """
     schema.register()
     initialised = GlobalHydra.instance().is_initialized()
     context = nullcontext() if initialised else hydra.initialize_config_dir(str(conf), version_base="1.3")
@@ -98,7 +149,9 @@ def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[DictC
     chosen = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
-    return config, chosen
+    if unknown := resolve_aliases(config):
+        raise RequestError(*(mistakes.no_such_key(key) for key in unknown))
+    return pickle.dumps(config), chosen
 
 
 def typed(config: DictConfig, command: str) -> RunConfig:
@@ -107,25 +160,25 @@ def typed(config: DictConfig, command: str) -> RunConfig:
     Raises:
         RequestError: a value that must be given is absent.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise RequestError(*(f"{key}: must be given, e.g. {key}=…" for key in missing))
-    result = OmegaConf.to_object(config)
+    try:
+        result = OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        missing = sorted(OmegaConf.missing_keys(config))
+        raise RequestError(*(f"{key}: must be given, e.g. {key}=…" for key in missing)) from error
     if not isinstance(result, COMMANDS[command]):
         raise RequestError(f"conf/{command}.yaml: the defaults must begin with schema/{command}")
     return result
 
 
 class Cell(NamedTuple):
-    """One run of a sweep: its part of the command line, and what that asks for."""
+    """One run of a sweep: its part of the command line, and the request that it makes."""
 
     overrides: list[str]
-    config: RunConfig
-    asked: set[str]
+    request: Request
 
 
 def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
-    """Every cell of a sweep, composed and validated before the first is run.
+    """Every cell of a sweep, composed and validated before the first one is run.
 
     Raises:
         RequestError: naming the cell and what is wrong with it.
@@ -145,19 +198,8 @@ def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
         except RequestError as error:
             where = f"(in the cell {' '.join(cell)})"
             raise RequestError(*(f"{problem} {where}" for problem in error.problems)) from error
-        composed.append(Cell(cell, config, asked(command, config, cell)))
+        composed.append(Cell(cell, Request.of(config, cell)))
     return composed
-
-
-def asked(command: str, config: RunConfig, overrides: Sequence[str]) -> set[str]:
-    """What a command line asks for: the keys on it as written, and the groups that a preset replaces.
-
-    ``rule`` asks for the whole group, ``rule.scale`` for that key of whatever rule there is. A preset's
-    training settings are not asked for: an experiment names them once for all its commands.
-    """
-    default = compose(command)
-    chosen = {group for group in GROUPS if getattr(config, group).name != getattr(default, group).name}
-    return {re.split(r"[=@]", override.lstrip("+~"))[0] for override in overrides} | (chosen & set(INHERITED))
 
 
 def restore(values: Any) -> RunConfig:
@@ -173,6 +215,7 @@ def restore(values: Any) -> RunConfig:
     if not isinstance(values, dict):
         raise RequestError("not a mapping of keys to values")
     _check_text(values)
+    values = under_present_names(values)
     command = values.get("command")
     if not isinstance(command, str) or command not in COMMANDS:
         raise RequestError(f"command: {command!r} is none of {', '.join(COMMANDS)}")

@@ -8,131 +8,74 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from typing import Any
 
-from sstune.schema import ClassificationConfig, LibraryConfig, RunConfig, Start
+from sstune.schema import RunConfig, Start, traits_of
+from sstune.schema.aliases import under_first_names
+from sstune.schema.keys import Identity, Role, default_of, key_of, keys_of
 
 SCHEMA_VERSION = 1
 
-# Where and how a run is computed, not what: changing these does not make another run.
-_NOT_SEMANTIC = {
-    "": (
-        "device",
-        "threads",
-        "workers",
-        "compile",
-        "deterministic",
-        "out",
-        "force",
-        "init_from",
-        "alignment",
-    ),
-    "dataset": ("root", "cache", "download"),
-    "attack": ("surrogates",),
-    "audit": ("strict", "surrogate"),
-    "optimizer": ("fused",),
-}
-# What has no part in a command's outcome: training does not depend on a later attack, and an attack's
-# training settings are its parent's.
-TRAINING_KEYS = (
-    "optimizer",
-    "schedule",
-    "epochs",
-    "batch_size",
-    "accumulate",
-    "clip_norm",
-    "ema",
-    "select",
-    "patience",
-    "precision",
-)
-_UNUSED = {
-    "train": ("attack", "audit", "model"),
-    "finetune": ("attack", "audit", "model"),
-    "attack": (*TRAINING_KEYS, "model"),
-}
-_INERT_BY_ADVERSARY: dict[str | None, tuple[str, ...]] = {
-    None: ("adversarial_eps", "adversarial_step_size"),
-    "fgsm": ("adversarial_step_size",),
-}
+# Sections and keys that only training uses: an attack takes them from its parent.
+TRAINING_KEYS = tuple(name for name, key in keys_of(RunConfig).items() if key.role is Role.TRAINING)
 _UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
-# Values with which a key changes nothing: it is left out, so runs from before there was the key are found.
-_NEUTRAL: dict[str, dict[str, Any]] = {
-    "": {"select": "best", "accumulate": 1, "ema": None, "patience": None},
-    "dataset": {
-        "crop_scale": None,
-        "transforms": [],
-        "cutout": 0,
-        "train_n": None,
-        "shots": None,
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "stream": False,
-        "skip_corrupt": False,
-    },
-    "task": {"adversarial": None},
-    "optimizer": {"lr_factors": [], "freeze": []},
-    "attack": {
-        "norm": "Linf",
-        "eot": 1,
-        "redraw": None,
-        "targeted": None,
-        "cascade": False,
-        "eight_bit": False,
-        "loss": "ce",
-        "early_exit": True,
-        "save_images": 0,
-    },
-}
-# Mappings whose order matters; among sorted keys it would be lost.
-_ORDERED = (("dataset", "transforms"), ("optimizer", "lr_factors"))
+_UNUSED_BY_ADVERSARY: dict[str | None, tuple[str, ...]] = {None: ("eps", "step_size"), "fgsm": ("step_size",)}
 
 
 def semantic(config: RunConfig) -> dict[str, Any]:
-    """The part of a configuration on which the outcome depends, as plain nested values."""
-    values = plain(asdict(config))
-    for section, keys in _NOT_SEMANTIC.items():
-        owner = values[section] if section else values
-        for key in keys:
-            owner.pop(key, None)
-    for key in _UNUSED[config.command]:
-        values.pop(key)
-    if config.attack.name != "audit":
-        values.pop("audit", None)
-    for key in _UNUSED_BY_RULE.get(config.rule.name, ()):
-        values["rule"].pop(key)
-    for section, inert in _inert(config).items():
-        for key in inert:
-            values[section].pop(key, None)
-    for section, key in _ORDERED:
-        if section in values:
-            values[section][key] = [{name: value} for name, value in values[section][key].items()]
-    for section, neutral in _NEUTRAL.items():
-        owner = values.get(section, {}) if section else values
-        for key, value in neutral.items():
-            if key in owner and owner[key] == value:
-                del owner[key]
+    """The part of a configuration on which the outcome depends, as plain nested values.
+
+    Keys have their first names (:mod:`sstune.schema.aliases`). Mappings whose order matters are lists.
+    """
+    values = _semantic(config)
+    unused = Role.TRAINING if config.command == "attack" else Role.ATTACK
+    for name, key in keys_of(RunConfig).items():
+        if key.role is unused:
+            values.pop(name, None)
+    for dotted in _without_effect(config):
+        section, _, name = dotted.partition(".")
+        if name:
+            values.get(section, {}).pop(name, None)
+        else:
+            values.pop(section, None)
+    return under_first_names(values)
+
+
+def _semantic(section: Any) -> dict[str, Any]:
+    """The keys of one section that count, whatever the others are."""
+    values: dict[str, Any] = {}
+    for item in fields(section):
+        value, counts = getattr(section, item.name), key_of(item).identity
+        if counts is Identity.NEVER or (counts is Identity.UNLESS_DEFAULT and value == default_of(item)):
+            continue
+        if is_dataclass(value):
+            values[item.name] = _semantic(value)
+        elif isinstance(value, dict):
+            values[item.name] = [{name: plain(inner)} for name, inner in value.items()]
+        else:
+            values[item.name] = plain(value)
     return values
 
 
-def _inert(config: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Keys that change nothing in the company of the others, so they do not tell runs apart."""
-    inert: dict[str, tuple[str, ...]] = {}
+def _without_effect(config: RunConfig) -> list[str]:
+    """Keys and sections that change nothing, given the values of others, so they do not tell runs apart."""
+    keys = [f"rule.{key}" for key in _UNUSED_BY_RULE.get(config.rule.name, ())]
+    keys += [f"adversary.{key}" for key in _UNUSED_BY_ADVERSARY.get(config.adversary.attack, ())]
     if getattr(config.rule, "start", None) is Start.weights:
-        inert["rule"] = ("scale",)  # that of a random start
-    attack = config.attack  # if an audit leaves it open, that of each of its attacks holds
-    in_batches = isinstance(attack, LibraryConfig) or (attack.name == "audit" and attack.batch_size)
-    if not in_batches and config.command == "attack":
-        inert["attack"] = ("batch_size",)  # draws are keyed by sample
+        keys.append("rule.scale")  # that of a random start
+    traits = traits_of(config.attack.name)
+    if not traits.suite:
+        keys.append("audit")
+    # random draws are keyed by sample, except in other libraries; a suite passes its batch_size on to those
+    if not (traits.whole_batches or (traits.suite and config.attack.batch_size)):
+        keys.append("attack.batch_size")
     if config.dataset.train_n is None and config.dataset.shots is None:
-        inert["dataset"] = ("subset_seed",)
-    if isinstance(config.task, ClassificationConfig):
-        inert["task"] = _INERT_BY_ADVERSARY.get(config.task.adversarial, ())
-    if not config.optimizer.weight_decay_milestones and config.command != "attack":
-        inert["optimizer"] = ("weight_decay_milestones", "weight_decay_gamma")
-    return inert
+        keys.append("dataset.subset_seed")
+    if not config.optimizer.weight_decay_milestones:
+        keys += ["optimizer.weight_decay_milestones", "optimizer.weight_decay_gamma"]
+    return keys
 
 
 def plain(value: Any, names: bool = False) -> Any:

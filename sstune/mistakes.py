@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from enum import StrEnum
@@ -12,7 +13,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from hydra.core.override_parser.types import Override, OverrideType
 
 from sstune.catalogue import options
-from sstune.schema import GROUPS, AuditConfig, RunConfig, nearest, nearest_key
+from sstune.schema import GROUPS, nearest, nearest_key
+from sstune.schema.run import sections
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -30,11 +32,11 @@ def in_override(override: Override, command: str) -> str | None:
     if not key:
         return f"{override.input_line}: cannot be read as KEY=VALUE"
     if override.type is not OverrideType.CHANGE:
-        return f"{override.input_line}: keys are neither added nor taken away; to set one, write KEY=VALUE"
+        return f"{override.input_line}: keys cannot be added or removed; to set one, write KEY=VALUE"
     if override.package is not None or within is None:
-        return f"{written}: no such key, {nearest_key(key, known_keys())}"
+        return no_such_key(key, written)
     if override.is_sweep_override():
-        return f"{key}: several values need -m: sstune {command} -m {override.input_line}"
+        return f"{key}: several values need -m: sstune {command} -m {shlex.quote(str(override.input_line))}"
     value = override.value()
     if key in (*GROUPS, "experiment") and value not in options(key):
         return f"{key}: there is no {text!r}, {nearest(text, options(key))}"
@@ -48,9 +50,7 @@ def _type_of(key: str) -> Any:
     """The type of a key, or of a name within a mapping (optimizer.lr_factors.head); None if there is none."""
     if key in types():
         return types()[key]
-    mappings = {
-        known: hint for known, hint in types().items() if get_origin(hint) is dict and known != "model"
-    }
+    mappings = {known: hint for known, hint in types().items() if get_origin(hint) is dict}
     return next((get_args(hint)[1] for known, hint in mappings.items() if key.startswith(f"{known}.")), None)
 
 
@@ -93,11 +93,16 @@ def explain(error: BaseException, command: str) -> str:
     if key and re.search(r"Key '[^']*' (?:is )?not in|is not in struct|Could not override", text):
         if key[1] in known_keys():
             return f"{prefix}{key[1]}: the chosen {key[1].partition('.')[0]} has no such key"
-        return f"{prefix}{key[1]}: no such key, {nearest_key(key[1], known_keys())}"
+        return prefix + no_such_key(key[1])
     if key:
         stated = [message for message in messages if "full_key" in message][-1]  # the first cause
         return f"{prefix}{key[1]}: {stated.splitlines()[0]}"
     return prefix + next(line for line in text.splitlines() if line.strip())
+
+
+def no_such_key(key: str, written: str | None = None) -> str:
+    """What is said of a key that does not exist; ``written``: how the command line names it."""
+    return f"{written or key}: no such key, {nearest_key(key, known_keys())}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -109,13 +114,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 @cache
 def types() -> dict[str, Any]:
     """Every key that some configuration has, dotted, and its type."""
-    found = dict(get_type_hints(RunConfig)) | {"experiment": str, "local": str, "model.import": str | None}
-    sections = [
-        ("audit", AuditConfig),
-        *((group, kind) for group in GROUPS for kind in GROUPS[group].values()),
-    ]
-    for section, kind in sections:
-        found |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
+    found: dict[str, Any] = {"experiment": str, "local": str}
+    for section, kinds in sections().items():
+        for kind in kinds:
+            found |= {f"{section}.{name}".lstrip("."): hint for name, hint in get_type_hints(kind).items()}
     return found
 
 

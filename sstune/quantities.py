@@ -53,7 +53,7 @@ def parse_step_size(text: str, eps: float, norm: Norm = Norm.Linf) -> float:
 
 
 def parse_adversary(text: str) -> int | None:
-    """The K of ``"pgdK"``, None of ``"fgsm"``: what ``task.adversarial`` trains against.
+    """The K of ``"pgdK"``, None of ``"fgsm"``: what ``adversary.attack`` trains against.
 
     Raises:
         ValueError: anything else.

@@ -28,7 +28,7 @@ from sstune.schema import RequestError, RunConfig
 from sstune.storage import BEGAN, explained, in_short, set_aside, write_json, write_text
 
 RESULT, CONFIG, RECORD = "result.json", "config.yaml", "data.json"
-STATE = ("checkpoint.pt", "outcomes.npz")  # what a run goes on from
+STATE = ("checkpoint.pt", "outcomes.npz", "cell.npz")  # which a run resumes from
 # all that it writes: none of it may be anything but a file
 _WRITTEN = (
     *STATE, RESULT, CONFIG, RECORD, "history.csv", "alignment.csv", "model.pt", "images.npz", "images.png",

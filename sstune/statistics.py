@@ -73,6 +73,21 @@ class Pairing:
         """Accuracy of A less that of B, in [-1, 1]."""
         return (self.only_a - self.only_b) / self.n
 
+    @property
+    def percent_a(self) -> float:
+        """Accuracy of A, in percent."""
+        return 100 * (self.both + self.only_a) / self.n
+
+    @property
+    def percent_b(self) -> float:
+        """Accuracy of B, in percent."""
+        return self.percent_a - self.points
+
+    @property
+    def points(self) -> float:
+        """Accuracy of A less that of B, in percentage points."""
+        return 100 * (self.only_a - self.only_b) / self.n
+
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided exact p of as unequal a split, were both ways equally likely to be the only right one.

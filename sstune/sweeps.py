@@ -12,7 +12,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import hydra
 from hydra._internal.callbacks import Callbacks
@@ -21,98 +22,110 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from sstune import catalogue, composition, mistakes, schema
-from sstune.composition import Cell
+from sstune.commands import execute, strict_failures
+from sstune.commands.lineage import resolve_run
+from sstune.composition import Cell, Request
 from sstune.interrupt import end_with
 from sstune.locking import Locked
-from sstune.schema import RequestError, RunConfig
+from sstune.runs import Run
+from sstune.schema import RequestError
 from sstune.storage import StorageError
 
 
+class _Failure(NamedTuple):
+    """A cell that was carried out, and why it has no row."""
+
+    cell: Cell
+    error: Exception
+
+
 def sweep(command: str, overrides: Sequence[str]) -> list[str]:
-    """Run every cell that is not done; returns what there is to complain of, a line each.
+    """Run every cell that is not done; returns a line for each kind of failure.
 
     Raises:
         RequestError: a cell is wrong, or the launcher is, and nothing has run; or all that failed was wrong.
     """
     launcher = [override for override in overrides if override.startswith("hydra")]
     cells = composition.cells(command, [override for override in overrides if override not in launcher])
-    left = _not_done(cells)
+    runs = [resolve_run(cell.request) for cell in cells]
+    left = [number for number, run in enumerate(runs) if run is None or run.answer() is None]
     print(f"{len(cells)} cells, {len(cells) - len(left)} done already", flush=True)
     if launcher and left:
-        errors = _launch(command, _different(left), launcher)
-        unfinished = len(_not_done(left))
+        errors = _launch(command, _one_of_each_run([(cells[n], runs[n]) for n in left]), launcher)
+        unfinished = sum(_finished(cells[n], runs[n]) is None for n in left)
     else:
-        failed = _in_turn(left)
-        locked = [cell for cell, error in failed if isinstance(error, Locked)]
-        errors = [error for _, error in failed if not isinstance(error, Locked)]
-        errors += [error for _, error in _in_turn(locked)]  # the others may be done by now
+        errors = [failure.error for failure in _in_turn_twice([cells[n] for n in left])]
         unfinished = len(errors)
-    complaints = [*_unfinished(unfinished), *_objections(cells)]
-    if errors and all(isinstance(error, RequestError) for error in errors):
-        raise RequestError("\n".join(complaints))
-    return complaints
+    wrong = sum(isinstance(error, RequestError) for error in errors)
+    failures = [*_counted(wrong, unfinished - wrong), *_strict_failures(cells, runs)]
+    if errors and wrong == len(errors):
+        raise RequestError(*failures)
+    return failures
 
 
-def _unfinished(n: int) -> list[str]:
-    """``n`` cells failed, or are another process's."""
-    if n > 1:
-        return [f"{n} cells are not done; the same line runs them"]
-    return ["1 cell is not done; the same line runs it"] if n else []
+def _counted(wrong: int, unfinished: int) -> list[str]:
+    """How many cells were wrong requests, and how many others failed or are another process's."""
+    lines = []
+    if wrong > 0:
+        lines.append(f"{wrong} cell{'s were' if wrong > 1 else ' was'} refused")
+    if unfinished > 0:
+        are, them = ("s are", "them") if unfinished > 1 else (" is", "it")
+        lines.append(f"{unfinished} cell{are} not done; run the same command to finish {them}")
+    return lines
 
 
-def _objections(cells: Sequence[Cell]) -> list[str]:
-    """Also to runs that were done before."""
-    from sstune.commands import objections, planned
-
-    runs = [planned(cell.config, cell.asked) for cell in cells if cell.config.audit.strict]
-    return objections(run for run in runs if run is not None)
-
-
-def _not_done(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells whose runs have no row yet; with ``force``, none that was made for it."""
-    from sstune.commands import planned  # loads torch
-
-    left = []
-    for cell in cells:
-        run = planned(cell.config, cell.asked)
-        if run is None or run.answer() is None:
-            left.append(cell)
-    return left
+def _strict_failures(cells: Sequence[Cell], runs: Sequence[Run | None]) -> list[str]:
+    """A line for each finished cell, also an earlier one, that does not satisfy ``audit.strict``."""
+    strict = [
+        run or resolve_run(cell.request)
+        for cell, run in zip(cells, runs, strict=True)
+        if cell.request.config.audit.strict
+    ]
+    return strict_failures(run for run in strict if run is not None)
 
 
-def _different(cells: Sequence[Cell]) -> list[Cell]:
-    """One cell of each run: a scale, for example, makes no other run under bp."""
-    from sstune.commands import planned
-
-    runs = [planned(cell.config, cell.asked) for cell in cells]
-    names = [str(run.directory) if run else f"cell {number}" for number, run in enumerate(runs)]
-    return list(dict(zip(names, cells, strict=True)).values())
+def _finished(cell: Cell, run: Run | None) -> Run | None:
+    """The run of a cell if it is done; resolved again where an ancestor had yet to be made before."""
+    run = run or resolve_run(cell.request)
+    return None if run is None or run.answer() is None else run
 
 
-def _in_turn(cells: Sequence[Cell]) -> list[tuple[Cell, Exception]]:
-    """Run cells one after the other; those that failed, and why, which is said at once."""
-    failed = []
+def _one_of_each_run(cells: Sequence[tuple[Cell, Run | None]]) -> list[Cell]:
+    """The cells without those whose run is another cell's as well: under bp, scale makes no other run."""
+    names = [str(run.directory) if run else f"cell {number}" for number, (_, run) in enumerate(cells)]
+    return list(dict(zip(names, (cell for cell, _ in cells), strict=True)).values())
+
+
+def _in_turn_twice(cells: Sequence[Cell]) -> list[_Failure]:
+    """Run cells one after the other, then again those that another process had locked."""
+    failures = _in_turn(cells)
+    locked = [failure.cell for failure in failures if isinstance(failure.error, Locked)]
+    return [failure for failure in failures if not isinstance(failure.error, Locked)] + _in_turn(locked)
+
+
+def _in_turn(cells: Sequence[Cell]) -> list[_Failure]:
+    """Run cells one after the other; the failures are printed at once."""
+    failures = []
     for cell in cells:
         try:
-            carry_out(cell.config, cell.asked)
+            carry_out(cell.request)
         except BrokenPipeError:
-            raise  # nobody reads what the others say
+            raise  # what the others print would be lost
         except Exception as error:
-            failed.append((cell, error))
-    return failed
+            failures.append(_Failure(cell, error))
+    return failures
 
 
-def carry_out(config: RunConfig, asked: set[str]) -> None:
-    """Run one cell; says at once what went wrong, which a launcher would show only after the last cell."""
-    from sstune.commands import execute
-
+def carry_out(request: Request) -> None:
+    """Run one cell; prints its error at once, which a launcher would show only after the last cell."""
     try:
-        execute(config, asked)
+        execute(request)
     except BrokenPipeError:
         raise
     except (Locked, RequestError, StorageError) as error:
@@ -130,26 +143,15 @@ def _launched(command: str, parent: int | None, config: DictConfig) -> None:
     """
     if parent not in (None, os.getpid()):
         end_with(parent)
-    typed = composition.typed(config, command)
-    carry_out(typed, composition.asked(command, typed, HydraConfig.get().overrides.task))
+    overrides = HydraConfig.get().overrides.task
+    carry_out(Request.of(composition.typed(config, command), overrides))
 
 
 def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> list[Exception]:
     """Run cells by a launcher; the errors of those that failed."""
     schema.register()
     try:
-        with hydra.initialize_config_dir(str(catalogue.CONF), version_base="1.3"):
-            engine = GlobalHydra.instance().hydra
-            assert engine is not None
-            overrides = [*settings, *cells[0].overrides]  # for out=, below which a launcher keeps its files
-            config = engine.compose_config(command, overrides, run_mode=RunMode.MULTIRUN)
-            local = "joblib" in str(config.hydra.launcher._target_)
-            task: Callable[[DictConfig], Any] = partial(_launched, command, os.getpid() if local else None)
-            launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=HydraContext(engine.config_loader, Callbacks(config)),
-                task_function=task,
-                config=config,
-            )
+        launcher = _launcher(command, [*settings, *cells[0].overrides])  # out= says where it keeps its files
     except (HydraException, OmegaConfBaseException, ImportError) as error:
         if absent := re.search(r"Could not find 'hydra/launcher/([^']*)'", str(error)):
             raise RequestError(
@@ -159,3 +161,21 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> lis
         raise RequestError(mistakes.explain(error, command)) from error
     ended = launcher.launch([list(cell.overrides) for cell in cells], initial_job_idx=0)
     return [job._return_value for job in ended if job.status is JobStatus.FAILED]
+
+
+def _launcher(command: str, overrides: Sequence[str]) -> Launcher:
+    """The launcher that ``hydra/launcher=`` names, ready to launch cells of ``command``."""
+    with hydra.initialize_config_dir(str(catalogue.CONF), version_base="1.3"):
+        engine = GlobalHydra.instance().hydra
+        assert engine is not None
+        config = engine.compose_config(command, list(overrides), run_mode=RunMode.MULTIRUN)
+        folder = str(Path(config.hydra.sweep.dir).expanduser())
+        with read_write(config):
+            config.hydra.sweep.dir = folder
+        local = "joblib" in str(config.hydra.launcher._target_)
+        task: Callable[[DictConfig], Any] = partial(_launched, command, os.getpid() if local else None)
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(engine.config_loader, Callbacks(config)),
+            task_function=task,
+            config=config,
+        )

@@ -16,10 +16,8 @@ from omegaconf import MISSING
 
 from sstune import validation
 from sstune.cli import main
-from sstune.composition import asked, compose
-from sstune.schema import COMMANDS, GROUPS, Gradient, RunConfig
-from sstune.validation import validate
-from sstune.validation.attacks import GRADIENT_FREE
+from sstune.composition import request
+from sstune.schema import COMMANDS, GROUPS, Gradient, RunConfig, traits_of
 
 settings.register_profile("patient", deadline=None)  # how long an example takes, the machine decides
 settings.load_profile("patient")
@@ -86,10 +84,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def finished(command: str, *overrides: str) -> Path:
         from sstune.commands import execute
 
-        overrides = (*SMALL, f"out={out}", *overrides)
-        config = compose(command, overrides)
-        validate(config)
-        return execute(config, asked(command, config, overrides)).directory
+        return execute(request(command, [*SMALL, f"out={out}", *overrides])).directory
 
     return finished
 
@@ -142,14 +137,14 @@ def complete() -> Complete:
                 given[item.name] = (
                     _NAMES.get((group, name), name) if item.name == "name" else _GIVEN[item.name]
                 )
-        if group == "attack" and name in GRADIENT_FREE:
+        if group == "attack" and not traits_of(name).uses_gradient:
             given["gradient"] = [Gradient.none]
         return kind(**given)
 
     def complete(command: str = "finetune", **changes: Any) -> RunConfig:
         groups = {}
         for group, options in GROUPS.items():
-            name = changes.pop(group, next(iter(options)))
+            name = changes.pop(group, "fgsm" if group == "attack" else next(iter(options)))
             groups[group] = fill(group, name)
         values = {"epochs": 2, "batch_size": 8, **groups, **changes}
         config = COMMANDS[command](**values)

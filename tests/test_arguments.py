@@ -61,8 +61,8 @@ def test_a_place_that_is_there_needs_no_quotes(
     (tmp_path / name).mkdir()
     _, overrides = read(["-m", f"init_from={name}", f"out={name}/runs", "seed=0,1"])
     for cell in cells("finetune", overrides):
-        assert cell.config.init_from == name
-        assert cell.asked >= {"init_from", "out"}
+        assert cell.request.config.init_from == name
+        assert cell.request.explicit >= {"init_from", "out"}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_pattern_finds_the_runs_below_any_folder(
         (tmp_path / folder / name / "result.json").touch()
     (tmp_path / folder / "unfinished" / "result.json").unlink()
     _, overrides = read(["-m", f"init_from={tmp_path}/{folder}/*"])
-    found = [cell.config.init_from for cell in cells("finetune", overrides)]
+    found = [cell.request.config.init_from for cell in cells("finetune", overrides)]
     assert found == sorted(f"{tmp_path}/{folder}/{name}" for name in ODD)
 
 
@@ -115,7 +115,7 @@ def test_patterns_and_paths_may_stand_side_by_side(tmp_path: Path, monkeypatch: 
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "result.json").touch()
     _, overrides = read(["-m", "init_from=one/*,other,t*/c"])
-    found = [cell.config.init_from for cell in cells("finetune", overrides)]
+    found = [cell.request.config.init_from for cell in cells("finetune", overrides)]
     assert found == ["one/a", "one/b", "other", "two/c"]
     with pytest.raises(RequestError, match=r"init_from: one/\*,none/\* matches no finished run"):
         read(["-m", "init_from=one/*,none/*"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sstune import commands
+from sstune.commands import lineage
 from sstune.mistakes import known_keys
 from sstune.schema import COMMANDS, GROUPS, LONGEST_LINE
 
@@ -32,7 +33,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a wrong request has reached the work")
 
     monkeypatch.setattr(commands, "execute", reached)
-    monkeypatch.setattr(commands, "planned", reached)
+    monkeypatch.setattr(lineage, "resolve_runs", reached)
 
 
 @pytest.mark.parametrize("line", TABLE)

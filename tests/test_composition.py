@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from sstune import catalogue, schema
 from sstune.catalogue import CONF, options
-from sstune.composition import asked, cells, compose, restore
+from sstune.composition import Request, cells, compose, restore
 from sstune.identity import plain
 from sstune.mistakes import known_keys
 from sstune.runs import Run
@@ -288,7 +288,7 @@ class TestRestore:
         assert restore(plain(asdict(config), names=True)) == config
 
 
-class TestAsked:
+class TestRequest:
     @pytest.mark.parametrize(
         ("command", "overrides", "expected"),
         [
@@ -300,20 +300,21 @@ class TestAsked:
         ],
     )  # fmt: skip
     def test_table(self, command: str, overrides: list[str], expected: set[str]) -> None:
-        assert asked(command, composed(command, *overrides), overrides) == expected
+        assert Request.of(composed(command, *overrides), overrides).explicit == expected
 
-    def test_what_the_command_line_names_is_asked_for_even_where_it_says_the_default(self) -> None:
+    def test_a_key_of_the_command_line_is_explicit_even_with_its_default_value(self) -> None:
         overrides = [*EXPERIMENTS["cifar10_jpeg"], "epochs=1"]
         config = composed("attack", *EXPERIMENTS["cifar10_jpeg"])
-        assert asked("attack", config, overrides) == {"experiment", "dataset", "dataset.root", "epochs"}
+        assert Request.of(config, overrides).explicit == {"experiment", "dataset", "dataset.root", "epochs"}
 
 
 class TestCells:
     def test_are_in_order_and_typed(self) -> None:
         found = cells("finetune", ["rule=usf,bp", "epochs=3"])
         assert [cell.overrides for cell in found] == [["rule=usf", "epochs=3"], ["rule=bp", "epochs=3"]]
-        assert all(cell.asked == {"rule", "epochs"} for cell in found)
-        assert [(cell.config.rule.name, cell.config.epochs) for cell in found] == [("usf", 3), ("bp", 3)]
+        assert all(cell.request.explicit == {"rule", "epochs"} for cell in found)
+        configs = [cell.request.config for cell in found]
+        assert [(config.rule.name, config.epochs) for config in configs] == [("usf", 3), ("bp", 3)]
 
     @pytest.mark.parametrize(
         ("overrides", "said"),
@@ -337,7 +338,7 @@ class TestCells:
 def test_known_keys() -> None:
     keys = known_keys()
     assert {"epochs", "experiment", "rule", "rule.redraw", "optimizer.betas", "dataset.image_size"} <= keys
-    assert {"audit.strict", "audit.skip", "model.import"} <= keys
+    assert {"audit.strict", "audit.skip", "model.factory"} <= keys
     assert all(
         key.split(".")[0] in {*GROUPS, "experiment", *(f.name for f in fields(RunConfig))} for key in keys
     )

@@ -85,17 +85,10 @@ def trainer(config: RunConfig, stop: StopFlag, save: Callable[..., None]) -> tra
     network = built(config)
     example = network.prepare(torch.zeros(2, *shape(config)))
     rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
-    made = training.Trainer(
-        config,
-        network,
-        tasks.build(config.task, CLASSES),
-        datasets.Loader(splits.train, config.batch_size, CPU, config.seed),
-        splits.val,
-        training.build_optimizer(config.optimizer, network),
-        CPU,
-        lambda progress: save(progress, made),
-        stop,
-    )
+    optimizer = training.build_optimizer(config.optimizer, network)
+    learner = training.Learner(config, network, tasks.build(config.task, CLASSES), optimizer, CPU)
+    loader = datasets.Loader(splits.train, config.batch_size, CPU, config.seed)
+    made = training.Trainer(learner, loader, splits, lambda progress: save(progress, made), stop)
     return made
 
 
@@ -126,9 +119,8 @@ def test_is_trained_exported_and_attacked(name: str, rule: str, data: list[str])
         torch.testing.assert_close(converted.eval()(images), plain.eval()(images), rtol=1e-5, atol=1e-6)
 
     test, samples = datasets.load(config.dataset).test.sample(None, 0)
-    clean = tasks.evaluate(converted, made.task, test, CPU).correct
     fgsm = attacks.ATTACKS["fgsm"](AscentConfig("fgsm", ["16/255"]), 0)
-    victim = attacks.Victim(converted, test, samples, clean, CPU)
+    victim = attacks.Victim.of(converted, made.task, test, samples, CPU)
 
     def left(network: backbones.Network, gradient: Gradient) -> torch.Tensor:
         attacked = dataclasses.replace(victim, network=network)
@@ -137,7 +129,7 @@ def test_is_trained_exported_and_attacked(name: str, rule: str, data: list[str])
     for gradient in (Gradient.rule, Gradient.exact):
         attacks.check_zero_eps(victim, fgsm, attacks.View(gradient, converted), 4)
         right = left(converted, gradient)
-        assert not (right & ~clean).any()
+        assert not (right & ~victim.clean).any()
         if gradient is Gradient.exact:
             assert torch.equal(right, left(plain, gradient))
 
@@ -150,14 +142,14 @@ def test_resumed_training_is_bit_equal(name: str, data: list[str], tmp_path: Pat
 
     def save_when_stopped(progress: training.Progress, stopped: training.Trainer) -> None:
         if progress.step:
-            training.save(checkpoint, "this", progress, stopped.network, stopped.optimizer)
+            training.save(checkpoint, "this", progress, stopped.learner)
 
     whole = trainer(config, StopFlag(), nowhere)
     whole.fit(training.Progress())
     with pytest.raises(Stopped):
         trainer(config, StopAfter(1), save_when_stopped).fit(training.Progress())
     resumed = trainer(config, StopFlag(), nowhere)
-    progress = training.load(checkpoint, "this", resumed.network, resumed.optimizer)
+    progress = training.load(checkpoint, "this", resumed.learner)
     assert progress is not None
     assert (progress.epoch, progress.step) == (0, 1)
     resumed.fit(progress)

@@ -19,13 +19,15 @@ from sstune.identity import identity, semantic
 from sstune.schema import (
     COMMANDS,
     GROUPS,
-    ClassificationConfig,
-    LibraryConfig,
+    AdversaryConfig,
     RunConfig,
     Scale,
     Start,
     TrainedConfig,
+    traits_of,
 )
+from sstune.schema.keys import Identity, default_of, key_of
+from sstune.schema.run import sections as schema_sections
 
 Complete = Callable[..., RunConfig]
 ROOT = Path(sstune.__file__).parents[1]
@@ -43,6 +45,7 @@ NOT_SEMANTIC = {
     "attack.surrogates",  # count as their identities
     "audit.surrogate",
     "audit.strict",
+    "model.factory",  # counts as the parent's identity
     "alignment",  # measures, and changes nothing
     "workers",
     "compile",
@@ -53,16 +56,27 @@ NOT_SEMANTIC = {
 INERT = {
     "optimizer.weight_decay_gamma",
     "dataset.subset_seed",
-    "task.adversarial_eps",
-    "task.adversarial_step_size",
+    "adversary.eps",
+    "adversary.step_size",
 }
 INERT_OF_A_START = {*INERT, "rule.scale"}
 TRAINING = {
     "optimizer", "schedule", "epochs", "batch_size", "accumulate", "clip_norm", "ema", "select", "patience",
     "precision",
 }  # fmt: skip
-ATTACKING = {"attack", "audit", "model"}
-UNUSED = {"train": ATTACKING, "finetune": ATTACKING, "attack": {*TRAINING, "model"}}
+ATTACKING = {"attack", "audit"}
+UNUSED = {"train": ATTACKING, "finetune": ATTACKING, "attack": TRAINING}
+# Keys that came after the first rows, and the values with which they leave a run's identity as it was.
+LATER = {
+    "select": "best", "accumulate": 1, "ema": None, "patience": None, "adversary.attack": None,
+    "dataset.crop_scale": None, "dataset.transforms": {}, "dataset.cutout": 0, "dataset.train_n": None,
+    "dataset.shots": None, "dataset.crop_pct": 1.0, "dataset.interpolation": "bilinear",
+    "dataset.stream": False, "dataset.skip_corrupt": False, "optimizer.lr_factors": {},
+    "optimizer.freeze": [], "attack.norm": "Linf", "attack.eot": 1, "attack.redraw": None,
+    "attack.targeted": None,
+    "attack.cascade": False, "attack.eight_bit": False, "attack.loss": "ce", "attack.early_exit": True,
+    "attack.save_images": 0,
+}  # fmt: skip
 
 
 def another(value: Any, hint: Any) -> Any:
@@ -86,7 +100,7 @@ def another(value: Any, hint: Any) -> Any:
 
 def changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Each field of a configuration, dotted, with the same configuration but for that field."""
-    names = [*GROUPS, "audit"]
+    names = [*filter(None, schema_sections())]
     sections = [("", config), *((name, getattr(config, name)) for name in names)]
     for section, owner in sections:
         hints = get_type_hints(type(owner))
@@ -115,7 +129,7 @@ class TestIdentity:
         assert before == identity(copy.deepcopy(config), "parent", "data")
         for key, changed in changes(config):
             unused = NOT_SEMANTIC | (INERT_OF_A_START if hasattr(config.rule, "start") else INERT)
-            in_batches = isinstance(config.attack, LibraryConfig) or config.attack.name == "audit"
+            in_batches = traits_of(config.attack.name).whole_batches or config.attack.name == "audit"
             if not in_batches:  # they draw for a sample
                 unused = unused | {"attack.batch_size"}
             if config.attack.name != "audit":
@@ -164,34 +178,30 @@ class TestIdentity:
 
     @pytest.mark.parametrize("command", COMMANDS)
     @pytest.mark.parametrize(
-        ("adversarial", "counting"),
+        ("attack", "counting"),
         [
             (None, set()),
-            ("fgsm", {"adversarial_eps"}),
-            ("pgd7", {"adversarial_eps", "adversarial_step_size"}),
+            ("fgsm", {"eps"}),
+            ("pgd7", {"eps", "step_size"}),
         ],
     )
     def test_what_an_adversary_does_not_use_does_not_count(
-        self, complete: Complete, command: str, adversarial: str | None, counting: set[str]
+        self, complete: Complete, command: str, attack: str | None, counting: set[str]
     ) -> None:
         config = complete(command)
-        config.task = ClassificationConfig("classification", adversarial=adversarial)
+        config.adversary = AdversaryConfig(attack)
         before = identity(config, None, None)
-        for key in ("adversarial_eps", "adversarial_step_size"):
-            changed = dataclasses.replace(config, task=dataclasses.replace(config.task, **{key: "2/255"}))
+        for key in ("eps", "step_size"):
+            changed = dataclasses.replace(config, adversary=AdversaryConfig(attack, **{key: "2/255"}))
             assert (identity(changed, None, None) != before) == (key in counting), key
 
-    def test_keys_that_came_later_left_older_identities_as_they_were(self) -> None:
-        """Rows that are committed keep the identities by which a rerun finds them."""
+    def test_the_defaults_of_later_keys_never_change(self) -> None:
         found = {}
-        for line in (ROOT / "results" / "quickstart" / "rows.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            if row["command"] == "finetune":
-                chosen = [f"rule={row['config']['rule']['name']}", "experiment=quickstart"]
-                parent = row["lineage"][-1]["identity"]
-                found[row["identity"]] = identity(compose("finetune", chosen), parent, None)
-        assert len(found) == 4
-        assert all(before == now for before, now in found.items())
+        for section, kinds in schema_sections().items():
+            for item in (item for kind in kinds for item in dataclasses.fields(kind)):
+                if key_of(item).identity is Identity.UNLESS_DEFAULT:
+                    found[f"{section}.{item.name}".lstrip(".")] = default_of(item)
+        assert {name: found[name] for name in LATER} == LATER
 
     @pytest.mark.parametrize(
         ("results", "experiment"),

@@ -16,7 +16,7 @@ import pytest
 import sstune
 
 ROOT = Path(sstune.__file__).parents[1]
-STOPPED = "sstune: stopped by a signal; the same line goes on from here\n"
+STOPPED = "sstune: stopped by a signal; run the same command to resume\n"
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -76,7 +76,7 @@ def test_a_reader_that_goes_stops_the_work_which_the_same_line_goes_on_with(
         process.stdout.close()
         error = process.stderr.read()
     assert process.returncode == 128 + signal.SIGPIPE
-    assert error == "sstune: stopped, as nobody reads the output; the same line goes on from here\n"
+    assert error == "sstune: stopped because the output was closed; run the same command to resume\n"
     (run,) = (tmp_path / "runs" / "train").iterdir()
     assert "failure.json" not in os.listdir(run)
     with start(*line) as process:

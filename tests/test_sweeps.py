@@ -17,7 +17,7 @@ import processes
 import pytest
 
 import sstune
-from sstune.commands import planned
+from sstune.commands.lineage import resolve_run
 from sstune.composition import cells
 from sstune.locking import locked
 
@@ -41,8 +41,8 @@ def worked_on(output: str) -> list[str]:
 
 def directories(*overrides: str) -> list[Path]:
     """Where each cell of a ``train`` line goes, before anything is run."""
-    planned_runs = [planned(cell.config, cell.asked) for cell in cells("train", [*TINY, *overrides])]
-    return [run.directory for run in planned_runs if run is not None]
+    resolved = [resolve_run(cell.request) for cell in cells("train", [*TINY, *overrides])]
+    return [run.directory for run in resolved if run is not None]
 
 
 Hold = Callable[[Path, Path], "subprocess.Popen[str]"]
@@ -137,7 +137,7 @@ class TestOneProcess:
         assert answer.errors == ["sstune: init_from: empty is not a finished train or finetune run"]
         answer = ask("attack", "-m", f"init_from={parent}", "epochs=3", "attack=fgsm,pgd")
         assert answer.errors == [
-            "sstune: epochs: attack trains nothing when init_from or model.import is given"
+            "sstune: epochs: attack trains nothing when init_from or model.factory is given"
         ]
         assert answer.status == 2
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train"]
@@ -149,7 +149,7 @@ class TestOneProcess:
         monkeypatch.setenv("WORLD_SIZE", size)
         answer = ask("train", "-m", *TINY, "seed=0,1")
         assert answer.status == status
-        refused = "sstune: -m: several processes share one run, not a sweep; leave -m or torchrun away"
+        refused = "sstune: -m: the processes of torchrun share one run, so they cannot share a sweep"
         assert answer.errors == ([refused] if status else [])
         assert (tmp_path / "runs").exists() == (status == 0)
 
@@ -166,15 +166,18 @@ class TestOneProcess:
         answer = ask("train", "-m", *TINY, lrs, "rule=usf", "rule.include=[head],[heat]")
         assert answer.status == 1
         said = [error for error in answer.errors if error.startswith("sstune:")]
-        assert [error.split(":")[1].strip() for error in said[:-1]] == ["failed", *["rule.include"] * 2]
-        assert said[-1] == "sstune: 3 cells are not done; the same line runs them"
+        assert [error.split(":")[1].strip() for error in said[:-2]] == ["failed", *["rule.include"] * 2]
+        assert said[-2:] == [
+            "sstune: 2 cells were refused",
+            "sstune: 1 cell is not done; run the same command to finish it",
+        ]
         assert len(runs(tmp_path)) == 1
 
     def test_only_wrong_requests_are_a_wrong_request(self, ask: Ask, tmp_path: Path) -> None:
         """They are found as late as this by the network that they name a layer of; nothing stays of them."""
         answer = ask("train", "-m", *TINY, "optimizer.freeze=[heat],[hed]")
         assert (answer.status, len(answer.errors)) == (2, 3)
-        assert answer.errors[-1] == "sstune: 2 cells are not done; the same line runs them"
+        assert answer.errors[-1] == "sstune: 2 cells were refused"
         assert not (tmp_path / "runs").exists()
 
     def test_cells_that_share_a_parent_make_it_once(self, ask: Ask, tmp_path: Path) -> None:
@@ -253,7 +256,7 @@ class TestLaunchers:
             "train", "-m", *TINY, "optimizer.lr=0.1,1e30", "optimizer.lr_factors={head:2}", *launcher
         )
         assert answer.status == 1
-        assert answer.errors[-1] == "sstune: 1 cell is not done; the same line runs it"
+        assert answer.errors[-1] == "sstune: 1 cell is not done; run the same command to finish it"
         (run,) = runs(tmp_path)
         config = json.loads((run / "result.json").read_text())["config"]["optimizer"]
         assert (config["lr"], config["lr_factors"]) == (0.1, [{"head": 2.0}])

@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, get_args, get_type_hints
+from dataclasses import astuple, fields
+from typing import Any, get_args
 
 import pytest
 
 from sstune import validation
-from sstune.mistakes import known_keys
+from sstune.mistakes import types
 from sstune.schema import (
     GROUPS,
     AdamWConfig,
-    AuditConfig,
     Compile,
     Draws,
     Gradient,
@@ -22,10 +21,12 @@ from sstune.schema import (
     RunConfig,
     Target,
 )
+from sstune.schema.keys import Range, keys_of
+from sstune.schema.run import declared, sections
 from sstune.validation import validate
-from sstune.validation.ranges import RANGES
 
 Complete = Callable[..., RunConfig]
+RANGES = {name: key.within for name, key in declared().items() if key.within != Range()}
 
 
 def put(config: RunConfig, key: str, value: Any) -> RunConfig:
@@ -84,16 +85,16 @@ class TestValidate:
             ),
             (
                 {},
-                "task.adversarial",
+                "adversary.attack",
                 "pdg7",
-                "task.adversarial: 'pdg7' is none of fgsm, pgd7, pgd10 (pgd and the number of steps)",
+                "adversary.attack: 'pdg7' is none of fgsm, pgd7, pgd10 (pgd and the number of steps)",
             ),
-            ({}, "task.adversarial_eps", "2", "task.adversarial_eps: '2' lies outside [0, 1]"),
+            ({}, "adversary.eps", "2", "adversary.eps: '2' lies outside [0, 1]"),
             (
                 {},
-                "task.adversarial_step_size",
+                "adversary.step_size",
                 "eps//4",
-                "task.adversarial_step_size: 'eps//4' is none of 2/255, eps/4, 2.5*eps/10",
+                "adversary.step_size: 'eps//4' is none of 2/255, eps/4, 2.5*eps/10",
             ),
             ({}, "seed", -1, "seed: -1 is out of range, expected >= 0"),
             ({}, "seed", 2**32, "seed: 4294967296 is out of range, expected >= 0 and <= 4294967295"),
@@ -183,8 +184,8 @@ class TestValidate:
             ({"attack": "audit"}, {"audit.skip": ["D8", "D0"]}, []),
             (
                 {"attack": "audit"},
-                {"audit.skip": ["D8", "D16"]},
-                ["audit.skip: unknown check 'D16', did you mean 'D6'?"],
+                {"audit.skip": ["D8", "D99"]},
+                ["audit.skip: unknown check 'D99', did you mean 'D9'?"],
             ),
             (
                 {"attack": "square"},
@@ -209,7 +210,7 @@ class TestValidate:
             (
                 {"attack": "apgd"},
                 {"attack.targeted": Target.random},
-                ["attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for apgd"],
+                ["attack.targeted: is for fgsm, mifgsm and pgd, not for apgd"],
             ),
             ({"attack": "mifgsm"}, {"attack.targeted": Target.random, "attack.eot": 4}, []),
             ({"attack": "apgd"}, {"attack.eot": 4}, []),
@@ -228,7 +229,7 @@ class TestValidate:
             (
                 {"attack": "rays"},
                 {"attack.eot": 2},
-                ["attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for rays"],
+                ["attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for rays"],
             ),
             ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays works in Linf only"]),
             (
@@ -245,9 +246,9 @@ class TestValidate:
                 {"attack.norm": Norm.L2, "attack.eps": ["-1"]},
                 ["attack.eps: '-1' lies outside [0, 1e+06]"],
             ),
-            ({}, {"model": {"import": "a:b"}}, []),
-            ({}, {"model": {"import": "a:b"}, "init_from": "."}, [
-                "model.import: brings its own weights, so init_from cannot",
+            ({}, {"model.factory": "a:b"}, []),
+            ({}, {"model.factory": "a:b", "init_from": "."}, [
+                "model.factory: brings its own weights, so init_from cannot",
             ]),
         ],
     )  # fmt: skip
@@ -259,11 +260,18 @@ class TestValidate:
             put(config, key, [Gradient(each) for each in value] if key == "attack.gradient" else value)
         assert list(validation.problems(config)) == expected
 
+    @pytest.mark.parametrize(("attack", "refused"), [("square", True), ("audit", True), ("pgd", False)])
+    def test_an_attack_that_is_not_for_the_task(self, complete: Complete, attack: str, refused: bool) -> None:
+        config = complete("attack", attack=attack)
+        config.task.name = "retrieval"
+        line = f"attack: {attack} is for classification, not for task=retrieval"
+        assert (line in validation.problems(config)) is refused
+
     @pytest.mark.parametrize("command", ["train", "finetune"])
     def test_only_an_attack_imports_a_network(self, complete: Complete, command: str) -> None:
         config = complete(command)
-        config.model["import"] = "a:b"
-        expected = f"model.import: is for sstune attack, {command} builds its own network"
+        config.model.factory = "a:b"
+        expected = f"model.factory: is for sstune attack, {command} builds its own network"
         assert list(validation.problems(config)) == [expected]
 
     @pytest.mark.parametrize("mode", list(Compile))
@@ -318,23 +326,25 @@ class TestNames:
 
 
 class TestRanges:
-    def test_every_range_is_of_a_key_that_exists(self) -> None:
-        assert set(RANGES) <= known_keys()
-
     def test_every_number_has_a_range(self) -> None:
-        numbers = set()
-        owners = {group: list(options.values()) for group, options in GROUPS.items()}
-        owners |= {"": [RunConfig], "audit": [AuditConfig]}
-        for group, kinds in owners.items():
-            for kind in kinds:
-                for name, hint in get_type_hints(kind).items():
-                    if {int, float} & {hint, *get_args(hint)}:  # also of a list or of a mapping
-                        numbers.add(f"{group}.{name}".lstrip("."))
+        numbers = {
+            key
+            for key, hint in types().items()
+            if {int, float} & {hint, *get_args(hint)}  # also of a list or of a mapping
+        }
         assert numbers == set(RANGES)
+
+    def test_a_key_has_one_range_in_all_classes_of_a_group(self) -> None:
+        for kinds in sections().values():
+            found: dict[str, set[Range]] = {}
+            for kind in kinds:
+                for name, key in keys_of(kind).items():
+                    found.setdefault(name, set()).add(key.within)
+            assert all(len(ranges) == 1 for ranges in found.values())
 
     @pytest.mark.parametrize("key", RANGES)
     def test_bounds(self, complete: Complete, key: str) -> None:
-        low, high, open_below = RANGES[key]
+        low, high, open_below = astuple(RANGES[key])
         config = complete(**option_with(key))
         held = getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2], None)
 

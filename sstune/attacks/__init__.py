@@ -1,6 +1,7 @@
 """Attacks: whose gradient, which attack, and whether its figures are valid."""
 
 from sstune.attacks import ascent, autoattack, library, noise, rays, square
+from sstune.attacks.attack import ATTACKS, Attack, Attempt
 from sstune.attacks.evaluation import (
     Victim,
     View,
@@ -11,7 +12,6 @@ from sstune.attacks.evaluation import (
 )
 from sstune.attacks.memory import largest_batch
 from sstune.attacks.outcome import Outcome
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
 from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images
 
@@ -19,7 +19,6 @@ __all__ = [
     "ATTACKS",
     "Attack",
     "Attempt",
-    "Batch",
     "InvalidAttack",
     "Outcome",
     "Subject",

@@ -6,111 +6,82 @@ some iterate keeps that iterate and is left alone: a later step may undo the suc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch, Open
+from sstune.attacks.attack import ATTACKS, NEVER, Attack, Attempt, OpenSamples
+from sstune.attacks.steps import FixedLength, Momentum, StepRule, length
 from sstune.attacks.subject import Subject
 from sstune.copying import to_device
+from sstune.datasets import Batch
 from sstune.quantities import parse_step_size
-from sstune.schema import AscentConfig, AttackLoss, IteratedConfig, MiFgsmConfig, Norm, PgdConfig
+from sstune.schema import AscentConfig, IteratedConfig, MiFgsmConfig, Norm, PgdConfig
 from sstune.seeding import seed_from
+from sstune.tasks import Objective
 
 TINY = 1e-12  # against division by zero
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """How to go up.
+    """Steps up the gradient of an objective's loss, each projected back into the ball.
 
     Args:
-        step_size: length of a step in ``norm``.
-        decay: of the accumulated gradient (Dong et al. 2018, arXiv 1710.06081); None: only the present one.
-        early_exit: leave a sample alone once it is broken, at the iterate that broke it.
+        step_rule: makes the step rule for a batch, from the images where it begins.
+        early_exit: leave a sample alone once it is adversarial, at the iterate that is.
     """
 
     steps: int
-    step_size: float
+    step_rule: Callable[[Tensor], StepRule]
     norm: Norm = Norm.Linf
-    loss: AttackLoss = AttackLoss.ce
-    decay: float | None = None
     early_exit: bool = True
 
-    def __call__(self, subject: Subject, batch: Batch, start: Tensor, eps: float) -> Attempt:
+    def __call__(
+        self, subject: Subject, batch: Batch, objective: Objective, start: Tensor, eps: float
+    ) -> Attempt:
         """From ``start``, (N, C, H, W), within the ball of radius ``eps`` around the batch's images."""
         result = start.clone()
-        velocity = torch.zeros_like(start)
-        open_ = Open(batch)
+        step_rule = self.step_rule(start)
+        open_ = OpenSamples(batch, objective)
         for step in range(self.steps):
-            outputs, gradient = loss_gradient(subject, result[open_.index], open_.batch, self.loss)
-            broken = open_.batch.broken(outputs)
-            open_.note(broken, step)
-            if self.early_exit and (kept := open_.close(broken)) is not None:
+            progress = step / self.steps
+            outputs, gradient = loss_gradient(subject, result[open_.index], open_.objective, progress)
+            adversarial = open_.objective.is_adversarial(outputs)
+            open_.note(adversarial, step)
+            if self.early_exit and (kept := open_.close(adversarial)) is not None:
                 if len(open_) == 0:
                     return Attempt(result, open_.effort)
                 gradient = gradient[kept]
-            at = open_.index
-            if self.decay is not None:
-                mean = gradient.abs().mean((1, 2, 3), keepdim=True)
-                gradient = self.decay * velocity[at] + gradient / mean.where(mean > 0, 1)
-                velocity[at] = gradient
-            moved = result[at] + self.step_size * direction(gradient, self.norm)
-            result[at] = project(moved, open_.batch.images, eps, self.norm)
+            moved = result[open_.index] + step_rule(gradient, open_.index)
+            result[open_.index] = project(moved, open_.batch.images, eps, self.norm)
         with torch.no_grad():
-            open_.note(open_.batch.broken(subject(result[open_.index])), self.steps)
+            outputs = subject(result[open_.index])
+            open_.note(open_.objective.is_adversarial(outputs), self.steps)
         return Attempt(result, open_.effort)
 
 
-def loss_gradient(subject: Subject, images: Tensor, batch: Batch, loss: AttackLoss) -> tuple[Tensor, Tensor]:
+def loss_gradient(
+    subject: Subject, images: Tensor, objective: Objective, progress: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Outputs, and the gradient of each sample's own loss with respect to its image, in the direction that
     the attack wants; both averaged over ``subject.eot`` passes (Athalye et al. 2018, arXiv 1802.00420)."""
-    classes, sign = (batch.labels, 1) if batch.targets is None else (batch.targets, -1)
     outputs, gradients = [], []
     for _ in range(subject.eot):
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
-            logits = subject(leaf)
-            total = sign * LOSSES[loss](logits, classes).sum()
+            found = subject(leaf)
+            total = objective.loss(found, leaf, progress).sum()
         (gradient,) = torch.autograd.grad(total, leaf)
-        outputs.append(logits.detach())
+        outputs.append(found.detach())
         gradients.append(gradient)
     if subject.eot == 1:
         return outputs[0], gradients[0]
     return torch.stack(outputs).mean(0), torch.stack(gradients).mean(0)
-
-
-def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-    """Of each sample, (N,); summed, never averaged, so that small ones do not vanish."""
-    return F.cross_entropy(logits, classes, reduction="none")
-
-
-def margin(logits: Tensor, classes: Tensor) -> Tensor:
-    """The best other logit less that of ``classes`` (Carlini & Wagner 2017, arXiv 1608.04644), (N,)."""
-    chosen = logits.gather(1, classes[:, None])[:, 0]
-    others = logits.scatter(1, classes[:, None], -torch.inf)
-    return others.amax(1) - chosen
-
-
-LOSSES = {AttackLoss.ce: cross_entropy, AttackLoss.margin: margin}
-
-
-def direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """The steepest direction of length 1 in ``norm``; zero where the gradient is."""
-    if norm is Norm.Linf:
-        return gradient.sign()
-    largest = gradient.abs().amax((1, 2, 3), keepdim=True)
-    scaled = gradient / largest.where(largest > 0, 1)  # the squares of tiny gradients would be zero
-    return scaled / length(scaled).clamp_min(1)
-
-
-def length(delta: Tensor) -> Tensor:
-    """L2 norm of each sample, (N, 1, 1, 1)."""
-    return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
 
 
 def project(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.Linf) -> Tensor:
@@ -128,29 +99,42 @@ class Fgsm(Attack):
 
     config: AscentConfig
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        ascent = Ascent(1, eps, self.config.norm, self.config.loss, early_exit=False)
-        return ascent(subject, batch, batch.images, eps)
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
+        norm = self.config.norm
+        ascent = Ascent(1, partial(FixedLength, size=eps, norm=norm), norm, early_exit=False)
+        return ascent(subject, batch, objective, batch.images, eps)
 
 
-def _ascent(config: IteratedConfig, eps: float, decay: float | None = None) -> Ascent:
-    step_size = parse_step_size(config.step_size, eps, config.norm)
-    early_exit = config.early_exit and not config.eight_bit  # rounding may undo what breaks so narrowly
-    return Ascent(config.steps, step_size, config.norm, config.loss, decay, early_exit)
+class IteratedAttack(Attack):
+    """Many steps, each of the same length."""
+
+    config: IteratedConfig
+
+    def ascent(self, step_rule: Callable[..., StepRule], eps: float) -> Ascent:
+        """With steps of the configured size; early exit only where rounding cannot undo a narrow success."""
+        config = self.config
+        size = parse_step_size(config.step_size, eps, config.norm)
+        early_exit = config.early_exit and not config.eight_bit
+        return Ascent(config.steps, partial(step_rule, size=size, norm=config.norm), config.norm, early_exit)
 
 
 @ATTACKS.register("mifgsm")
-class MiFgsm(Attack):
+class MiFgsm(IteratedAttack):
     """Momentum iterative FGSM, from the image itself (Dong et al. 2018, arXiv 1710.06081)."""
 
     config: MiFgsmConfig
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        return _ascent(self.config, eps, self.config.decay)(subject, batch, batch.images, eps)
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
+        ascent = self.ascent(partial(Momentum, decay=self.config.decay), eps)
+        return ascent(subject, batch, objective, batch.images, eps)
 
 
 @ATTACKS.register("pgd")
-class Pgd(Attack):
+class Pgd(IteratedAttack):
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083) from random starts in the ball.
 
     The start of a sample depends on (seed, restart, sample) alone, and is proportional to eps.
@@ -162,11 +146,14 @@ class Pgd(Attack):
         super().__init__(config, seed)
         self.parts = [f"restart {number}" for number in range(config.restarts)]
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
         restart = self.parts.index(part)
-        attempt = _ascent(self.config, eps)(subject, batch, self.start(batch, eps, restart), eps)
+        start = self.start(batch, eps, restart)
+        attempt = self.ascent(FixedLength, eps)(subject, batch, objective, start, eps)
         steps = restart * self.config.steps
-        return Attempt(attempt.images, torch.where(attempt.effort < 0, -1, attempt.effort + steps))
+        return Attempt(attempt.images, torch.where(attempt.effort < 0, NEVER, attempt.effort + steps))
 
     def start(self, batch: Batch, eps: float, restart: int) -> Tensor:
         """Linf: uniform in the ball. L2: a random direction, and a length uniform up to eps."""
@@ -179,7 +166,7 @@ class Pgd(Attack):
 
 
 def random_in_ball(
-    shape: torch.Size, norm: Norm, seed: int, key: tuple[int | str, ...], samples: Sequence[int]
+    shape: torch.Size, norm: Norm, seed: int, key: tuple[int | str, ...], samples: Tensor | Sequence[int]
 ) -> Tensor:
     """Points of the unit ball, one for each of ``samples``, keyed by (seed, key, sample).
 

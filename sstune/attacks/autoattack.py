@@ -10,11 +10,13 @@ from typing import Any, Self
 
 import torch
 
+from sstune.attacks.attack import ATTACKS, Attack, Attempt
 from sstune.attacks.library import check_targeted_dlr, kept_apart, n_targets, reference
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
 from sstune.attacks.square import check_size
 from sstune.attacks.subject import Subject
+from sstune.datasets import Batch
 from sstune.schema import LibraryConfig
+from sstune.tasks import Objective
 
 
 @ATTACKS.register("autoattack")
@@ -40,15 +42,17 @@ class Autoattack(Attack):
         few.steps = few.queries = 2
         return few
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
         check_size(self.name, batch.images, self.config.norm)
         images = batch.images.clone(memory_format=torch.contiguous_format)  # it takes views
         with kept_apart(images.device):
             library = self.standard(subject, subject(images).shape[1], eps, images.device)
             attacks = (library.apgd, library.apgd_targeted, library.fab, library.square)
             attack = dict(zip(self.parts, attacks, strict=True))[part]
-            adversarial = attack.perturb(images, batch.labels)
-        return Attempt(adversarial, batch.labels.new_full(batch.labels.shape, -1))
+            adversarial = attack.perturb(images, batch.targets)
+        return Attempt.of_unknown_effort(adversarial)
 
     def standard(self, subject: Subject, n_classes: int, eps: float, device: Any) -> Any:
         """pyautoattack's AutoAttack; with fewer than ten classes it is told how many targets there are.

@@ -7,22 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sstune.arithmetic import check_exact
-from sstune.attacks.outcome import NEVER, Outcome
-from sstune.attacks.registry import Attack, Batch
+from sstune.attacks.attack import NEVER, Attack
+from sstune.attacks.outcome import Outcome
 from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images, differ, to_8bit
-from sstune.copying import to_device
-from sstune.datasets import Split, batches, spread
+from sstune.datasets import Batch, Split, batches, spread
 from sstune.finite import check_outputs_finite
 from sstune.rules import eval_mode, exact_gradients, frozen_feedback
-from sstune.schema import Draws, Gradient, Target
+from sstune.schema import Draws, Gradient
 from sstune.seeding import seed_from
+from sstune.tasks import Objective, Score, Task, evaluate
 
 CHECKED_AT_ZERO = 256
 CPU_BATCH = 128  # larger ones outgrow a CPU's caches
@@ -30,24 +31,49 @@ CPU_BATCH = 128  # larger ones outgrow a CPU's caches
 
 @dataclass(frozen=True)
 class Victim:
-    """A network under attack, and the samples that it is attacked with.
+    """A network under attack, its task, and the samples that it is attacked with.
 
     Args:
         split: N images; ``samples``, (N,), are their indices in the full test split.
-        clean: (N,) bool, right before any attack.
+        predictions: (N, ...), and ``score``, before any attack.
+        reference: what predictions are scored against besides targets (:meth:`Task.reference`).
     """
 
     network: nn.Module
+    task: Task
     split: Split
     samples: Tensor
-    clean: Tensor
+    predictions: Tensor
+    score: Score
     device: torch.device
+    reference: Any = None
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        task: Task,
+        split: Split,
+        samples: Tensor,
+        device: torch.device,
+        reference: Any = None,
+    ) -> Victim:
+        """With what the network says of the samples before any attack."""
+        with frozen_feedback(network), drawing_anew(device, "clean"):
+            found = evaluate(network, task, split, device, reference)
+        return cls(network, task, split, samples, found.predictions, found.score, device, reference)
+
+    @property
+    def clean(self) -> Tensor:
+        """(N,) bool, the samples that are attacked; of classifiers, those that are classified correctly."""
+        return self.task.attackable(self.score)
 
     def take(self, index: Tensor) -> Victim:
         """With the samples at ``index`` only."""
-        return replace(
-            self, split=self.split.take(index), samples=self.samples[index], clean=self.clean[index]
-        )
+        split, predictions = self.split.take(index), self.predictions[index]
+        score = self.task.score(predictions, split.labels.cpu(), self.reference)
+        samples = self.samples[index]
+        return replace(self, split=split, samples=samples, predictions=predictions, score=score)
 
     def some(self, n: int) -> Victim:
         """With ``n`` of the samples only, evenly spread over them."""
@@ -55,9 +81,17 @@ class Victim:
 
     def images(self, n: int) -> Tensor:
         """The images of :meth:`some`, uint8."""
-        few = self.some(n).split
-        read = [images for images, _ in batches(few, n, torch.device("cpu"))] if n else []
+        few = self.split.take(spread(n, len(self.split)))
+        read = [batch.images for batch in batches(few, n, torch.device("cpu"))] if n else []
         return (255 * torch.cat(read)).round().byte() if read else torch.empty(0, dtype=torch.uint8)
+
+    def begin(self, n_images: int = 0) -> Outcome:
+        """What no attack has done to the samples; ``n_images`` of their images are kept."""
+        return Outcome.begin(self.clean, self.predictions, self.images(n_images))
+
+    def score_of(self, outcome: Outcome) -> Score:
+        """The metric that is left under an attack."""
+        return self.task.score(outcome.predictions, self.split.labels.cpu(), self.reference)
 
 
 @dataclass(frozen=True)
@@ -117,7 +151,8 @@ def robust(
     begun: Outcome | None = None,
     save: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
-    """Attack the samples that are right without it; every image is checked, every success judged anew.
+    """Attack the samples on which there is something to gain; every image is checked, every success judged
+    anew by the victim itself.
 
     Args:
         begun: where to go on.
@@ -127,114 +162,117 @@ def robust(
         InvalidAttack: an image left [0,1] or the ball, or it or an output for it is NaN or infinite.
         RuntimeError: torch would compute float32 products in another precision.
     """
-    outcome = begun or Outcome.begin(victim.clean)
+    check_exact(victim.device)
+    outcome = begun or victim.begin()
+    run = _Run(victim, attack, view, eps)
     bar = tqdm(
         desc=f"{attack.name} {view.gradient} eps {255 * eps:.4g}/255",
         leave=False,
         disable=not sys.stderr.isatty(),
         unit="image",
     )
-    check_exact(victim.device)
     own = frozen_feedback(victim.network)  # judging draws nothing, whoever's gradient it is
     with bar, attacked_through(view.network, view.gradient), eval_mode(victim.network), own:
         while outcome.part < len(attack.parts):
             entered = outcome.entered.nonzero().flatten()
             bar.reset(total=len(entered))
             bar.update(outcome.done)
-            left = victim.split.take(entered[outcome.done :])
-            for images, labels in batches(left, batch_size, victim.device):
+            left = entered[outcome.done :]
+            for batch in batches(victim.split.take(left), batch_size, victim.device):
                 began = time.perf_counter()
-                index = entered[outcome.done : outcome.done + len(labels)]
-                with drawing_anew(victim.device, attack.seed, outcome.part, outcome.done):
-                    _attack_batch(victim, attack, view, eps, index, images, labels, outcome)
-                outcome.done += len(labels)
+                run.attack_batch(left[batch.samples], batch, outcome)
+                outcome.done += len(batch)
                 outcome.seconds += time.perf_counter() - began
                 bar.set_postfix_str(f"robust {int(outcome.right.sum())}/{len(outcome.right)}")
-                bar.update(len(labels))
+                bar.update(len(batch))
                 save(outcome)
             outcome.part, outcome.done, outcome.entered = outcome.part + 1, 0, ~outcome.broken
     return outcome
 
 
-def _attack_batch(
-    victim: Victim,
-    attack: Attack,
-    view: View,
-    eps: float,
-    index: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    outcome: Outcome,
-) -> None:
-    """The present part of the attack on the samples at ``index``; what became of them goes to ``outcome``."""
-    config, part = attack.config, attack.parts[outcome.part]
-    samples = victim.samples[index].tolist()
-    targets = wanted(victim.network, images, labels, config.targeted, attack.seed, samples)
-    batch = Batch(images, labels, targets, samples)
-    attempt = attack(part, view.subject(attack.seed, part), batch, eps)
-    adversarial = attempt.images
-    if config.eight_bit:
-        adversarial = to_8bit(adversarial, images, eps, config.norm)
-    check_images(adversarial, images, eps, config.norm)
-    with torch.no_grad():
-        outputs = victim.network(adversarial)
-    reached, finite = batch.broken(outputs), torch.isfinite(outputs).all(1)
-    told = [reached, outputs.argmax(1) == labels, torch.where(reached, attempt.effort, NEVER), finite]
-    broken, right, effort, finite = torch.stack([each.long() for each in told]).cpu()  # the host waits once
-    try:
-        check_outputs_finite(finite.bool(), victim.network)
-    except FloatingPointError as error:
-        raise InvalidAttack(f"D0: {error}") from error
-    outcome.right[index] &= right.bool()
-    outcome.broken[index] = broken.bool()
-    if view.gradient is not Gradient.surrogate:  # whose breaking says nothing of the victim's
-        outcome.effort[index] = effort.int()
-    shown = spread(len(outcome.images), len(outcome.right))
-    if (kept := torch.isin(shown, index)).any():
-        rounded = to_8bit(adversarial, images, eps, config.norm).cpu()
-        rows = torch.searchsorted(index, shown[kept])
-        outcome.images[kept] = (255 * rounded[rows]).round().byte()
+@dataclass(frozen=True)
+class _Run:
+    """One attack through one gradient at one eps."""
 
+    victim: Victim
+    attack: Attack
+    view: View
+    eps: float
 
-def wanted(
-    network: nn.Module, images: Tensor, labels: Tensor, target: Target | None, seed: int, samples: list[int]
-) -> Tensor | None:
-    """The wrong class that each sample shall be taken for, (N,); None if any will do."""
-    if target is None:
-        return None
-    with torch.no_grad():
-        outputs = network(images).scatter(1, labels[:, None], -torch.inf)
-    n_classes = outputs.shape[1]
-    if target is Target.runner_up:
-        return outputs.argmax(1)
-    if target is Target.least_likely:
-        return outputs.scatter(1, labels[:, None], torch.inf).argmin(1)
-    steps = [1 + seed_from(seed, "target", sample) % (n_classes - 1) for sample in samples]
-    return (labels + to_device(torch.tensor(steps), labels.device)) % n_classes
+    def attack_batch(self, index: Tensor, batch: Batch, outcome: Outcome) -> None:
+        """The present part of the attack on the samples at ``index``, (n,); updates ``outcome``."""
+        attack, network = self.attack, self.victim.network
+        part = attack.parts[outcome.part]
+        batch = replace(batch, samples=self.victim.samples[index])
+        with drawing_anew(self.victim.device, attack.seed, outcome.part, outcome.done):
+            with torch.no_grad():
+                objective = self.victim.task.objective(batch, attack.goal(), lambda: network(batch.images))
+            subject = self.view.subject(attack.seed, part)
+            attempt = attack(part, subject, batch, objective, self.eps)
+            adversarial = self._valid(attempt.images, batch.images)
+            with torch.no_grad():
+                outputs = network(adversarial)
+        self._judge(index, objective, outputs, attempt.effort, outcome)
+        self._keep_images(index, adversarial, batch.images, outcome)
+
+    def _valid(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """The attack's images, of 8 bits if that is asked for, once they are known to be in the ball."""
+        config = self.attack.config
+        if config.eight_bit:
+            adversarial = to_8bit(adversarial, images, self.eps, config.norm)
+        check_images(adversarial, images, self.eps, config.norm)
+        return adversarial
+
+    def _judge(
+        self, index: Tensor, objective: Objective, outputs: Tensor, effort: Tensor, outcome: Outcome
+    ) -> None:
+        """What the victim's ``outputs`` for the adversarial images mean; the host waits once."""
+        predictions = self.victim.task.predict(outputs)
+        columns = [objective.achieved(outputs), effort, torch.isfinite(outputs).flatten(1).all(1)]
+        columns += predictions.reshape(len(index), -1).unbind(1)
+        found = torch.stack([column.double() for column in columns], 1).cpu()
+        achieved, effort, finite = found[:, :3].unbind(1)
+        try:
+            check_outputs_finite(finite.bool(), self.victim.network)
+        except FloatingPointError as error:
+            raise InvalidAttack(f"D0: {error}") from error
+        if self.view.gradient is Gradient.surrogate:  # whose steps say nothing of the victim's
+            effort = torch.full_like(effort, NEVER)
+        said = found[:, 3:].reshape(predictions.shape).to(outcome.predictions.dtype)
+        outcome.update(index, achieved.float(), said, effort)
+
+    def _keep_images(self, index: Tensor, adversarial: Tensor, images: Tensor, outcome: Outcome) -> None:
+        shown = spread(len(outcome.images), len(outcome.achieved))
+        if (kept := torch.isin(shown, index)).any():
+            rounded = to_8bit(adversarial, images, self.eps, self.attack.config.norm).cpu()
+            rows = torch.searchsorted(index, shown[kept])
+            outcome.images[kept] = (255 * rounded[rows]).round().byte()
 
 
 def check_zero_eps(victim: Victim, attack: Attack, view: View, batch_size: int) -> None:
-    """Check D0: with eps = 0 every sample (of 256) is judged as without an attack. Not of a network that
-    judges one image in two ways, which nothing can be said of.
+    """Check D0: with eps = 0 the network says of every sample (of 256) what it says without an attack.
+
+    Skipped for networks with random outputs.
 
     Raises:
-        InvalidAttack: a judgement differs, so the attack does more than move images in its ball.
+        InvalidAttack: a prediction differs, so the attack does more than move images in its ball.
     """
     some = victim.some(CHECKED_AT_ZERO)
     if _is_random(some):
         return
-    kept = robust(some, attack.shortened(), view, 0.0, batch_size).right
-    if not torch.equal(kept, some.clean):
-        changed = int((kept != some.clean).sum())
+    predictions = robust(some, attack.shortened(), view, 0.0, batch_size).predictions
+    differs = (predictions != some.predictions).reshape(len(predictions), -1)
+    changed = int(differs.any(1).sum())
+    if changed:
         raise InvalidAttack(
-            f"D0: {attack.name} with eps = 0 changes the judgement of {changed} of {len(kept)} samples"
+            f"D0: {attack.name} with eps = 0 changes the judgement of {changed} of {len(predictions)} samples"
         )
 
 
 def _is_random(victim: Victim) -> bool:
     """Whether outputs differ from pass to pass by more than rounding."""
     with torch.no_grad(), eval_mode(victim.network), frozen_feedback(victim.network):
-        for images, _ in batches(victim.split, CPU_BATCH, victim.device):
-            if differ(victim.network(images), victim.network(images)):
+        for batch in batches(victim.split, CPU_BATCH, victim.device):
+            if differ(victim.network(batch.images), victim.network(batch.images)):
                 return True
     return False

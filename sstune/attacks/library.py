@@ -18,9 +18,11 @@ import torch
 import torchattacks
 from torch import Tensor
 
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch
+from sstune.attacks.attack import ATTACKS, Attack, Attempt
 from sstune.attacks.subject import Subject
+from sstune.datasets import Batch
 from sstune.schema import ApgdConfig, RequestError
+from sstune.tasks import Objective
 
 PlainAttack = Callable[[Tensor, Tensor], Tensor]  # images and labels -> adversarial images
 TARGETS = 9  # at most, as in AutoAttack
@@ -68,15 +70,20 @@ def check_targeted_dlr(attack: str, n_classes: int) -> None:
 
 
 class LibraryAttack(Attack):
-    """An attack of another library, which every batch seeds anew, as AutoAttack does with its parts: so with
-    the same seed and batches it is what it would be there."""
+    """An attack of another library on classifiers; targets are classes, and the objective is not asked.
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+    Every batch is seeded anew, as AutoAttack does with its stages, so that with the same seed and batches the
+    attack is what it would be there.
+    """
+
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
         images = batch.images.clone(memory_format=torch.contiguous_format)  # it takes views
         with kept_apart(images.device), redirect_stdout(None):  # torchattacks says where it finds no device
             attack = self.made(subject, subject(images), eps)
-            adversarial = attack(images, batch.labels)
-        return Attempt(adversarial, torch.full_like(batch.labels, -1))
+            adversarial = attack(images, batch.targets)
+        return Attempt.of_unknown_effort(adversarial)
 
     @abstractmethod
     def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:

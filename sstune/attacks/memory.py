@@ -35,11 +35,11 @@ def largest_batch(victim: Victim, view: View) -> int:
         return CPU_BATCH
     found = _FOUND.setdefault(view.network, {}).setdefault(view.gradient, Found())
     if not found.most and found.size < len(victim.split):
-        ((image, _),) = batches(victim.some(1).split, 1, victim.device)
+        (first,) = batches(victim.split.take(torch.tensor([0])), 1, victim.device)
         with attacked_through(view.network, view.gradient):
             while not found.most and found.size < len(victim.split):
                 # twice the size: an attack keeps a few copies of the images besides
-                found.most = not _fits(view, image.repeat(4 * found.size, 1, 1, 1))
+                found.most = not _fits(view, first.images.repeat(4 * found.size, 1, 1, 1))
                 found.size *= 1 if found.most else 2
         torch.cuda.empty_cache()
     return found.size

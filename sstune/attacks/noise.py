@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from sstune.attacks.ascent import random_in_ball
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch, Open
+from sstune.attacks.attack import ATTACKS, Attack, Attempt, OpenSamples
 from sstune.attacks.subject import Subject
 from sstune.copying import to_device
+from sstune.datasets import Batch
 from sstune.schema import NoiseConfig
+from sstune.tasks import Objective
 
 
 @ATTACKS.register("noise")
@@ -22,12 +24,14 @@ class Noise(Attack):
     config: NoiseConfig
 
     @torch.no_grad()
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
         result = batch.images.clone()
-        open_ = Open(batch)
+        open_ = OpenSamples(batch, objective)
         for attempt in range(1, self.config.attempts + 1):
             result[open_.index] = images = self.perturbed(open_.batch, eps, attempt)
-            broken = open_.batch.broken(subject(images))
+            broken = open_.objective.is_adversarial(subject(images))
             open_.note(broken, attempt)
             open_.close(broken)
             if len(open_) == 0:

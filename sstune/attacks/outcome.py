@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NEVER = -1
+from sstune.attacks.attack import NEVER
 
 
 @dataclass
@@ -18,18 +18,19 @@ class Outcome:
     """Of n samples under one attack, gradient and eps.
 
     Args:
-        right: (n,) bool, still classified right, whatever was tried.
-        broken: (n,) bool, the attack has succeeded: the sample is wrong or, if targeted, the target reached.
-        effort: (n,) gradient steps or queries after which a sample was broken; -1 where unknown or never.
-        entered: (n,) bool, not broken when the present part of the attack began.
+        achieved: (n,) float32 in [0,1], the most that the attack has achieved of its objective; 1 also where
+            there was nothing to attack.
+        predictions: (n, ...) what the network says of each sample where the attack achieved most.
+        effort: (n,) gradient steps or queries after which the attack succeeded; -1 where unknown or never.
+        entered: (n,) bool, not at 1 when the present part of the attack began.
         part: how many parts are finished.
         done: how many of the samples that entered the present part it has been tried on.
         seconds: time spent.
         images: (k, C, H, W) uint8, adversarial images of k samples, those of :meth:`Victim.some`.
     """
 
-    right: Tensor
-    broken: Tensor
+    achieved: Tensor
+    predictions: Tensor
     effort: Tensor
     entered: Tensor
     images: Tensor
@@ -38,35 +39,59 @@ class Outcome:
     seconds: float = 0.0
 
     @classmethod
-    def begin(cls, clean: Tensor, images: Tensor | None = None) -> Outcome:
-        """Before the attack: samples that are wrong without one are broken.
+    def begin(cls, attackable: Tensor, predictions: Tensor, images: Tensor | None = None) -> Outcome:
+        """Before the attack.
 
         Args:
+            attackable: (n,) bool, the samples that are attacked.
+            predictions: (n, ...) without an attack.
             images: (k, C, H, W) uint8, those samples' own.
         """
         return cls(
-            right=clean.clone(),
-            broken=~clean,
-            effort=torch.full((len(clean),), NEVER, dtype=torch.int32),
-            entered=clean.clone(),
+            achieved=1 - attackable.float(),
+            predictions=predictions.clone(),
+            effort=torch.full((len(attackable),), NEVER, dtype=torch.int32),
+            entered=attackable.clone(),
             images=torch.empty(0, dtype=torch.uint8) if images is None else images.clone(),
         )
 
+    @property
+    def broken(self) -> Tensor:
+        """(n,) bool, the attack has succeeded, or there was nothing to attack."""
+        return self.achieved >= 1
+
+    @property
+    def right(self) -> Tensor:
+        """(n,) bool, the attack has achieved nothing; of classifiers, the samples still classified
+        correctly."""
+        return self.achieved == 0
+
+    def update(self, index: Tensor, achieved: Tensor, predictions: Tensor, effort: Tensor) -> None:
+        """Note what was achieved on the samples at ``index``, (m,), where that is more than before.
+
+        Args:
+            effort: (m,), noted where the attack succeeded.
+        """
+        more = achieved > self.achieved[index]
+        where = index[more]
+        self.achieved[where] = achieved[more]
+        self.predictions[where] = predictions[more]
+        self.effort[where] = torch.where(achieved[more] >= 1, effort[more].int(), NEVER)
+
     def at_larger_eps(self) -> Outcome:
         """Where the attack begins at a larger eps: what is broken stays so, at no further effort."""
-        unbroken = ~self.broken
         return Outcome(
-            right=self.right.clone(),
-            broken=self.broken.clone(),
+            achieved=self.achieved.clone(),
+            predictions=self.predictions.clone(),
             effort=torch.full_like(self.effort, NEVER).masked_fill_(self.broken & (self.effort >= 0), 0),
-            entered=unbroken,
+            entered=~self.broken,
             images=self.images.clone(),
         )
 
-    def reached(self, clean: Tensor) -> int:
-        """On how many samples that were right, ``clean``, the attack has succeeded: if targeted, how many are
+    def n_reached(self, attackable: Tensor) -> int:
+        """On how many of the samples that were attacked the attack has succeeded: if targeted, how many are
         taken for their target."""
-        return int((self.broken & clean).sum())
+        return int((self.broken & attackable).sum())
 
     def arrays(self) -> dict[str, Any]:
         """For a file, each field by its name."""

@@ -13,9 +13,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sstune.attacks.registry import ATTACKS, Attack, Attempt, Batch, Open
+from sstune.attacks.attack import ATTACKS, Attack, Attempt, OpenSamples
 from sstune.attacks.subject import Subject
+from sstune.datasets import Batch
 from sstune.schema import RaysConfig
+from sstune.tasks import Objective
 
 WHOLE_RANGE = 1.0  # at this radius every pixel has reached 0 or 1
 TOLERANCE = 1e-3  # of the radius in L2, as in the authors' code
@@ -107,13 +109,15 @@ class RayS(Attack):
     config: RaysConfig
 
     @torch.no_grad()
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
         result = batch.images.clone()
-        open_, search = Open(batch), Search.begin(batch.images)
+        open_, search = OpenSamples(batch, objective), Search.begin(batch.images)
         for query in range(1, self.config.queries + 1):
             radius = search.ask()
             images = along(open_.batch.images, search.trial, radius)
-            broken = open_.batch.broken(subject(images))
+            broken = open_.objective.is_adversarial(subject(images))
             search.tell(radius, broken)
             found = broken & (radius <= eps)
             open_.note(found, query)

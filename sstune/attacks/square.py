@@ -10,11 +10,13 @@ import torch
 import torchattacks
 from torch import Tensor
 
-from sstune.attacks.ascent import margin
+from sstune.attacks.attack import ATTACKS, NEVER, Attempt
 from sstune.attacks.library import LibraryAttack, PlainAttack, on, reference
-from sstune.attacks.registry import ATTACKS, Attempt, Batch
 from sstune.attacks.subject import Subject
+from sstune.datasets import Batch
 from sstune.schema import Norm, RequestError, SquareConfig
+from sstune.tasks import Objective
+from sstune.tasks.classification import margin
 
 LARGEST = 0.8  # share of the image's area that the search begins with
 
@@ -41,11 +43,13 @@ class Square(LibraryAttack):
 
     config: SquareConfig
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
         check_size(self.name, batch.images, self.config.norm)
-        queries = Queries(batch.labels, self.config.queries + 1)
+        queries = Queries(batch.targets, self.config.queries + 1)
         subject.observe = queries
-        attempt = super().__call__(part, subject, batch, eps)
+        attempt = super().__call__(part, subject, batch, objective, eps)
         return Attempt(attempt.images, queries.effort)
 
     def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
@@ -72,7 +76,7 @@ class Queries:
     """
 
     def __init__(self, labels: Tensor, most: int) -> None:
-        self.effort = torch.full_like(labels, -1)
+        self.effort = torch.full_like(labels, NEVER)
         self.labels = labels
         self.most = most
         self.made = -2
@@ -82,6 +86,7 @@ class Queries:
         if self.made <= 0:
             self.unbroken = (outputs.argmax(1) == self.labels).nonzero().flatten()
         elif self.made <= self.most and len(self.unbroken):
+            # as the library judges, for which a tie of two classes is a success
             broken = margin(outputs, self.labels[self.unbroken]) >= 0
             before = self.effort[self.unbroken]
             self.effort[self.unbroken] = torch.where(broken, self.made, before)

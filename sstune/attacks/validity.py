@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sstune.attacks.ascent import length
+from sstune.attacks.steps import length
 from sstune.schema import Norm
 
 TOLERANCE = 1e-6

@@ -1,7 +1,13 @@
 """Backbones: registry, networks, and weights from other people's files."""
 
 from sstune.backbones import alexnet, cifar_resnet, lenet, mlp, resnet, vgg, vit
-from sstune.backbones.checkpoints import load_third_party, read_state_dict
+from sstune.backbones.checkpoints import (
+    load_state,
+    load_third_party,
+    read_checkpoint,
+    read_state_dict,
+    state_dict_in,
+)
 from sstune.backbones.images import Preprocessing
 from sstune.backbones.network import Network, build, preprocessing
 from sstune.backbones.registry import BACKBONES, Backbone
@@ -15,11 +21,14 @@ __all__ = [
     "build",
     "cifar_resnet",
     "lenet",
+    "load_state",
     "load_third_party",
     "mlp",
     "preprocessing",
+    "read_checkpoint",
     "read_state_dict",
     "resnet",
+    "state_dict_in",
     "vgg",
     "vit",
 ]

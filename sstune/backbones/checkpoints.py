@@ -28,20 +28,37 @@ _DAMAGE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile)
 def read_state_dict(path: Path, key: str = "init_from") -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, unwrapped from ``state_dict``/``model`` and ``module.``.
 
-    Loads safetensors, and other files with ``weights_only``: neither can run code.
-
     Args:
         key: what names the file in a request.
 
     Raises:
         RequestError: not a checkpoint, or one that holds no tensors.
     """
+    return state_dict_in(read_checkpoint(path, key), path, key)
+
+
+def read_checkpoint(path: Path, key: str = "init_from") -> Any:
+    """The content of a checkpoint file.
+
+    Loads safetensors, and other files with ``weights_only``: neither can run code.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
     try:
-        content: Any = _content(path)
+        return _content(path)
     except Exception as error:  # the unpickler raises nearly anything on a damaged or foreign file
         raise RequestError(
             f"{key}: {path} is not a checkpoint that can be read safely ({_reason(error)})"
         ) from error
+
+
+def state_dict_in(content: Any, path: Path, key: str = "init_from") -> dict[str, Tensor]:
+    """The tensors in the content of the checkpoint file ``path``; a new dictionary.
+
+    Raises:
+        RequestError: it holds no tensors of plain numbers.
+    """
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -102,7 +119,12 @@ def _reason(error: Exception) -> str:
 
 
 def load_third_party(network: Network, path: Path) -> list[str]:
-    """Load a third-party file into ``network.backbone``; returns notes on what was replaced.
+    """Load a third-party file; see :func:`load_state`."""
+    return load_state(network, read_state_dict(path), path)
+
+
+def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[str]:
+    """Load the tensors of a file into ``network.backbone``; returns notes on what was replaced.
 
     A head of another width keeps its new weights, and that is said. BatchNorm's step counters may be
     absent (older files have none).
@@ -111,7 +133,6 @@ def load_third_party(network: Network, path: Path) -> list[str]:
         RequestError: any other key is missing, unexpected or of another shape, and the keys are listed; or a
             weight is NaN or infinite.
     """
-    state = read_state_dict(path)
     own = network.backbone.state_dict()
     notes = []
     head = f"{network.aliases['head']}.*"

@@ -1,35 +1,56 @@
-"""The commands: each reads from top to bottom like a paper's method section."""
+"""The commands: each reads from top to bottom like a paper's method section. Imports no torch by itself."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
 
+from sstune.composition import Request
 from sstune.runs import Run
-from sstune.schema import RunConfig
+from sstune.schema import traits_of
+from sstune.torchrun import is_distributed
 
 
-def planned(config: RunConfig, asked: set[str]) -> Run | None:
-    """The run that :func:`execute` would make; None while one that it starts from has yet to be made."""
-    from sstune.commands import source
+def execute(request: Request) -> Run:
+    """Carry out a validated request, and return its finished run.
 
-    return source.planned(config, asked)
-
-
-def execute(config: RunConfig, asked: set[str]) -> Run:
-    """Carry out a validated configuration.
-
-    Args:
-        asked: top-level keys that the command line asks for, in contrast to defaults.
+    A run that is done is answered from its row, without importing torch.
     """
-    module = import_module(f"sstune.commands.{config.command}")  # loads only what this command needs
-    run: Run = getattr(module, config.command)(config, asked)
+    run = _done(request)
+    if run is None:
+        module = import_module(f"sstune.commands.{request.config.command}")
+        run = getattr(module, request.config.command)(request)
+    assert isinstance(run, Run)
+    if run.config.command == "attack" and traits_of(run.config.attack.name).suite:
+        from sstune.commands.verdict import present
+
+        present(run)
     return run
 
 
-def objections(runs: Iterable[Run]) -> list[str]:
+def _done(request: Request) -> Run | None:
+    """The run of a request if it is done, which is printed; otherwise None.
+
+    Also None where that cannot be told here: several processes have to agree on it, and a network of
+    ``model.factory`` would be made twice.
+    """
+    from sstune.commands.lineage import resolve_runs
+
+    if is_distributed() or request.config.model.factory is not None:
+        return None
+    runs = resolve_runs(request)
+    if not runs or runs[-1].answer() is None:
+        return None
+    for run in runs:
+        print(f"{run.directory}: done already", flush=True)
+    return runs[-1]
+
+
+def strict_failures(runs: Iterable[Run]) -> list[str]:
     """A line for each finished run that is not what its configuration insists on (``audit.strict``)."""
     strict = [run for run in runs if run.config.audit.strict]
     if not strict:
         return []
-    from sstune.commands.audit import objection
+    from sstune.commands.verdict import strict_failure
 
-    return [line for run in strict if (line := objection(run))]
+    return [line for run in strict if (line := strict_failure(run))]

@@ -1,32 +1,28 @@
-"""``sstune attack attack=audit``: every check in one run, one verdict, a page to look at."""
+"""``sstune attack attack=audit``: every check in one run, one verdict, and a page."""
 
 from __future__ import annotations
 
-import shutil
-import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sstune import attacks, datasets, rules
 from sstune.attacks import audit as checks
+from sstune.commands.cells import CellRunner
 from sstune.commands.data import load
+from sstune.commands.lineage import Source
 from sstune.commands.outcomes import Outcomes, summary
-from sstune.commands.pictures import save_images
-from sstune.commands.source import Source
 from sstune.commands.train import measurement
 from sstune.commands.victim import own, said_of, surrogate, victim_of
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.quantities import parse_eps
-from sstune.report.audit import audit_text
-from sstune.report.audit_page import audit_page
-from sstune.row import Row
 from sstune.runs import Run
 from sstune.schema import Gradient, RunConfig
-from sstune.storage import write_text
+from sstune.schema.audit import Status
 
 
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
@@ -34,40 +30,21 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     config = run.config
     data = load(run, source)
     victim = victim_of(config, source, data, device)
-    outcomes = Outcomes(run.directory / "outcomes.npz", run.identity, victim.samples, victim.clean)
+    outcomes = Outcomes(run.directory, run.identity, victim)
     evidence = evidence_of(config, victim, data, outcomes, stop)
-    n = len(victim.clean)
-    found = []
-    for check in checks.audit(evidence, config.audit.skip):
-        found.append(check)
-        print(f"  {check.id:<4}{check.title}: {check.status}", flush=True)
-    verdict, because = checks.verdict(found, config.audit.skip)
+    results = []
+    for result in checks.audit(evidence, config.audit.skip):
+        results.append(result)
+        print(f"  {result.id:<4}{result.title}: {result.status}", flush=True)
     if config.attack.save_images:
+        from sstune.commands.pictures import save_images
+
         shown = replace(config.attack, name="pgd")
-        save_images(run.directory, shown, victim, evidence.shown(), data.classes)
-    usual = {key: cell for key, cell in evidence.cells.items() if _usual(cell, evidence)}
-    worst = [
-        measurement(
-            "test", n, int(right.sum()), attack="audit", gradient=None, eps=eps, outcomes=pack(right.numpy())
-        )
-        for eps in evidence.eps
-        for right in [evidence.worst_case(eps)]
-    ]
-    measured = [_measured(cell, gradient) for cell in usual.values() for gradient in _names(cell, evidence)]
-    return said_of(config, data, victim, [*measured, *worst]) | {
+        save_images(run.directory, shown, victim, evidence.pgd_for_images(), data.classes)
+    measured = [*_measured_by_default(evidence), *_worst_cases(evidence, config.attack.name)]
+    return said_of(config, data, victim, measured) | {
         "classes": data.classes,
-        "audit": {
-            "verdict": str(verdict),
-            "because": because,
-            "not_run": {check.id: check.text for check in found if check.status is checks.Status.not_run},
-            "checks": [asdict(check) for check in found],
-            "cells": [
-                _part(cell, gradient, n)
-                for key, cell in evidence.cells.items()
-                if key not in usual
-                for gradient in _names(cell, evidence)
-            ],
-        },
+        "audit": _summary(results, config.audit.skip, evidence),
         "seconds": sum(cell.outcome.seconds for cell in evidence.cells.values()),
     }
 
@@ -79,33 +56,22 @@ def evidence_of(
     outcomes: Outcomes,
     stop: StopFlag,
 ) -> checks.Evidence:
-    """What the checks look at; attacks made before a kill are taken from ``outcomes``."""
+    """The evidence that the checks compare; attacks made before a kill are taken from ``outcomes``."""
 
     def run(
         key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
     ) -> attacks.Outcome:
         size = config.attack.batch_size or attack.config.batch_size or attacks.largest_batch(victim, view)
-        begun = outcomes.get(key)
-        if begun is None:
-            images = victim.images(config.attack.save_images if attack.name == "pgd" else 0)
-            begun = attacks.Outcome.begin(victim.clean, images)
-        return attacks.robust(
-            victim,
-            attack,
-            view,
-            parse_eps(eps),
-            size,
-            begun,
-            lambda outcome: outcomes.save(key, outcome, stop),
-        )
+        n_images = config.attack.save_images if attack.name == "pgd" else 0
+        return CellRunner(victim, attack, view, size, outcomes, stop).run(key, eps, n_images)
 
     other = config.audit.surrogate
     exact = replace(own(config, victim, Gradient.exact), eot=1)
     return checks.Evidence(
         victim=victim,
-        own=own(config, victim, Gradient.rule),
+        white_box=own(config, victim, Gradient.rule),
         exact=exact,
-        surrogate=None if other is None else surrogate(other, config, data, victim.device),
+        surrogate=None if other is None else surrogate(other, config, data, victim),
         has_feedback=bool(rules.feedback_layers(victim.network)),
         n_classes=data.n_classes,
         eps=sorted(config.attack.eps, key=parse_eps),
@@ -115,55 +81,70 @@ def evidence_of(
     )
 
 
-def _usual(cell: checks.Cell, evidence: checks.Evidence) -> bool:
-    """Whether it is what ``sstune attack`` would measure, and no variation that only the audit makes: other
-    settings, other eps, or a black box at one eps on some of the samples."""
+def _summary(
+    results: list[checks.CheckResult], skipped: list[str], evidence: checks.Evidence
+) -> dict[str, Any]:
+    """A row's ``audit``: the verdict, the checks, and the attacks that only an audit makes."""
+    verdict, because = checks.verdict(results, skipped)
+    return {
+        "verdict": str(verdict),
+        "because": because,
+        "not_run": {result.id: result.text for result in results if result.status is Status.not_run},
+        "checks": [asdict(result) for result in results],
+        "cells": [
+            _measured(evidence.victim, cell, gradient) | _samples(cell, evidence.n)
+            for cell in evidence.cells.values()
+            if not _is_default(cell, evidence)
+            for gradient in _gradients(cell, evidence)
+        ],
+    }
+
+
+def _measured_by_default(evidence: checks.Evidence) -> Iterator[dict[str, Any]]:
+    """Measurements of the attacks that ``sstune attack`` makes as well."""
+    for cell in evidence.cells.values():
+        if _is_default(cell, evidence):
+            for gradient in _gradients(cell, evidence):
+                yield _measured(evidence.victim, cell, gradient)
+
+
+def _worst_cases(evidence: checks.Evidence, name: str) -> Iterator[dict[str, Any]]:
+    """Measurements of the worst case per sample over all attacks, called ``name``, at each eps asked for."""
+    for eps in evidence.eps:
+        right = evidence.worst_case(eps)
+        labels: dict[str, Any] = {"attack": name, "gradient": None, "eps": eps}
+        yield measurement(
+            "test", evidence.n, correct=int(right.sum()), **labels, outcomes=pack(right.numpy())
+        )
+
+
+def _is_default(cell: checks.Cell, evidence: checks.Evidence) -> bool:
+    """Whether ``sstune attack`` would measure the same. It would not with settings or at an eps that only the
+    audit chooses, nor a black box at one eps on some of the samples."""
     return cell.gradient is not Gradient.none and " " not in cell.attack and cell.eps in evidence.eps
 
 
-def _names(cell: checks.Cell, evidence: checks.Evidence) -> list[Gradient]:
-    """The gradients that an attack was made through: of a network without feedback the one is both, but only
-    the plain attacks are shown for both."""
-    one = cell.gradient is Gradient.rule and not evidence.has_feedback and " " not in cell.attack
-    return [Gradient.rule, Gradient.exact] if one else [cell.gradient]
+def _gradients(cell: checks.Cell, evidence: checks.Evidence) -> list[Gradient]:
+    """The gradients that an attack counts for: both, for a network without feedback, if its settings are the
+    default ones."""
+    both = cell.gradient is Gradient.rule and not evidence.has_feedback and " " not in cell.attack
+    return [Gradient.rule, Gradient.exact] if both else [cell.gradient]
 
 
-def _measured(cell: checks.Cell, gradient: Gradient, **more: str) -> dict[str, Any]:
-    """An attack of the audit as a measurement."""
+def _measured(victim: attacks.Victim, cell: checks.Cell, gradient: Gradient) -> dict[str, Any]:
+    """The measurement of an attack."""
     name = None if gradient is Gradient.none else str(gradient)
     labels = {"attack": cell.attack, "gradient": name, "eps": cell.eps, "source": cell.source}
-    right = cell.outcome.right
-    return measurement("test", len(right), int(right.sum()), **labels, **summary(cell.outcome), **more)
+    index = cell.subset.index
+    return measurement("test", len(index), **labels, **summary(victim.take(index), cell.outcome))
 
 
-def _part(cell: checks.Cell, gradient: Gradient, n: int) -> dict[str, Any]:
-    """The same of an attack that only the audit makes; packed, which of its ``n`` samples it was ``made_on``,
-    and which of them it stands for, ``among``."""
-    which = {"made_on": _flags(cell.index, n), "among": _flags(cell.among, n)}
-    return _measured(cell, gradient, **which)
+def _samples(cell: checks.Cell, n: int) -> dict[str, Any]:
+    """Which of the audit's ``n`` samples an attack was ``made_on``, and which it stands for, ``among``."""
+    return {"made_on": _flags(cell.subset.index, n), "among": _flags(cell.subset.stands_for, n)}
 
 
 def _flags(index: Tensor, n: int) -> str:
     flags = torch.zeros(n, dtype=torch.bool)
     flags[index] = True
     return pack(flags.numpy())
-
-
-def present(run: Run, row: dict[str, Any]) -> None:
-    """Print the checks and the verdict of a finished audit, and write its page, ``audit.html``."""
-    width = max(80, shutil.get_terminal_size((110, 24)).columns)
-    print(f"\n{audit_text(row['audit'], width, sys.stdout.isatty())}", flush=True)
-    picture, page = run.directory / "images.png", run.directory / "audit.html"
-    write_text(page, audit_page(cast(Row, row), picture.read_bytes() if picture.exists() else None))
-    print(f"page: {page}", flush=True)
-
-
-def objection(run: Run) -> str | None:
-    """What ``audit.strict`` says of a finished run: why it is not good enough, or None."""
-    row = run.result()
-    if not run.config.audit.strict or row is None or "audit" not in row:
-        return None
-    verdict, because = row["audit"]["verdict"], ", ".join(row["audit"]["because"])
-    if verdict == checks.Verdict.not_masked:
-        return None
-    return f"{run.directory}: {verdict} ({because}), and audit.strict asks for {checks.Verdict.not_masked}"

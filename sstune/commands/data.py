@@ -13,15 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from sstune import backbones, datasets
-from sstune.commands.source import Source
+from sstune.commands.lineage import Source
 from sstune.identity import semantic
 from sstune.runs import RECORD, STATE, Run
 from sstune.schema import RunConfig
+from sstune.schema.keys import Role, keys_of
 from sstune.storage import write_json
-
-# What a run does to its training images, and which of them it takes; not which images the splits hold.
-_OF_TRAINING = ("crop_padding", "crop_scale", "flip", "transforms", "cutout", "mean", "std")
-_SUBSET = ("train_n", "shots", "subset_seed")
 
 
 def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits:
@@ -65,14 +62,17 @@ def _differences(run: Run, source: Source | None, said: dict[str, Any]) -> list[
     """A line if splits of the same configuration hold other images here than for the source's run."""
     if source is None or source.config is None:
         return []
-    here, there = (_without(config, _OF_TRAINING) for config in (run.config, source.config))
     compared = ["train", "val", "test"]
-    if here != there:
+    treated: tuple[Role, ...] = (
+        Role.AUGMENTATION,
+        Role.NORMALIZATION,
+    )  # they leave the images of a split as they are
+    if _without(run.config, *treated) != _without(source.config, *treated):
         compared.remove("train")
-        here, there = (
-            {key: value for key, value in part.items() if key not in _SUBSET} for part in (here, there)
-        )
-    if here != there:  # another dataset, and meant to be
+        treated = (*treated, Role.SUBSET)
+    if _without(run.config, *treated) != _without(
+        source.config, *treated
+    ):  # another dataset, and meant to be
         return []
     before = source.datasets
     other = [name for name in compared if name in before and before[name]["digest"] != said[name]["digest"]]
@@ -84,5 +84,7 @@ def _differences(run: Run, source: Source | None, said: dict[str, Any]) -> list[
     ]
 
 
-def _without(config: RunConfig, keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in semantic(config)["dataset"].items() if key not in keys}
+def _without(config: RunConfig, *roles: Role) -> dict[str, Any]:
+    """The semantic keys of the dataset, without those of some roles."""
+    keys = keys_of(type(config.dataset))
+    return {key: value for key, value in semantic(config)["dataset"].items() if keys[key].role not in roles}

@@ -1,4 +1,4 @@
-"""A network that somebody else's code makes: ``model.import=package.module:factory``."""
+"""A network that somebody else's code makes: ``model.factory=package.module:factory``."""
 
 from __future__ import annotations
 
@@ -31,35 +31,37 @@ def make(spec: str) -> nn.Module:
     """
     module_name, colon, name = spec.partition(":")
     if not (module_name and colon and name):
-        raise RequestError(f"model.import: {spec!r} is not of the form package.module:factory")
+        raise RequestError(f"model.factory: {spec!r} is not of the form package.module:factory")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except _ANYTHING as error:
-        raise RequestError(f"model.import: {module_name} cannot be imported ({_said(error)})") from error
+        raise RequestError(f"model.factory: {module_name} cannot be imported ({_said(error)})") from error
     try:
         found = getattr(module, name)
     except AttributeError as error:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise RequestError(f"model.import: {module_name} has no {name!r}, {nearest(name, known)}") from error
+        raise RequestError(f"model.factory: {module_name} has no {name!r}, {nearest(name, known)}") from error
     except _ANYTHING as error:  # a module may look its names up by code
-        raise RequestError(f"model.import: {spec} raised {_said(error)}") from error
+        raise RequestError(f"model.factory: {spec} raised {_said(error)}") from error
     if not callable(found):
-        raise RequestError(f"model.import: {spec} is a {type(found).__name__}, expected what makes a network")
+        raise RequestError(
+            f"model.factory: {spec} is a {type(found).__name__}, expected what makes a network"
+        )
     try:
         made = found if isinstance(found, nn.Module) else found()
     except _ANYTHING as error:
-        raise RequestError(f"model.import: {spec} raised {_said(error)}") from error
+        raise RequestError(f"model.factory: {spec} raised {_said(error)}") from error
     if not isinstance(made, nn.Module):
-        raise RequestError(f"model.import: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
+        raise RequestError(f"model.factory: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
     if bad := first_not_finite(made.named_parameters()):
-        raise RequestError(f"model.import: {spec} has weights that are no numbers: {bad}")
+        raise RequestError(f"model.factory: {spec} has weights that are no numbers: {bad}")
     try:  # it will be converted in place, and theirs may be asked for again
         return copy.deepcopy(made).cpu()
     except _ANYTHING as error:  # a module with weight_norm, a lock, an open file, ... has no copy
         if made is found:
-            what = f"model.import: {spec} cannot be copied"
+            what = f"model.factory: {spec} cannot be copied"
             raise RequestError(f"{what}; name a function that makes it") from error
         return made.cpu()
 
@@ -96,7 +98,7 @@ def check_outputs(network: nn.Module, shape: tuple[int, ...], n_classes: int) ->
         with torch.no_grad(), eval_mode(network), torch.random.fork_rng(devices=[]):
             outputs: Any = network(torch.zeros(2, *shape))
     except _ANYTHING as error:
-        raise RequestError(f"model.import: fails on images of shape {shape}: {_said(error)}") from error
+        raise RequestError(f"model.factory: fails on images of shape {shape}: {_said(error)}") from error
     if not isinstance(outputs, Tensor) or outputs.shape != (2, n_classes):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise RequestError(f"model.import: gives {found} for 2 images, expected (2, {n_classes}) logits")
+        raise RequestError(f"model.factory: gives {found} for 2 images, expected (2, {n_classes}) logits")

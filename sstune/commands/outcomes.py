@@ -1,33 +1,76 @@
-"""A run's ``outcomes.npz``: what became of each sample, saved while the attack goes on."""
+"""What became of each sample under each attack of a run, saved while the attack goes on."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from sstune.attacks import Outcome
+from sstune.attacks import Outcome, Victim
 from sstune.interrupt import StopFlag
-from sstune.packing import pack
+from sstune.packing import pack, pack_values
 from sstune.storage import read_state, write_bytes
+from sstune.tasks import Score
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Outcomes:
     """The outcome of each of a run's cells, by a key such as ``"rule 8/255"``.
 
-    In the file: ``identity`` of the run; ``samples``, indices in the test split; ``clean``, (n,) bool; and
-    for every cell the fields of :class:`Outcome` as ``KEY/FIELD``. What another run left, or an attack on
-    other samples, is set aside.
+    Finished cells are in ``outcomes.npz``, and the one in progress, which is saved after each batch, is in
+    ``cell.npz``: so a batch costs what its own cell takes to write. Both hold ``identity`` of the run;
+    ``samples``, indices in the test split; ``clean``, (n,) bool, the samples that are attacked; and of every
+    cell the fields of :class:`Outcome` as ``KEY/FIELD``, and for other programs ``right`` and ``broken``. A file of another run, or of other samples, is set
+    aside.
     """
 
-    def __init__(self, path: Path, identity: str, samples: Tensor, clean: Tensor) -> None:
-        self.path = path
-        self.head = {"identity": np.array(identity), "samples": samples.numpy(), "clean": clean.numpy()}
-        self.cells: dict[str, Outcome] = read_state(path, self._read) or {}
+    def __init__(self, directory: Path, identity: str, victim: Victim) -> None:
+        self.finished_path = directory / "outcomes.npz"
+        self.cell_path = directory / "cell.npz"
+        self.victim = victim
+        self.head: Arrays = {
+            "identity": np.array(identity),
+            "samples": victim.samples.numpy(),
+            "clean": victim.clean.numpy(),
+        }
+        self.cells = read_state(self.finished_path, self._read) or {}
+        for key, outcome in (read_state(self.cell_path, self._read) or {}).items():
+            self.cells.setdefault(key, outcome)
+
+    def get(self, key: str) -> Outcome | None:
+        """As far as the cell came."""
+        return self.cells.get(key)
+
+    def save(self, key: str, outcome: Outcome, stop: StopFlag) -> None:
+        """Save a cell in progress; a crash in the middle leaves the file as it was.
+
+        Raises:
+            Stopped: a signal came; everything is saved.
+        """
+        self.cells[key] = outcome
+        self._write(self.cell_path, {key: outcome})
+        if stop:
+            raise stop.stop()
+
+    def finish(self, key: str, outcome: Outcome) -> None:
+        """Save a finished cell."""
+        self.cells[key] = outcome
+        self._write(self.finished_path, self.cells)
+        self.cell_path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, cells: Mapping[str, Outcome]) -> None:
+        arrays = dict(self.head)
+        for name, cell in cells.items():
+            shown = {"right": cell.right.numpy(), "broken": cell.broken.numpy()}
+            arrays |= {f"{name}/{field}": value for field, value in (cell.arrays() | shown).items()}
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        write_bytes(path, file.getbuffer())
 
     def _read(self, path: Path) -> dict[str, Outcome]:
         """The cells of a file.
@@ -41,56 +84,58 @@ class Outcomes:
         for name, own in self.head.items():
             if not np.array_equal(arrays.pop(name), own):
                 raise ValueError(f"another {name} than this run's")
-        cells: dict[str, dict[str, Any]] = {}
+        cells: dict[str, Arrays] = {}
         for name, value in arrays.items():
             key, _, field = name.rpartition("/")
             cells.setdefault(key, {})[field] = value
         for key, cell in cells.items():
-            if not _whole(cell):
+            right, broken = cell.pop("right"), cell.pop("broken")
+            if not cell.keys() & {
+                "achieved",
+                "predictions",
+            }:  # written by a version that knew classification only
+                cell["achieved"] = np.where(broken, 1, np.where(right, 0, 0.5)).astype(np.float32)
+                cell["predictions"] = np.where(right, self.victim.predictions[: len(right)], -1)
+            if not self._whole(cell):
                 raise ValueError(f"{key} is not whole")
         return {key: Outcome.from_arrays(cell) for key, cell in cells.items()}
 
-    def get(self, key: str) -> Outcome | None:
-        """As far as the cell came."""
-        return self.cells.get(key)
+    def _whole(self, cell: Arrays) -> bool:
+        """Whether a cell has the fields of an outcome, of their types, each of as many samples.
 
-    def save(self, key: str, outcome: Outcome, stop: StopFlag) -> None:
-        """Save the state of a cell; a crash in the middle leaves the file as it was.
-
-        Raises:
-            Stopped: a signal came; everything is saved.
+        Of an audit, a cell may be of some of the samples only.
         """
-        self.cells[key] = outcome
-        arrays: dict[str, Any] = dict(self.head)
-        for name, cell in self.cells.items():
-            arrays |= {f"{name}/{field}": value for field, value in cell.arrays().items()}
-        file = io.BytesIO()
-        np.savez_compressed(file, **arrays)
-        write_bytes(self.path, file.getbuffer())
-        if stop:
-            raise stop.stop()
+        n = len(cell["achieved"])
+        victim = self.victim
+        model = Outcome.begin(victim.clean[:n], victim.predictions[:n]).arrays()
+        return cell.keys() == model.keys() and all(
+            cell[field].dtype == like.dtype and (cell[field].shape == like.shape or field == "images")
+            for field, like in model.items()
+        )
 
 
-def _whole(cell: dict[str, Any]) -> bool:
-    """Whether the arrays of a cell have the fields of an outcome, of their types, on as many samples each."""
-    n = len(cell["right"])
-    model = Outcome.begin(torch.zeros(n, dtype=torch.bool)).arrays()
-    return cell.keys() == model.keys() and all(
-        cell[field].dtype == like.dtype and (cell[field].shape == like.shape or field == "images")
-        for field, like in model.items()
-    )
+def summary(victim: Victim, outcome: Outcome) -> dict[str, Any]:
+    """A cell for a row's measurement: the score that is left, of each sample too, and the time.
 
-
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """A cell for a row's measurement.
-
-    ``outcomes``: which samples stayed right, packed. ``found``: ``[effort, samples]`` pairs, how many broke
-    after how many gradient steps or queries, where the attack says so.
+    ``found``: ``[effort, samples]`` pairs, how many broke after how many gradient steps or queries, where the
+    attack says so.
     """
+    score = victim.score_of(outcome)
     known = outcome.effort[outcome.broken & (outcome.effort >= 0)].numpy()
     efforts, counts = np.unique(known, return_counts=True)
     return {
-        "outcomes": pack(outcome.right.numpy()),
+        **score.fields(victim.task.metric),
+        **per_sample(score),
         "found": [[int(effort), int(count)] for effort, count in zip(efforts, counts, strict=True)],
         "seconds": outcome.seconds,
     }
+
+
+def per_sample(score: Score) -> dict[str, str]:
+    """The score of each sample, packed: ``outcomes`` where samples are counted, ``values`` where each has one
+    of its own, nothing where only a set has one."""
+    if score.each is None:
+        return {}
+    if score.correct is not None:
+        return {"outcomes": pack(score.each.numpy())}
+    return {"values": pack_values(score.each.numpy())}

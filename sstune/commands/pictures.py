@@ -69,10 +69,10 @@ def drawn(config: AttackConfig, cells: Mapping[str, Outcome]) -> list[str]:
 
 
 @torch.no_grad()
-def predictions(victim: Victim, split: Split) -> npt.NDArray[np.int64]:
-    """The class that the victim names for each image."""
+def predictions(victim: Victim, split: Split) -> npt.NDArray[Any]:
+    """What the victim says of each image, (N, ...)."""
     found: list[Tensor] = []
     with eval_mode(victim.network), frozen_feedback(victim.network):
-        for images, _ in batches(split, BATCH_SIZE, victim.device):
-            found.append(victim.network(images).argmax(1).cpu())
+        for batch in batches(split, BATCH_SIZE, victim.device):
+            found.append(victim.task.predict(victim.network(batch.images)).cpu())
     return torch.cat(found).numpy()

@@ -82,7 +82,7 @@ def _write(rows: list[Row], cells: pd.DataFrame, out: Path) -> list[Path]:
         cells: :func:`sstune.report.measurements.frame` of ``rows``.
     """
     from sstune.report.alignment import alignment_by_layer, alignment_table
-    from sstune.report.audit import audit_table
+    from sstune.report.audit_table import audit_table
     from sstune.report.effort import metric_against_effort
     from sstune.report.figures import metric_against_eps
     from sstune.report.pairs import gap_table, paired_table

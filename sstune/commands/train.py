@@ -15,116 +15,138 @@ import torch
 
 from sstune import backbones, datasets, rules, tasks, training
 from sstune.commands.data import described, load
-from sstune.commands.execution import once
-from sstune.commands.source import MODEL, Source, run_of
+from sstune.commands.lineage import MODEL, Source, run_of
+from sstune.commands.run_once import run_once
+from sstune.commands.weights import Weights
+from sstune.composition import Request
 from sstune.interrupt import StopFlag
 from sstune.runs import Run
 from sstune.schema import RequestError, RunConfig
 from sstune.storage import file_digest, write_bytes, write_text
 
 
-def train(config: RunConfig, asked: set[str], wait: bool = False) -> Run:
+def train(request: Request, wait: bool = False) -> Run:
     """Train from random or hub weights; with ``wait``, for another process that is at work on it."""
-    run = run_of(config, [])
-    once(run, lambda run, device, stop: learn(run, None, device, stop), wait)
+    run = run_of(request.config, [])
+    run_once(run, lambda run, device, stop: learn(run, None, device, stop), wait)
     return run
 
 
 def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag) -> dict[str, Any]:
     """Train ``run``'s network from ``source``'s weights; the epoch is chosen on validation.
 
-    Returns what the row holds: accuracy on validation and, measured once, on test.
+    Returns what the row holds: the score on validation and, measured once, on test.
     """
-    config = run.config
-    torch.manual_seed(config.seed)
+    torch.manual_seed(run.config.seed)
     world = training.join()
-    published = backbones.preprocessing(config.backbone)
     with world.first_before_others():  # it decodes or downloads what the others then find
         data = load(run, source, world.first)
+    learner, fields = build(run.config, source, data, device, world)
+    trainer, progress = fit(run, learner, data, stop)
+    network, task = learner.network, learner.task
+    network.load_state_dict(progress.best["network"])
+    if world.first:
+        write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
+        write_model(run.directory / MODEL, network)
+    reference = task.reference(network, data, device)
+    test = training.judge(network, task, data.test, device, world, reference).score
+    print(f"  epoch {progress.best['epoch']} chosen: test {test}", flush=True)
+    return fields | {
+        "n_classes": data.n_classes,
+        "measurements": [
+            measurement("val", len(data.val), **progress.best["val"]),
+            measurement("test", len(data.test), **test.fields(task.metric)),
+        ],
+        "epoch": progress.best["epoch"],
+        "epochs_trained": progress.epoch,
+        "seconds": progress.seconds,
+        "model_sha256": file_digest(run.directory / MODEL) if world.first else None,
+        "alignment": [_known(asdict(layer)) for layer in trainer.alignment()],
+        "datasets": described(data),
+        "skipped": data.skipped_summary,
+    }
+
+
+def build(
+    config: RunConfig,
+    source: Source | None,
+    data: datasets.Splits,
+    device: torch.device,
+    world: training.World,
+) -> tuple[training.Learner, dict[str, Any]]:
+    """The network with its rule, on its device, and its optimiser; and what the row says of them.
+
+    Raises:
+        RequestError: the network is not for these images, or a pattern names none of its layers.
+    """
+    published = backbones.preprocessing(config.backbone)
     task = tasks.build(config.task, data.n_classes)
+    weights = None if source is None else Weights(source)
     network = backbones.build(
-        source.settled(config.backbone) if source else config.backbone,
+        config.backbone if weights is None else weights.resolved(config.backbone),
         data.shape,
         task.outputs,
         config.dataset.mean,
         config.dataset.std,
-        weights=source is None,
+        weights=weights is None,
     )
-    notes = data.notes + network.notes + (source.load_weights(network) if source else [])
+    notes = data.notes + network.notes + (weights.load_into(network) if weights else [])
     example = network.prepare(torch.zeros(2, *data.shape))
     conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     if world.size > 1:
         notes += training.synchronise_normalisation(network, device)
     for note in [*notes, f"{config.rule.name}: {conversion}"]:
         print(f"  {note}", flush=True)
-
     training.freeze(network, config.optimizer.freeze)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = training.build_optimizer(config.optimizer, network)
+    return training.Learner(config, network, task, optimizer, device, world), {
+        "preprocessing": None if published is None else asdict(published),
+        "precision": str(config.precision),
+        "compiled": str(config.compile) if config.compile else None,
+        "processes": world.size,
+        "notes": notes,
+        "layers": asdict(conversion),
+    }
+
+
+def fit(
+    run: Run, learner: training.Learner, data: datasets.Splits, stop: StopFlag
+) -> tuple[training.Trainer, training.Progress]:
+    """Train all epochs, from the run's checkpoint if there is one.
+
+    Raises:
+        RequestError: a batch cannot be shared by so many processes.
+        Stopped: a signal came; the state is saved.
+    """
+    config, world = learner.config, learner.world
     if min(len(data.train), config.batch_size) < world.size:
         raise RequestError(
             f"batch_size: {config.batch_size} of {len(data.train)} images cannot be shared by {world.size} "
             f"processes"
         )
-    loader = datasets.Loader(
-        data.train,
-        config.batch_size,
-        device,
-        config.seed,
-        crop_padding=config.dataset.crop_padding,
-        flip=config.dataset.flip,
-        crop_scale=config.dataset.crop_scale,
-        transforms=config.dataset.transforms,
-        cutout=config.dataset.cutout,
-        rank=world.rank,
-        world_size=world.size,
-    )
+    augmentation = datasets.Augmentation.of(config.dataset)
+    shard = datasets.Shard(world.rank, world.size)
+    loader = datasets.Loader(data.train, config.batch_size, learner.device, config.seed, augmentation, shard)
     checkpoint = run.directory / "checkpoint.pt"
 
     def save(progress: training.Progress) -> None:
         if not world.first:
             return
-        training.save(checkpoint, run.identity, progress, network, optimizer)
+        training.save(checkpoint, run.identity, progress, learner)
         write_history(run.directory, progress)
         if progress.step == 0:
-            print(f"  {_epoch_line(progress.history[-1], config.epochs)}", flush=True)
+            print(f"  {_epoch_line(progress.history[-1], learner)}", flush=True)
 
     with world.first_before_others():  # a damaged one is set aside, and the others find none either
-        found = training.load(checkpoint, run.identity, network, optimizer)
+        found = training.load(checkpoint, run.identity, learner)
     progress = found or training.Progress()
     if progress.epoch or progress.step:
         print(f"  resuming in epoch {progress.epoch + 1} at step {progress.step}", flush=True)
-    trainer = training.Trainer(config, network, task, loader, data.val, optimizer, device, save, stop, world)
+    trainer = training.Trainer(learner, loader, data, save, stop)
     with subnormals_as_zero():
         trainer.fit(progress)
-    network.load_state_dict(progress.best["network"])
-    if world.first:
-        write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
-        write_model(run.directory / MODEL, network)
-    test = training.judge(network, task, data.test, device, world)
-    print(
-        f"  epoch {progress.best['epoch']} chosen: test {test.n_correct}/{len(data.test)} right", flush=True
-    )
-    return {
-        "n_classes": data.n_classes,
-        "preprocessing": None if published is None else asdict(published),
-        "measurements": [
-            measurement("val", len(data.val), progress.best["val_correct"]),
-            measurement("test", len(data.test), test.n_correct),
-        ],
-        "epoch": progress.best["epoch"],
-        "epochs_trained": progress.epoch,
-        "seconds": progress.seconds,
-        "precision": str(config.precision),
-        "compiled": str(config.compile) if config.compile else None,
-        "processes": world.size,
-        "notes": notes,
-        "model_sha256": file_digest(run.directory / MODEL) if world.first else None,
-        "layers": asdict(conversion),
-        "alignment": [_known(asdict(layer)) for layer in trainer.alignment()],
-        "datasets": described(data),
-        "skipped": data.skipped_summary,
-    }
+    return trainer, progress
 
 
 @contextmanager
@@ -146,19 +168,21 @@ def _known(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: None if value != value else value for key, value in entry.items()}
 
 
-def _epoch_line(entry: dict[str, float], epochs: int) -> str:
+def _epoch_line(entry: dict[str, float], learner: training.Learner) -> str:
+    metric = learner.task.metric
     angle = "" if math.isnan(entry["angle"]) else f"  angle {entry['angle']:.1f}°"
+    train = entry[f"train_{metric}"]
     return (
-        f"epoch {entry['epoch']}/{epochs}  loss {entry['train_loss']:.3f}"
-        f"  train {entry['train_accuracy']:.1%}  val {entry['val_accuracy']:.1%}"
-        f"{angle}  {entry['seconds']:.1f} s"
+        f"epoch {entry['epoch']}/{learner.config.epochs}  loss {entry['train_loss']:.3f}"
+        + ("" if math.isnan(train) else f"  train {train:.1%}")
+        + f"  val {entry[f'val_{metric}']:.1%}{angle}  {entry['seconds']:.1f} s"
     )
 
 
-def measurement(split: str, n: int, correct: int, **attack: Any) -> dict[str, Any]:
+def measurement(split: str, n: int, **figures: Any) -> dict[str, Any]:
     """One counted figure of a row; without an attack, clean accuracy."""
     none = {"attack": None, "gradient": None, "eps": None}
-    return {"split": split, "n": n, "correct": correct, **none, **attack}
+    return {"split": split, "n": n, **none, **figures}
 
 
 def write_model(path: Path, network: backbones.Network) -> None:

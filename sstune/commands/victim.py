@@ -9,9 +9,10 @@ from torch import nn
 
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
-from sstune.commands.source import Source, named_after, stand_in
+from sstune.commands.lineage import Source, rename_error_key, stand_in
+from sstune.commands.outcomes import per_sample
 from sstune.commands.train import measurement
-from sstune.packing import pack
+from sstune.commands.weights import Weights
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
 from sstune.training.forward import compiled
 
@@ -24,26 +25,27 @@ def victim_of(
 ) -> attacks.Victim:
     """The network of ``source`` with ``config``'s rule, and the test samples that it is attacked with.
 
-    Prints what there is to know of them.
+    Prints notes on the data, and the score without an attack.
     """
     task = tasks.build(config.task, data.n_classes)
     network = build(config, source, data, task.outputs).to(device)
     test, samples = data.test.sample(config.attack.n, SAMPLE_SEED)
-    with rules.frozen_feedback(network), attacks.drawing_anew(device, "clean"):
-        clean = tasks.evaluate(network, task, test, device).correct
-    for note in [*data.notes, f"clean {int(clean.sum())}/{len(clean)} right"]:
+    reference = task.reference(network, data, device)
+    victim = attacks.Victim.of(network, task, test, samples, device, reference)
+    for note in [*data.notes, f"clean {victim.score}"]:
         print(f"  {note}", flush=True)
-    return attacks.Victim(network, test, samples, clean, device)
+    return victim
 
 
 def said_of(
     config: RunConfig, data: datasets.Splits, victim: attacks.Victim, measured: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What the row of every attack holds: ``measured`` after the clean accuracy, and on which data."""
-    n, n_clean = len(victim.clean), int(victim.clean.sum())
+    score = victim.score
+    clean = measurement("test", score.n, **score.fields(victim.task.metric), **per_sample(score))
     return {
         "n_classes": data.n_classes,
-        "measurements": [measurement("test", n, n_clean, outcomes=pack(victim.clean.numpy())), *measured],
+        "measurements": [clean, *measured],
         "precision": "float32",
         "compiled": str(config.compile) if config.compile else None,
         "datasets": {
@@ -67,21 +69,22 @@ def build(config: RunConfig, source: Source, data: datasets.Splits, outputs: int
         if config.rule.name != "bp":
             rules.convert(network, config.rule, config.seed, example=torch.zeros(2, *data.shape))
         return network
+    weights = Weights(source)
     network = backbones.build(
-        source.settled(config.backbone),
+        weights.resolved(config.backbone),
         data.shape,
         outputs,
         config.dataset.mean,
         config.dataset.std,
         weights=False,
     )
-    replaced = source.load_weights(network)
+    replaced = weights.load_into(network)
     if replaced:  # fine to train from, but there is nothing to attack in an untrained head
         raise RequestError(f"init_from: {source.path} has no head for {config.dataset.label}: {replaced[0]}")
     example = network.prepare(torch.zeros(2, *data.shape))
     rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
     if source.config is not None and source.config.rule == config.rule:
-        source.load_feedback(network)
+        weights.load_feedback(network)
     return network.eval().to(memory_format=torch.channels_last)
 
 
@@ -98,7 +101,7 @@ def views(config: RunConfig, victim: attacks.Victim, data: datasets.Splits) -> l
     found = []
     for gradient in config.attack.gradient:
         if gradient is Gradient.surrogate:
-            found += [surrogate(path, config, data, victim.device) for path in config.attack.surrogates]
+            found += [surrogate(path, config, data, victim) for path in config.attack.surrogates]
         else:
             found.append(own(config, victim, gradient))
     return found
@@ -116,15 +119,15 @@ def own(config: RunConfig, victim: attacks.Victim, gradient: Gradient) -> attack
     return attacks.View(gradient, victim.network, "", draws, config.attack.eot, forward)
 
 
-def surrogate(path: str, config: RunConfig, data: datasets.Splits, device: torch.device) -> attacks.View:
-    """Another network on the same classes, under its exact gradient.
+def surrogate(path: str, config: RunConfig, data: datasets.Splits, victim: attacks.Victim) -> attacks.View:
+    """Another network for the same task and classes, under its exact gradient.
 
     Raises:
         RequestError: no finished run or checkpoint, or not for images and classes like these.
     """
     taken, source = stand_in(path, config)
-    with named_after(config):
-        network = build(taken, source, data, data.n_classes).to(device)
+    with rename_error_key(config):
+        network = build(taken, source, data, victim.task.outputs).to(victim.device)
     last = source.lineage[-1]
     name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]
     digest = str(last.get("identity") or last["sha256"])

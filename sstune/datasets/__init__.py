@@ -1,25 +1,23 @@
-"""Where images come from: sources, their splits, and the loader that feeds them to a network."""
+"""Where images come from: sources, their splits, and the loader that feeds them to a network.
 
-from sstune.datasets import small, trees  # noqa: F401  # they register the sources
+Imports torch only when one of its other names is first used (PEP 562): a run's identity needs the
+fingerprints alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sstune.datasets.archive import earlier_fingerprint, fingerprint
-from sstune.datasets.decoding import Preprocessing
-from sstune.datasets.files import ImageFiles, default_workers
-from sstune.datasets.loader import Loader, batches
-from sstune.datasets.sources import SOURCES, load
-from sstune.datasets.splits import SPLIT_SEED, Split, Splits, spread
 
-__all__ = [
-    "SOURCES",
-    "SPLIT_SEED",
-    "ImageFiles",
-    "Loader",
-    "Preprocessing",
-    "Split",
-    "Splits",
-    "batches",
-    "default_workers",
-    "earlier_fingerprint",
-    "fingerprint",
-    "load",
-    "spread",
-]
+if TYPE_CHECKING:
+    from sstune.datasets.exports import *  # noqa: F403
+
+__all__ = ["earlier_fingerprint", "fingerprint"]
+
+
+def __getattr__(name: str) -> Any:
+    """A name of :mod:`sstune.datasets.exports`."""
+    exports = import_module("sstune.datasets.exports")
+    if name in exports.__all__:
+        return getattr(exports, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

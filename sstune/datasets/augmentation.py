@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sstune.copying import to_device
-from sstune.schema import RequestError, nearest
+from sstune.schema import DatasetConfig, RequestError, nearest
 
 ASPECT_RATIOS = 3 / 4, 4 / 3  # of random crops, as in torchvision's RandomResizedCrop
 _ATTEMPTS = 10  # at a box that fits into the image, likewise
@@ -62,6 +62,11 @@ class Augmentation:
     crop_scale: float | None = None
     transforms: Mapping[str, Any] = field(default_factory=dict)
     cutout: int = 0
+
+    @classmethod
+    def of(cls, config: DatasetConfig) -> Augmentation:
+        """What the configuration of a dataset asks for."""
+        return cls(**{item.name: getattr(config, item.name) for item in fields(cls)})
 
     def __bool__(self) -> bool:
         """Whether anything is done at all."""

@@ -8,17 +8,41 @@ one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sstune.copying import to_device
 from sstune.datasets.augmentation import Augmentation
+from sstune.datasets.batch import Batch
 from sstune.datasets.files import Change, ImageFiles, stream
 from sstune.datasets.splits import Split, permutation
 from sstune.seeding import seed_from
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Of ``size`` processes that share each batch, the one numbered ``rank`` (from 0).
+
+    Its part is contiguous, and parts differ in size by one at most: together they are, bit by bit, what a
+    single process would get.
+
+    Raises:
+        ValueError: ``rank`` is none of 0 to ``size`` - 1.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.size:
+            raise ValueError(f"rank must be one of 0..{self.size - 1}, not {self.rank}")
+
+    def of(self, n: int) -> slice:
+        """This process's part of a batch of ``n``."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
 
 class Loader:
@@ -30,13 +54,10 @@ class Loader:
     Args:
         split: at least two samples.
         batch_size: images per step, of all processes together.
-        crop_padding, flip, crop_scale, transforms, cutout: see :class:`Augmentation`.
-        rank, world_size: of ``world_size`` processes that share each batch, this one gets the ``rank``-th
-            part of it (0-based, contiguous, parts differ in size by one at most): together, bit by bit, what
-            a single process would get.
+        shard: which part of each batch this process gets.
 
     Raises:
-        ValueError: fewer than two samples, or ``batch_size`` below 1 or below ``world_size``.
+        ValueError: fewer than two samples, or ``batch_size`` below 1 or below the number of processes.
     """
 
     def __init__(
@@ -45,60 +66,47 @@ class Loader:
         batch_size: int,
         device: torch.device | str,
         seed: int,
-        crop_padding: int = 0,
-        flip: bool = False,
-        crop_scale: float | None = None,
-        transforms: Mapping[str, Any] | None = None,
-        cutout: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        augmentation: Augmentation | None = None,
+        shard: Shard | None = None,
     ) -> None:
+        self.shard = shard or Shard()
         if len(split) < 2:
             raise ValueError(f"cannot train on {len(split)} sample(s), at least 2 are needed")
-        if batch_size < world_size or batch_size < 1:
-            raise ValueError(f"batch_size must be at least {max(world_size, 1)}, not {batch_size}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be one of 0..{world_size - 1}, not {rank}")
+        if batch_size < self.shard.size:
+            raise ValueError(f"batch_size must be at least {self.shard.size}, not {batch_size}")
         self.split = split if isinstance(split.images, ImageFiles) else split.to(device)
         self.device = device
         self.batch_size = batch_size
         self.seed = seed
-        self.augmentation = Augmentation(crop_padding, flip, crop_scale, transforms or {}, cutout)
-        self.rank = rank
-        self.world_size = world_size
+        self.augmentation = augmentation or Augmentation()
 
     def __len__(self) -> int:
         """Steps per epoch, the same for all processes."""
         full, rest = divmod(len(self.split), self.batch_size)
-        return full + (rest >= max(2, self.world_size))
+        return full + (rest >= max(2, self.shard.size))
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from ``start_step`` on, bit-equal to those of the whole epoch.
-
-        Yields:
-            Images float32 [B, C, H, W] in [0, 1], channels last in memory, and labels int64 [B].
 
         Raises:
             RequestError: a file cannot be read or decoded.
         """
         order = permutation(len(self.split), seed_from(self.seed, "order", epoch))
-        order = to_device(order, self.split.labels.device)
         steps = range(start_step, len(self))
         batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
-        images = self.split.images
+        shares = [batch[self.shard.of(len(batch))] for batch in batches]
+        images, targets = self.split.images, self.split.labels
         if isinstance(images, ImageFiles):
-            parts = [batch[self.share(len(batch))] for batch in batches]
-            read = stream(images, parts, self.device, Change(self.augmentation, self.seed, epoch))
-            for part, pixels in zip(parts, read, strict=True):
-                yield _to_float(pixels), to_device(self.split.labels[part], self.device)
+            read = stream(images, shares, self.device, Change(self.augmentation, self.seed, epoch))
+            for share, pixels in zip(shares, read, strict=True):
+                yield Batch(_to_float(pixels), to_device(targets[share], self.device), share)
             return
-        for step, batch in zip(steps, batches, strict=True):
-            part = batch[self.share(len(batch))]
-            yield _to_float(self._augmented(images[part], len(batch), epoch, step)), self.split.labels[part]
-
-    def share(self, n: int) -> slice:
-        """This process's part of a batch of ``n``."""
-        return slice(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
+        on_device = to_device(order, targets.device)  # one copy for all steps
+        for step, batch, share in zip(steps, batches, shares, strict=True):
+            first = step * self.batch_size + self.shard.of(len(batch)).start
+            index = on_device[first : first + len(share)]
+            pixels = self._augmented(images[index], len(batch), epoch, step)
+            yield Batch(_to_float(pixels), targets[index], share)
 
     def _augmented(self, images: Tensor, n: int, epoch: int, step: int) -> Tensor:
         """This process's images, changed by its part of what is drawn for the whole batch of ``n``."""
@@ -106,26 +114,25 @@ class Loader:
             return images
         noise = torch.Generator().manual_seed(seed_from(self.seed, "augmentation", epoch, step))
         drawn = self.augmentation.draw(n, images.shape[2], images.shape[3], noise)
-        return self.augmentation(images, drawn.part(self.share(n)))
+        return self.augmentation(images, drawn.part(self.shard.of(n)))
 
 
-def batches(split: Split, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every sample once and in order, for evaluation; yields what :meth:`Loader.epoch` does.
+def batches(split: Split, batch_size: int, device: torch.device | str) -> Iterator[Batch]:
+    """Every sample once and in order, for evaluation.
 
     Raises:
         RequestError: a file cannot be read or decoded.
     """
-    images, labels = split.images, split.labels
-    chosen = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
+    positions = torch.arange(len(split))
+    parts = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
+    images = split.images
+    read: Iterator[Tensor]
     if isinstance(images, ImageFiles):
-        positions = torch.arange(len(split))
-        for part, pixels in zip(
-            chosen, stream(images, [positions[part] for part in chosen], device), strict=True
-        ):
-            yield _to_float(pixels), to_device(labels[part], device)
-        return
-    for part in chosen:
-        yield _to_float(to_device(images[part], device)), to_device(labels[part], device)
+        read = stream(images, [positions[part] for part in parts], device)
+    else:
+        read = (to_device(images[part], device) for part in parts)
+    for part, pixels in zip(parts, read, strict=True):
+        yield Batch(_to_float(pixels), to_device(split.labels[part], device), positions[part])
 
 
 def _to_float(images: Tensor) -> Tensor:

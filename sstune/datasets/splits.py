@@ -44,23 +44,29 @@ def spread(n: int, among: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W], or their files, and labels int64 [N]."""
+    """Images uint8 [N, C, H, W], or their files, and labels: int64 [N], or float32 [N, L] multi-hot."""
 
     images: Images
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, ImageFiles):
-            if self.labels.shape != (len(self.images),):
-                raise ValueError(f"labels: expected [{len(self.images)}], got {_described(self.labels)}")
-            return
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if not isinstance(self.images, ImageFiles) and (
+            self.images.dtype != torch.uint8 or self.images.ndim != 4
+        ):
             raise ValueError(f"images: expected uint8 [N, C, H, W], got {_described(self.images)}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels: expected int64 [N] of the images, got {_described(self.labels)}")
+        kind = self.labels.dtype, self.labels.ndim
+        if kind not in ((torch.int64, 1), (torch.float32, 2)) or len(self.labels) != len(self.images):
+            expected = f"int64 [{len(self.images)}] or float32 [{len(self.images)}, L]"
+            raise ValueError(f"labels: expected {expected}, got {_described(self.labels)}")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def strata(self) -> Tensor:
+        """int64 [N]: parts are drawn with the same share of each stratum. These are the classes; an image
+        with several labels has none, and all such images are one stratum."""
+        return self.labels if self.labels.ndim == 1 else torch.zeros(len(self), dtype=torch.int64)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -124,6 +130,11 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, split in self.named.items():
+            if split.labels.ndim == 2:
+                if split.labels.shape[1] != len(self.classes):
+                    what = f"{split.labels.shape[1]} labels an image, expected {len(self.classes)}"
+                    raise RequestError(f"dataset.root: the {name} split has {what}")
+                continue
             wrong = split.labels[(split.labels < 0) | (split.labels >= len(self.classes))]
             if len(wrong):
                 what = f"label {int(wrong[0])}, expected 0 to {len(self.classes) - 1}"
@@ -168,7 +179,7 @@ class Splits:
 
 
 def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
-    """Split a random ``fraction`` off, stratified by label; seeded by ``SPLIT_SEED``, both parts in order.
+    """Split a random ``fraction`` off, stratified; seeded by ``SPLIT_SEED``, both parts in order.
 
     Class quotas are rounded by the largest remainder, so that the parts' sizes are exact, and leave at least
     one sample of each class behind.
@@ -179,7 +190,7 @@ def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
     Raises:
         RequestError: one of the two would be empty; names ``key``, the configuration key of ``fraction``.
     """
-    counts = torch.bincount(split.labels)
+    counts = torch.bincount(split.strata)
     exact = counts * fraction
     quota = exact.floor().long()
     rounded_up = (exact - quota).argsort(descending=True, stable=True)
@@ -187,7 +198,7 @@ def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
     quota = quota.minimum((counts - 1).clamp(min=0))
 
     order = permutation(len(split), SPLIT_SEED)
-    shuffled = split.labels[order]
+    shuffled = split.strata[order]
     chosen = torch.zeros(len(split), dtype=torch.bool)
     for label, n in enumerate(quota.tolist()):
         chosen[order[shuffled == label][:n]] = True
@@ -212,7 +223,9 @@ def subset(split: Split, train_n: int | None, shots: int | None, seed: int, clas
     """
     if train_n is None and shots is None:
         return split
-    labels = split.labels.numpy()
+    if shots is not None and split.labels.ndim == 2:
+        raise RequestError("dataset.shots: needs images with one class each; use dataset.train_n")
+    labels = split.strata.numpy()
     order = permutation(len(split), seed).numpy()
     by_class = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels, minlength=len(classes))

@@ -21,6 +21,7 @@ from sstune.report.measurements import GRADIENTS, attack_rank, rank
 from sstune.report.rows import eps_value
 from sstune.report.variants import joined
 from sstune.row import Row
+from sstune.schema import traits_of
 from sstune.statistics import wilson
 
 Measurement = Mapping[str, Any]
@@ -35,18 +36,14 @@ AGAINST_EPS = (
     " is masking. After PGD: tried on what PGD has left."
 )
 COLOURS = {"rule": "#D55E00", "exact": "#000000", "surrogate": "#009E73"}
-BLACK_BOX_COLOURS = {"square": "#0072B2", "rays": "#56B4E9", "noise": "#999999", "audit": "#CC79A7"}
-# Where marks at one eps stand beside each other.
-BESIDE = {"noise": -0.15, "rays": 0.15}
-MARKERS = {"pgd": "o", "fgsm": "^", "square": "s", "rays": "D", "noise": "x", "audit": "v"}
 
 
 def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
-    """What there is to draw of an audit's row, each with its caption."""
+    """The figures of an audit's row, each with its caption."""
     with matplotlib.style.context(STYLE):
         yield AGAINST_EPS, _against_eps(row)
         for kind, unit in UNITS.items():
-            curves = list(_efforts(row, kind))
+            curves = list(_effort_curves(row, kind))
             if curves:
                 figure = effort_figure(curves, unit)
                 looks = {curve.look["label"]: curve.look for curve in curves}
@@ -55,16 +52,18 @@ def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
 
 
 @dataclass(frozen=True)
-class Tried:
+class AttackRecord:
     """One attack of an audit at one eps.
 
     Args:
-        n: samples that ``correct`` is counted among, of which ``n_clean`` were right before any attack.
-        entered: how many were right when this one began. A black box that finds little among the samples
-            that PGD has left is not tried on the others, which count as broken.
-        by_pgd: of a black box, which has only some of the audit's samples, how many of the same PGD through
-            the network's own gradient leaves.
-        found: ``[effort, samples]`` pairs, how many broke after how much.
+        gradient: "" if the attack uses none.
+        source: the name of a surrogate, or "".
+        n: the number of samples, of which ``n_clean`` are correct without an attack.
+        entered: of these, how many were attacked. A black box that breaks few of the samples that PGD leaves
+            is not made on the others, which count as broken.
+        correct: how many of ``n`` the attack leaves correct.
+        by_pgd: of a black box, how many of the same samples PGD through the network's own gradient leaves.
+        found: ``[effort, samples]`` pairs: how many samples broke after how many steps or queries.
     """
 
     attack: str
@@ -80,8 +79,8 @@ class Tried:
 
     @property
     def label(self) -> str:
-        """What its series is called."""
-        if self.attack == "audit":
+        """The name of its series."""
+        if traits_of(self.attack).suite:
             return "worst case"
         view = f"from {self.source}" if self.source else self.gradient
         after = "after PGD" if self.entered < self.n_clean else ""
@@ -89,17 +88,17 @@ class Tried:
 
     @property
     def series(self) -> str:
-        """The same in a legend, a black box with how many samples it is of."""
+        """The same in a legend, with the number of samples of a black box."""
         return self.label if self.by_pgd is None else f"{self.label} ({self.n})"
 
     @property
     def drawn(self) -> bool:
-        """Whether it has a place in a figure; an attack with other settings ("pgd steps=40") has none."""
+        """Whether figures show it; they do not show attacks with other settings ("pgd steps=40")."""
         return " " not in self.attack
 
 
-def tried(row: Row) -> list[Tried]:
-    """Everything that the audit attacked with, each series from small to large eps, the worst case last."""
+def attack_records(row: Row) -> list[AttackRecord]:
+    """All attacks of the audit, each series in ascending order of eps, the worst case last."""
     clean = clean_of(row)
     right = unpack(clean["outcomes"], clean["n"])
     attacked = [found for found in row["measurements"] if found["split"] == "test" and found["attack"]]
@@ -108,7 +107,7 @@ def tried(row: Row) -> list[Tried]:
     for cell in cells:
         key = cell["attack"], cell["gradient"] or "", cell.get("source") or "", cell["eps"]
         parts.setdefault(key, []).append(cell)
-    found = [_tried(right, key, parts) for key in parts]
+    found = [_record(right, key, parts) for key in parts]
     return sorted(found, key=lambda one: (*_series_rank(one), eps_value(row, one.eps)))
 
 
@@ -118,16 +117,16 @@ def clean_of(row: Row) -> Measurement:
     return clean
 
 
-def _tried(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -> Tried:
-    """One attack at one eps, from the parts that it was made in."""
+def _record(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -> AttackRecord:
+    """One attack at one eps, whose samples may be divided in several parts."""
     attack, gradient, source, eps = key
     cells = parts[key]
     among = _flags("among", cells, len(right))
     by_pgd = None
-    if not gradient and attack != "audit":
+    if not gradient and not traits_of(attack).suite:
         (pgd,) = parts["pgd", "rule", "", eps]
         by_pgd = int(unpack(pgd["outcomes"], len(right))[among].sum())
-    return Tried(
+    return AttackRecord(
         attack,
         gradient,
         source,
@@ -142,28 +141,29 @@ def _tried(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -
 
 
 def _flags(name: str, cells: Sequence[Measurement], n: int) -> Flags:
-    """Which of ``n`` samples any of the cells names; one that names none is of all."""
+    """(n,) bool, the samples that any of the cells names; a cell without the key is of all samples."""
     flags = [unpack(cell[name], n) if name in cell else np.ones(n, bool) for cell in cells]
     return np.logical_or.reduce(flags)
 
 
-def _series_rank(one: Tried) -> tuple[Any, ...]:
+def _series_rank(one: AttackRecord) -> tuple[Any, ...]:
     return attack_rank(one.attack), rank(one.gradient, GRADIENTS), one.source
 
 
-def _look(one: Tried) -> dict[str, Any]:
+def _look(one: AttackRecord) -> dict[str, Any]:
+    traits = traits_of(one.attack)
     return {
         "label": one.series,
-        "color": COLOURS[one.gradient] if one.gradient else BLACK_BOX_COLOURS.get(one.attack, "#999999"),
+        "color": COLOURS[one.gradient] if one.gradient else traits.style.colour,
         "linestyle": style_of(one.attack, one.gradient),
-        "marker": MARKERS.get(one.attack, "P"),
+        "marker": traits.style.marker,
         "markersize": 4,
-        "linewidth": 2.4 if one.attack == "audit" else 1.4,
+        "linewidth": 2.4 if traits.suite else 1.4,
     }
 
 
 def _against_eps(row: Row) -> Figure:
-    shown = [one for one in tried(row) if one.drawn]
+    shown = [one for one in attack_records(row) if one.drawn]
     eps = {"0": 0.0} | {one.eps: eps_value(row, one.eps) for one in shown}
     places = {text: place for place, text in enumerate(sorted(eps, key=lambda text: eps[text]))}
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
@@ -177,7 +177,7 @@ def _against_eps(row: Row) -> Figure:
         if series[0].by_pgd is None:
             _curve(axes, x, series, len(places))
         else:
-            _marks(axes, np.array(x) + BESIDE.get(series[0].attack, 0.0), series)
+            _marks(axes, np.array(x) + traits_of(series[0].attack).style.offset, series)
     axes.set_xticks(list(places.values()), list(places))
     axes.set_ylim(0, 100)
     axes.set_xlabel("eps")
@@ -186,16 +186,16 @@ def _against_eps(row: Row) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, x: Sequence[int], series: Sequence[Tried], n_places: int) -> None:
-    """An attack on all samples, from the clean accuracy at 0 on; it breaks off where it was not made."""
+def _curve(axes: Axes, x: Sequence[int], series: Sequence[AttackRecord], n_places: int) -> None:
+    """An attack on all samples, from the clean accuracy at 0 on, with gaps where it was not made."""
     y, spread = np.full(n_places, np.nan), np.full((2, n_places), np.nan)
     correct = [series[0].n_clean, *(one.correct for one in series)]
     y[[0, *x]], spread[:, [0, *x]] = _with_interval(correct, series[0].n)
     axes.errorbar(np.arange(n_places), y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]))
 
 
-def _marks(axes: Axes, x: Floats, series: Sequence[Tried]) -> None:
-    """An attack on some of them, joined to what PGD leaves of the same; between eps nothing was measured."""
+def _marks(axes: Axes, x: Floats, series: Sequence[AttackRecord]) -> None:
+    """A black box on some samples, each mark joined to what PGD leaves of the same samples."""
     n = series[0].n
     y, spread = _with_interval([one.correct for one in series], n)
     white, _ = _with_interval([one.by_pgd or 0 for one in series], n)
@@ -210,15 +210,15 @@ def _with_interval(correct: Sequence[int], n: int) -> tuple[Floats, Floats]:
     return 100 * y, 100 * np.abs(np.array([wilson(one, n) for one in correct]) - y[:, None]).T
 
 
-def _efforts(row: Row, kind: str) -> Iterator[Curve]:
-    """A panel for each attack and eps, its gradients in it, up to the most that any sample took: at the eps
-    asked for, and where a black box was tried."""
-    made = tried(row)
+def _effort_curves(row: Row, kind: str) -> Iterator[Curve]:
+    """The curves of the attacks whose effort is counted in ``kind``, up to the largest effort of any sample,
+    at the eps asked for and those of the black boxes."""
+    made = attack_records(row)
     each_eps = {*row["config"]["attack"]["eps"], *(one.eps for one in made if one.by_pgd is not None)}
     shown = [
         one
         for one in made
-        if one.drawn and not one.source and one.attack != "fgsm" and kind_of(one.attack) == kind
+        if one.drawn and not one.source and kind_of(one.attack) == kind
         if one.eps in each_eps and complete(one.found, one.entered, one.correct)
     ]
     most = {one.attack: 0 for one in shown}

@@ -15,11 +15,12 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from sstune.report.audit import HEADER, VERDICTS, Check, cells_of, remarks
-from sstune.report.audit_figures import Tried, audit_figures, clean_of, tried
+from sstune.report.audit_figures import AttackRecord, attack_records, audit_figures, clean_of
 from sstune.report.looks import printable
 from sstune.report.rows import eps_value
 from sstune.report.variants import joined, labels_of
 from sstune.row import Row
+from sstune.schema.audit import Verdict
 from sstune.statistics import wilson
 
 CSS = """
@@ -51,7 +52,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 @media print { body { margin: 0; max-width: none; font-size: 10pt; } figure, tr { break-inside: avoid; }
   h2 { break-after: avoid; } }
 """
-CLASSES = {"MASKED": "masked", "NOT MASKED": "sound", "INCONCLUSIVE": "open"}
+CLASSES = {Verdict.masked: "masked", Verdict.not_masked: "sound", Verdict.inconclusive: "open"}
 
 
 def audit_page(row: Row, images: bytes | None = None) -> str:
@@ -62,7 +63,7 @@ def audit_page(row: Row, images: bytes | None = None) -> str:
     """
     audit, labels = row["audit"], labels_of(row)
     name = joined(labels["backbone"], labels["rule"], labels["scale"])
-    verdict, because = audit["verdict"], ", ".join(audit["because"])
+    verdict, because = Verdict(audit["verdict"]), ", ".join(audit["because"])
     parts = [
         f"<h1>Masking audit: {escape(name)}, {escape(labels['dataset'])}</h1>",
         f'<p class="verdict {CLASSES[verdict]}">{escape(verdict)}</p>',
@@ -101,17 +102,17 @@ def _checks(checks: Sequence[Check]) -> str:
 
 def _figures(row: Row) -> str:
     """A line for each attack and gradient, a column for each eps: accuracy and its interval."""
-    everything = tried(row)
-    each_eps = sorted({one.eps for one in everything}, key=lambda eps: eps_value(row, eps))
+    records = attack_records(row)
+    each_eps = sorted({one.eps for one in records}, key=lambda eps: eps_value(row, eps))
     lines = []
-    for label in dict.fromkeys(one.label for one in everything):
-        series = {one.eps: one for one in everything if one.label == label}
+    for label in dict.fromkeys(one.label for one in records):
+        series = {one.eps: one for one in records if one.label == label}
         n = ", ".join(dict.fromkeys(str(one.n) for one in series.values()))
         lines.append([label, n, *(_share(series[eps]) if eps in series else "" for eps in each_eps)])
     return _table(["attack", "n", *each_eps], lines)
 
 
-def _share(one: Tried) -> str:
+def _share(one: AttackRecord) -> str:
     low, high = wilson(one.correct, one.n)
     interval = f"({100 * low:.1f} to {100 * high:.1f})".replace(" ", "\N{NO-BREAK SPACE}")
     same = "" if one.by_pgd is None else f"\nPGD on the same: {100 * one.by_pgd / one.n:.1f}"

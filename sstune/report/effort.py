@@ -29,8 +29,8 @@ from sstune.report.looks import (
     style_of,
 )
 from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, by_metric, rank
+from sstune.schema import traits_of
 
-QUERIES = ("square", "rays", "noise")
 UNITS = {"steps": "gradient steps", "queries": "queries"}
 
 Floats = npt.NDArray[np.float64]
@@ -80,9 +80,9 @@ def metric_against_effort(cells: pd.DataFrame, directory: Path) -> list[Path]:
     return written
 
 
-def kind_of(attack: str) -> str:
-    """What an attack's effort is counted in, a key of :data:`UNITS`."""
-    return "queries" if attack.partition(" ")[0] in QUERIES else "steps"
+def kind_of(attack: str) -> str | None:
+    """The unit of an attack's effort, a key of :data:`UNITS`; None if it has no curve."""
+    return traits_of(attack).effort
 
 
 def accuracy_after(found: Sequence[Sequence[int]], n_clean: int, n: int, efforts: npt.ArrayLike) -> Floats:
@@ -135,10 +135,10 @@ def effort_figure(curves: Sequence[Curve], unit: str, label: str = "accuracy (%)
 
 
 def _drawn(cell: Any) -> bool:
-    """Whether a measurement has a curve; that of one step would say nothing, nor that of no step."""
-    attacked = cell["attack"].partition(" ")[0] not in ("clean", "fgsm", "audit")
-    stepwise = attacked and cell["gradient"] != "surrogate"
-    return stepwise and complete(cell["found"], cell["n_clean"], cell["correct"])
+    """Whether a measurement has a curve."""
+    attacked = cell["attack"] != "clean" and kind_of(cell["attack"]) is not None
+    counted = attacked and cell["gradient"] != "surrogate"
+    return counted and complete(cell["found"], cell["n_clean"], cell["correct"])
 
 
 def _curves(cells: pd.DataFrame) -> Iterator[Curve]:

@@ -19,6 +19,7 @@ from matplotlib.typing import LineStyleType
 
 from sstune.metric import ACCURACY, metric_named
 from sstune.report.measurements import RULES, rank
+from sstune.schema import traits_of
 from sstune.storage import write_bytes
 
 # Okabe and Ito's colours, told apart under any colour blindness
@@ -37,14 +38,7 @@ COLOURS = {
     "pfa_o": "#332288",
 }
 OTHER_COLOURS = ("#AA4499", "#88CCEE", "#DDCC77")
-# of a gradient; of an attack that needs none
-STYLES: dict[str, LineStyleType] = {"rule": "--", "exact": "-", "surrogate": (0, (8, 2))}
-BLACK_BOX_STYLES: dict[str, LineStyleType] = {
-    "square": "-.",
-    "rays": (0, (4, 1.5, 1, 1.5, 1, 1.5)),
-    "noise": (0, (1, 4)),
-    "audit": (0, (1, 1)),
-}
+STYLES: dict[str, LineStyleType] = {"rule": "--", "exact": "-", "surrogate": (0, (8, 2))}  # of a gradient
 OTHER_STYLE: LineStyleType = "-."
 CHANCE: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}  # of the line at what guessing scores
 MARKERS = "os^Dv*XP"
@@ -107,7 +101,7 @@ def style_of(attack: str, gradient: str) -> LineStyleType:
     """The line style of an attack through ``gradient``; "" is one that needs none."""
     if gradient:
         return STYLES.get(gradient, OTHER_STYLE)
-    return BLACK_BOX_STYLES.get(attack.partition(" ")[0], OTHER_STYLE)
+    return traits_of(attack).style.line
 
 
 def legend_label(rule: str, variant: str) -> str:

@@ -23,7 +23,7 @@ from sstune.report.variants import (
     without_seeds,
 )
 from sstune.row import Measurement, Row, is_counted, metric_of, value_of
-from sstune.schema import Norm, RequestError
+from sstune.schema import ATTACK_TRAITS, Norm, RequestError
 from sstune.statistics import mean_interval, wilson
 
 LINE = [*LABELS, "variant"]
@@ -31,10 +31,6 @@ CELL = ["attack", "eps", "gradient", "source"]
 
 RULES = (
     "bp", "sham", "usf", "frsf", "brsf", "fa", "fa_signed", "dfa", "kp", "wm", "pfa", "pfa_o",
-)  # fmt: skip
-ATTACKS = (
-    "clean", "noise", "fgsm", "mifgsm", "pgd", "apgd", "apgd_t", "fab_t", "autoattack", "square", "rays",
-    "audit",
 )  # fmt: skip
 GRADIENTS = ("rule", "exact", "surrogate")
 
@@ -191,8 +187,8 @@ def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
 
 
 def attack_rank(attack: str) -> tuple[int, str]:
-    """Sort key: attacks as :data:`ATTACKS` has them, of one attack Linf before L2."""
-    return rank(attack.partition(" ")[0], ATTACKS)[0], attack
+    """Sort key: clean first, then attacks as in :data:`ATTACK_TRAITS`; of one attack Linf before L2."""
+    return rank(attack.partition(" ")[0], ("clean", *ATTACK_TRAITS))[0], attack
 
 
 def metric_rank(name: str) -> tuple[int, str]:

@@ -11,27 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sstune.inheritance import INHERITED
 from sstune.report.rows import eps_value
 from sstune.row import Ancestor, Row
+from sstune.schema.aliases import first_name
+from sstune.schema.run import declared
 
 LABELS = ["backbone", "dataset", "rule", "scale"]
 # What belongs to the single measurement, and what changes no figure.
 _NOT_SETTINGS = ("name", "eps", "gradient", "norm", "save_images")
 
-# Of an attack's configuration: how its network's training images and labels were treated is its parent's.
+# Of an attack's configuration: how its network was trained is in its parent's. Dotted, as rows name keys.
 _OF_TRAINING = {
-    "dataset": (
-        "crop_padding",
-        "crop_scale",
-        "flip",
-        "transforms",
-        "cutout",
-        "val_fraction",
-        "train_n",
-        "shots",
-        "subset_seed",
-    ),
-    "task": ("label_smoothing", "adversarial", "adversarial_eps", "adversarial_step_size"),
+    first_name(key) for key, declaration in declared().items() if declaration.role.only_in_training
 }
 
 Settings = dict[str, str]
@@ -122,8 +114,8 @@ def model_settings(row: Row) -> Settings:
     if row["command"] != "attack":
         settings = {"command": row["command"]} | flatten(config)
     else:
-        sections = ("backbone", "dataset", "task", "rule")
-        settings = flatten({key: _of_attack(key, config[key]) for key in sections if key in config})
+        sections = [key for key in INHERITED["attack"] if isinstance(config.get(key), Mapping)]
+        settings = flatten({key: _of_attack(key, config[key]) for key in sections})
         if ancestors and "config" in ancestors[-1]:
             trained = _stage(ancestors.pop())
             changed = [key for key, value in settings.items() if trained.get(key, value) != value]
@@ -139,7 +131,7 @@ def model_settings(row: Row) -> Settings:
 
 
 def _of_attack(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in _OF_TRAINING.get(section, ())}
+    return {key: value for key, value in values.items() if f"{section}.{key}" not in _OF_TRAINING}
 
 
 def attack_settings(row: Row) -> Settings:

@@ -1,16 +1,18 @@
 """What may be asked for: one dataclass per command and per group, with names, types and ranges.
 
 The classes are registered with Hydra, so a mistyped key or a value of the wrong type fails while the
-configuration is composed; what types cannot say is checked by :mod:`sstune.validation`. Imports neither torch
-nor anything of sstune.
+configuration is composed; what types cannot express is checked by :mod:`sstune.validation`. Imports neither
+torch nor anything else of sstune.
 """
 
 from __future__ import annotations
 
 from sstune.schema.attacks import (
+    ATTACK_TRAITS,
     ApgdConfig,
     AscentConfig,
     AttackConfig,
+    Effort,
     IteratedConfig,
     LibraryConfig,
     MiFgsmConfig,
@@ -18,7 +20,12 @@ from sstune.schema.attacks import (
     PgdConfig,
     RaysConfig,
     SquareConfig,
+    Style,
+    Traits,
+    register_attack,
+    traits_of,
 )
+from sstune.schema.audit import Status, Verdict
 from sstune.schema.choices import (
     AttackLoss,
     Compile,
@@ -67,6 +74,7 @@ from sstune.schema.groups import (
     VitConfig,
     WeightMirrorConfig,
 )
+from sstune.schema.options import register_option
 from sstune.schema.request import (
     LONGEST_LINE,
     RequestError,
@@ -78,18 +86,20 @@ from sstune.schema.request import (
 from sstune.schema.run import (
     COMMANDS,
     AttackRunConfig,
-    AuditConfig,
     FinetuneConfig,
     RunConfig,
     TrainConfig,
     register,
 )
+from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig
 
 __all__ = [
+    "ATTACK_TRAITS",
     "COMMANDS",
     "GROUPS",
     "LONGEST_LINE",
     "AdamWConfig",
+    "AdversaryConfig",
     "ApgdConfig",
     "AscentConfig",
     "AttackConfig",
@@ -107,6 +117,7 @@ __all__ = [
     "DigitsConfig",
     "DownloadedFolderConfig",
     "Draws",
+    "Effort",
     "FinetuneConfig",
     "FolderConfig",
     "Gradient",
@@ -116,6 +127,7 @@ __all__ = [
     "MiFgsmConfig",
     "MlpConfig",
     "MnistConfig",
+    "ModelConfig",
     "MultistepConfig",
     "NoiseConfig",
     "Norm",
@@ -137,18 +149,25 @@ __all__ = [
     "Spread",
     "SquareConfig",
     "Start",
+    "Status",
+    "Style",
     "Target",
     "TaskConfig",
     "TimmConfig",
     "TorchvisionConfig",
     "TrainConfig",
     "TrainedConfig",
+    "Traits",
     "Variant",
+    "Verdict",
     "VitConfig",
     "WeightMirrorConfig",
     "error_line",
     "nearest",
     "nearest_key",
     "register",
+    "register_attack",
+    "register_option",
     "shown",
+    "traits_of",
 ]

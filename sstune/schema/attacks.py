@@ -1,104 +1,265 @@
-"""Config group ``attack``."""
+"""Config group ``attack``: the options of each attack, and :data:`ATTACK_TRAITS`, how the attacks differ."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
 
 from omegaconf import MISSING
 
 from sstune.schema.choices import AttackLoss, Draws, Gradient, Norm, Target
+from sstune.schema.keys import Identity, Range, key, redefined
 
 
 @dataclass
 class AttackConfig:
-    """An attack on [0,1] images; ``eps`` as people write it ("8/255"), in ``norm`` (Linf or L2).
+    """An attack on images in [0,1]."""
 
-    ``gradient`` lists what is differentiated, ``surrogates`` the runs or checkpoints that stand in for the
-    network where that is ``surrogate``. ``eot`` gradients are averaged for a step, of feedback that is drawn
-    as ``redraw`` says (null: as ``rule.redraw`` does). ``targeted``: into which class (null: any wrong one).
-    With ``cascade`` a sample that broke at a smaller eps is not attacked at a larger one: it counts as
-    broken. ``eight_bit``: success is judged on images rounded to 8 bits. ``n`` limits the test samples, of
-    which ``save_images`` are kept with their adversarial images. ``batch_size`` null: the largest that fits.
-    """
-
-    name: str = MISSING
-    eps: list[str] = MISSING
-    norm: Norm = Norm.Linf
-    gradient: list[Gradient] = field(default_factory=lambda: [Gradient.rule, Gradient.exact])
-    surrogates: list[str] = field(default_factory=list)
-    eot: int = 1
-    redraw: Draws | None = None
-    targeted: Target | None = None
-    cascade: bool = False
-    eight_bit: bool = False
-    n: int | None = None
-    save_images: int = 0
-    batch_size: int | None = None
+    name: str = key(MISSING, "Name of the attack; follows from attack=OPTION.")
+    eps: list[str] = key(
+        MISSING, "Radii of the ball around each image, as fractions or decimals: [2/255, 0.03]."
+    )
+    norm: Norm = key(Norm.Linf, "Norm in which eps is measured.", identity=Identity.UNLESS_DEFAULT)
+    gradient: list[Gradient] = key(
+        [Gradient.rule, Gradient.exact],
+        "Gradients to attack through, one after the other: the rule's own, the exact one, that of surrogate "
+        "networks, or none for attacks that use outputs only.",
+    )
+    surrogates: list[str] = key(
+        [],
+        "Run directories or checkpoint files of the networks that gradient=[surrogate] differentiates.",
+        identity=Identity.NEVER,
+    )
+    eot: int = key(
+        1,
+        "Number of gradients averaged in each step, each with its own draw of random feedback.",
+        within=Range(1, 1e6),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    redraw: Draws | None = key(
+        None,
+        "When random feedback is drawn anew under attack: never, for each step, or for each gradient; null: "
+        "as rule.redraw says.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    targeted: Target | None = key(
+        None,
+        "Class into which a sample is moved; null: untargeted, any wrong class.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    cascade: bool = key(
+        False,
+        "Count a sample that a smaller eps has already misclassified as misclassified at larger ones, "
+        "without attacking it again.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    eight_bit: bool = key(
+        False,
+        "Judge success on adversarial images rounded to 8 bits.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    n: int | None = key(None, "Number of test samples to attack; null: all.", within=Range(1))
+    save_images: int = key(
+        0,
+        "Number of samples whose images and adversarial images are saved.",
+        within=Range(0, 1e6),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    batch_size: int | None = key(
+        None, "Number of images attacked at once; null: as many as fit in memory.", within=Range(1, 1e6)
+    )
 
 
 @dataclass
 class AscentConfig(AttackConfig):
-    """An attack that goes up the gradient of ``loss``."""
+    """An attack by gradient ascent."""
 
-    loss: AttackLoss = AttackLoss.ce
+    loss: AttackLoss = key(
+        AttackLoss.ce,
+        "Loss to increase: cross-entropy (ce), or the difference of logits (margin), which does not "
+        "saturate.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
 
 
 @dataclass
 class IteratedConfig(AscentConfig):
-    """``step_size`` relative to eps ("eps/4") or absolute; ``early_exit``: a broken sample is left alone
-    (unless ``eight_bit``)."""
+    """Gradient ascent in several steps."""
 
-    steps: int = 10
-    step_size: str = "eps/4"
-    early_exit: bool = True
+    steps: int = key(10, "Number of steps.", within=Range(1, 1e6))
+    step_size: str = key("eps/4", "Size of a step, relative to eps (eps/4) or absolute (2/255).")
+    early_exit: bool = key(
+        True,
+        "Stop attacking a sample once it is misclassified (not with eight_bit).",
+        identity=Identity.UNLESS_DEFAULT,
+    )
 
 
 @dataclass
 class PgdConfig(IteratedConfig):
-    """``restarts`` from random points of the ball, or one from the image itself."""
+    """Projected gradient descent."""
 
-    restarts: int = 1
-    random_start: bool = True
+    restarts: int = key(1, "Number of starts; a sample's best result counts.", within=Range(1, 1e6))
+    random_start: bool = key(True, "Start at a random point of the ball; false: at the image itself.")
 
 
 @dataclass
 class MiFgsmConfig(IteratedConfig):
-    """``decay`` of the accumulated gradient."""
+    """Iterated FGSM with momentum."""
 
-    decay: float = 1.0
+    decay: float = key(1.0, "Decay of the accumulated gradient.", within=Range(0, 1e3))
 
 
 @dataclass
 class LibraryConfig(AttackConfig):
-    """An attack of another library, which draws for a whole batch: its size has a part in the outcome."""
+    """An attack of another library; it draws for a whole batch, so the outcome depends on batch_size."""
 
-    batch_size: int | None = 250
+    batch_size: int | None = redefined(AttackConfig, "batch_size", 250)
 
 
 @dataclass
 class ApgdConfig(LibraryConfig):
-    """``steps`` from each of ``restarts`` starts (towards each class, where it is targeted)."""
+    """Auto-PGD and FAB; where the attack is targeted, from each start towards each class."""
 
-    steps: int = 100
-    restarts: int = 1
+    steps: int = key(100, "Number of steps.", within=Range(1, 1e6))
+    restarts: int = key(1, "Number of starts; a sample's best result counts.", within=Range(1, 1e6))
 
 
 @dataclass
 class SquareConfig(LibraryConfig):
-    """``queries`` of the scores, for each sample."""
+    """Square attack."""
 
-    queries: int = 5000
+    queries: int = key(5000, "Number of queries for each sample.", within=Range(1, 1e9))
 
 
 @dataclass
 class RaysConfig(AttackConfig):
-    """``queries`` of the predicted label, for each sample."""
+    """RayS."""
 
-    queries: int = 2000
+    queries: int = key(2000, "Number of queries for each sample.", within=Range(1, 1e9))
 
 
 @dataclass
 class NoiseConfig(AttackConfig):
-    """The best of so many ``attempts``."""
+    """Random perturbations."""
 
-    attempts: int = 100
+    attempts: int = key(100, "Number of random perturbations of each sample.", within=Range(1, 1e6))
+
+
+class Effort(StrEnum):
+    """The unit in which an attack counts its effort until a sample is misclassified."""
+
+    steps = "steps"
+    queries = "queries"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How figures draw an attack.
+
+    Args:
+        line: matplotlib's line style, if the attack uses no gradient; otherwise the gradient has one.
+        colour: likewise.
+        marker: matplotlib's marker.
+        offset: shift along the eps axis, in ticks, so that marks at one eps do not overlap.
+    """
+
+    line: Literal["-", "--", "-.", ":"] | tuple[float, tuple[float, ...]] = "-."
+    colour: str = "#999999"
+    marker: str = "P"
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How an attack differs from the others.
+
+    Args:
+        config: the dataclass of its options.
+        uses_gradient: whether it needs a gradient; if not, ``attack.gradient`` must be ``[none]``.
+        norms: the norms of the eps ball that it supports.
+        effort: the unit of the effort that it reports and that figures show; None if it reports none, or if
+            a curve would have one point.
+        targeted: whether ``attack.targeted`` applies.
+        eot: whether it can average gradients over draws, ``attack.eot``.
+        whole_batches: whether random numbers are drawn per batch, so that results depend on the batch size.
+        suite: whether it runs other attacks and reports their worst case per sample.
+        tasks: the tasks that it supports, None for all.
+    """
+
+    config: type[AttackConfig]
+    uses_gradient: bool = True
+    norms: tuple[Norm, ...] = tuple(Norm)
+    effort: Effort | None = Effort.steps
+    targeted: bool = False
+    eot: bool = False
+    whole_batches: bool = False
+    suite: bool = False
+    tasks: tuple[str, ...] | None = None
+    style: Style = Style()
+
+
+_LINF = (Norm.Linf,)
+_CLASSIFICATION = ("classification",)
+
+# By name, in the order of tables and figures: from weak to strong, then black boxes, then the audit.
+ATTACK_TRAITS: dict[str, Traits] = {
+    "noise": Traits(
+        NoiseConfig,
+        uses_gradient=False,
+        norms=_LINF,
+        effort=Effort.queries,
+        style=Style((0, (1, 4)), "#999999", "x", offset=-0.15),
+    ),
+    "fgsm": Traits(AscentConfig, effort=None, targeted=True, eot=True, style=Style(marker="^")),
+    "mifgsm": Traits(MiFgsmConfig, targeted=True, eot=True),
+    "pgd": Traits(PgdConfig, targeted=True, eot=True, style=Style(marker="o")),
+    "apgd": Traits(ApgdConfig, effort=None, eot=True, whole_batches=True, tasks=_CLASSIFICATION),
+    "apgd_t": Traits(ApgdConfig, effort=None, eot=True, whole_batches=True, tasks=_CLASSIFICATION),
+    "fab_t": Traits(ApgdConfig, effort=None, whole_batches=True, tasks=_CLASSIFICATION),
+    "autoattack": Traits(LibraryConfig, effort=None, whole_batches=True, tasks=_CLASSIFICATION),
+    "square": Traits(
+        SquareConfig,
+        uses_gradient=False,
+        effort=Effort.queries,
+        whole_batches=True,
+        tasks=_CLASSIFICATION,
+        style=Style("-.", "#0072B2", "s"),
+    ),
+    "rays": Traits(
+        RaysConfig,
+        uses_gradient=False,
+        norms=_LINF,
+        effort=Effort.queries,
+        tasks=_CLASSIFICATION,
+        style=Style((0, (4, 1.5, 1, 1.5, 1, 1.5)), "#56B4E9", "D", offset=0.15),
+    ),
+    "audit": Traits(
+        AttackConfig,
+        norms=_LINF,
+        effort=None,
+        eot=True,
+        suite=True,
+        tasks=_CLASSIFICATION,
+        style=Style((0, (1, 1)), "#CC79A7", "v"),
+    ),
+}
+_UNKNOWN = Traits(AttackConfig)
+
+
+def traits_of(attack: str) -> Traits:
+    """The traits of an attack, which tables may call "pgd L2" or "pgd steps=40"; defaults if it is unknown,
+    as in rows of other versions."""
+    return ATTACK_TRAITS.get(attack.partition(" ")[0], _UNKNOWN)
+
+
+def register_attack(name: str, traits: Traits) -> None:
+    """Add an attack of another package to the table, after those that are there.
+
+    Raises:
+        ValueError: the name is taken, or contains a blank.
+    """
+    if name in ATTACK_TRAITS or " " in name:
+        raise ValueError(f"attack.name: {name!r} is taken or contains a blank")
+    ATTACK_TRAITS[name] = traits

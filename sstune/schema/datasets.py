@@ -2,89 +2,172 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
 from sstune.schema.choices import Interpolation
+from sstune.schema.keys import Identity, Range, Role, key
+
+_ROOT = "Directory of torchvision's files, which are downloaded into it."
+_TREE = "an image tree SPLIT/CLASS/IMAGE: a directory, or a .tar, .tar.gz or .tar.xz of one"
+_DOWNLOAD = "Whether torchvision may download files that are not in root."
+_CACHE = "Directory for decoded images, and for the list of corrupt images."
 
 
 @dataclass
 class DatasetConfig:
-    """Where images come from; ``label`` is what tables call them, ``mean``/``std`` normalise [0,1] inputs.
+    """Images with their classes, in three splits: train, validation and test."""
 
-    Training images are cropped (out of a frame of ``crop_padding`` zeros, or to a random share of the area
-    from ``crop_scale`` to 1, resized), mirrored, put through ``transforms`` (torchvision v2, by name, with
-    arguments: ``{RandAugment: {num_ops: 2}}``) and have a square of ``cutout`` pixels blanked. ``train_n``
-    of them are used, or ``shots`` of each class, as ``subset_seed`` draws them (null: all).
-    """
-
-    name: str = MISSING
-    label: str = MISSING
-    mean: list[float] = MISSING
-    std: list[float] = MISSING
-    crop_padding: int = 0
-    crop_scale: float | None = None
-    flip: bool = False
-    transforms: dict[str, Any] = field(default_factory=dict)
-    cutout: int = 0
-    val_fraction: float = 0.1
-    train_n: int | None = None
-    shots: int | None = None
-    subset_seed: int = 0
+    name: str = key(MISSING, "Name of the dataset; follows from dataset=OPTION.")
+    label: str = key(
+        MISSING, "Name of the data in tables and run directories; images that differ need another."
+    )
+    mean: list[float] = key(
+        MISSING,
+        "Mean of each channel, by which [0,1] images are normalised inside the network.",
+        within=Range(-1e3, 1e3),
+        role=Role.NORMALIZATION,
+    )
+    std: list[float] = key(
+        MISSING,
+        "Standard deviation of each channel, by which [0,1] images are normalised inside the network.",
+        within=Range(0, 1e3, above=True),
+        role=Role.NORMALIZATION,
+    )
+    crop_padding: int = key(
+        0,
+        "Training images are padded by so many black pixels on each side and cropped to their size at "
+        "random.",
+        within=Range(0, 1024),
+        role=Role.AUGMENTATION,
+    )
+    crop_scale: float | None = key(
+        None,
+        "Smallest share of a training image's area in a random resized crop; null: no such crop.",
+        within=Range(0, 1, above=True),
+        role=Role.AUGMENTATION,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    flip: bool = key(False, "Mirror each training image with probability 0.5.", role=Role.AUGMENTATION)
+    transforms: dict[str, Any] = key(
+        {},
+        "Further transforms of training images, from torchvision.transforms.v2, in this order: name -> "
+        "arguments, e.g. {RandAugment: {num_ops: 2}}.",
+        role=Role.AUGMENTATION,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    cutout: int = key(
+        0,
+        "Side, in pixels, of a square that is blanked at a random place of each training image; 0: none.",
+        within=Range(0, 4096),
+        role=Role.AUGMENTATION,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    val_fraction: float = key(
+        0.1,
+        "Share of the training images that is held out for validation, where the dataset has no validation "
+        "split.",
+        within=Range(0, 0.9, above=True),
+        role=Role.TRAINING,
+    )
+    train_n: int | None = key(
+        None,
+        "Number of training images to use, classes in proportion; null: all.",
+        within=Range(2),
+        role=Role.SUBSET,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    shots: int | None = key(
+        None,
+        "Number of training images to use of each class; null: all.",
+        within=Range(1),
+        role=Role.SUBSET,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    subset_seed: int = key(
+        0,
+        "Seed by which train_n or shots images are drawn.",
+        within=Range(0, 2**32 - 1),
+        role=Role.SUBSET,
+    )
 
 
 @dataclass
 class DigitsConfig(DatasetConfig):
-    test_fraction: float = 0.2
+    """scikit-learn's handwritten digits."""
+
+    test_fraction: float = key(
+        0.2, "Share of the images that is the test split.", within=Range(0, 0.9, above=True)
+    )
 
 
 @dataclass
 class TorchvisionConfig(DatasetConfig):
-    """Small images by torchvision: its directory, and whether it may download what is not there."""
+    """A dataset of small images that torchvision downloads."""
 
-    root: str = "data"
-    download: bool = True
+    root: str = key("data", _ROOT, identity=Identity.NEVER)
+    download: bool = key(True, _DOWNLOAD, identity=Identity.NEVER)
 
 
 @dataclass
 class FolderConfig(DatasetConfig):
-    """An ImageFolder tree ``<split>/<class>/<image>``: a directory, or a .tar / .tar.xz / .tar.gz of one.
+    """An ImageFolder tree ``SPLIT/CLASS/IMAGE``.
 
-    Images are decoded once and held in memory; with ``stream`` (a directory only) they are read anew by
-    worker processes whenever they are needed. Either way the shorter side is resized to ``image_size`` /
-    ``crop_pct`` and the centre is cropped. ``skip_corrupt`` leaves out images that cannot be decoded, and
-    counts them.
+    Images are decoded once and held in memory, or read by worker processes whenever they are needed
+    (``stream``). Either way the shorter side is resized to ``image_size / crop_pct``, and the centre is
+    cropped.
     """
 
-    root: str = MISSING
-    train_split: str = "train"
-    val_split: str | None = None
-    test_split: str = "test"
-    image_size: int | None = None
-    crop_pct: float = 1.0
-    interpolation: Interpolation = Interpolation.bilinear
-    stream: bool = False
-    skip_corrupt: bool = False
-    cache: str = "~/.cache/sstune"
+    root: str = key(MISSING, f"Path of {_TREE}.", identity=Identity.NEVER)
+    train_split: str = key("train", "Folder of the training images.")
+    val_split: str | None = key(None, "Folder of the validation images; null: val_fraction of train.")
+    test_split: str = key("test", "Folder of the test images.")
+    image_size: int | None = key(
+        None,
+        "Height and width of the images, in pixels; null: as the files are, which must then agree in size; "
+        "needed with stream.",
+        within=Range(1, 4096),
+    )
+    crop_pct: float = key(
+        1.0,
+        "The shorter side is resized to image_size / crop_pct before the centre is cropped.",
+        within=Range(0, 1, above=True),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    interpolation: Interpolation = key(
+        Interpolation.bilinear, "How images are resized.", identity=Identity.UNLESS_DEFAULT
+    )
+    stream: bool = key(
+        False,
+        "Read image files whenever they are needed, for a directory that memory cannot hold.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    skip_corrupt: bool = key(
+        False,
+        "Leave out images that cannot be decoded, and count them, instead of stopping; reads every image "
+        "once.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    cache: str = key("~/.cache/sstune", _CACHE, identity=Identity.NEVER)
 
 
 @dataclass
 class DownloadedFolderConfig(FolderConfig):
     """An image tree that torchvision can download into ``root``."""
 
-    download: bool = True
+    root: str = key("data", f"Directory of torchvision's files, or path of {_TREE}.", identity=Identity.NEVER)
+    download: bool = key(True, _DOWNLOAD, identity=Identity.NEVER)
 
 
 @dataclass
 class MnistConfig(DatasetConfig):
-    """``root``: torchvision's directory, or an archive or tree ``<split>/<class>/<image>`` of these images.
+    """28x28 grey images from torchvision's files, or from an image tree of the same images."""
 
-    ``padding``: black pixels added on each side (2 gives 32x32).
-    """
-
-    root: str = "data"
-    download: bool = True
-    padding: int = 0
-    cache: str = "~/.cache/sstune"
+    root: str = key("data", f"Directory of torchvision's files, or path of {_TREE}.", identity=Identity.NEVER)
+    download: bool = key(True, _DOWNLOAD, identity=Identity.NEVER)
+    padding: int = key(
+        0, "Black pixels added on each side of every image; 2 gives 32x32.", within=Range(0, 1024)
+    )
+    cache: str = key("~/.cache/sstune", _CACHE, identity=Identity.NEVER)

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from sstune.schema.attacks import (
-    ApgdConfig,
-    AscentConfig,
-    AttackConfig,
-    LibraryConfig,
-    MiFgsmConfig,
-    NoiseConfig,
-    PgdConfig,
-    RaysConfig,
-    SquareConfig,
-)
+from sstune.schema.attacks import ATTACK_TRAITS
 from sstune.schema.choices import Redraw, Scale, Spread, Start, Variant
 from sstune.schema.datasets import (
     DigitsConfig,
@@ -25,170 +15,237 @@ from sstune.schema.datasets import (
     MnistConfig,
     TorchvisionConfig,
 )
+from sstune.schema.keys import Identity, Range, Role, key
 
 
 @dataclass
 class BackboneConfig:
-    """A network, without its normalisation; the head is sized for the dataset's classes."""
+    """A network, without its normalisation; the head has one output for each class of the dataset."""
 
-    name: str = MISSING
+    name: str = key(
+        MISSING, "Name of the network; follows from backbone=OPTION, but is to be given for timm."
+    )
 
 
 @dataclass
 class PretrainedConfig(BackboneConfig):
-    """A network with published ImageNet weights, which ``pretrained`` takes with their own preprocessing.
+    """A network with published ImageNet weights."""
 
-    Images are resized inside the network to ``input_size`` pixels (null: to the size of the weights when
-    pre-trained, otherwise not at all).
-    """
-
-    pretrained: bool = False
-    input_size: int | None = None
+    pretrained: bool = key(False, "Load the published ImageNet weights, and use their preprocessing.")
+    input_size: int | None = key(
+        None,
+        "Images are resized to so many pixels inside the network; null: to the size that the published "
+        "weights were trained at if pretrained, otherwise not at all.",
+        within=Range(8, 4096),
+    )
 
 
 @dataclass
 class TimmConfig(PretrainedConfig):
-    """``name`` is any of timm's models."""
+    """Any model of timm, by its ``name`` there."""
 
 
 @dataclass
 class ConvNetConfig(PretrainedConfig):
-    """``variant`` auto: imagenet if pre-trained or for images of 64 pixels and more, otherwise cifar."""
+    """A convolutional network that exists for ImageNet and for small images."""
 
-    variant: Variant = Variant.auto
+    variant: Variant = key(
+        Variant.auto,
+        "The network as published for ImageNet, or with the usual stem for small images (cifar); auto: "
+        "imagenet if pretrained or for images of at least 64 pixels, otherwise cifar.",
+    )
 
 
 @dataclass
 class MlpConfig(BackboneConfig):
-    """Fully connected with ReLU; ``hidden`` lists the widths between pixels and classes."""
+    """A fully connected network with ReLU."""
 
-    hidden: list[int] = field(default_factory=lambda: [512, 512])
+    hidden: list[int] = key([512, 512], "Widths of the hidden layers.", within=Range(1, 2**20))
 
 
 @dataclass
 class VitConfig(PretrainedConfig):
-    """``patch_size`` in pixels must divide the image's height and width (null: chosen to suit them)."""
+    """A vision transformer."""
 
-    patch_size: int | None = None
+    patch_size: int | None = key(
+        None,
+        "Side of a patch in pixels, which must divide the images' height and width; null: chosen to fit "
+        "them.",
+        within=Range(1, 1024),
+    )
 
 
 @dataclass
 class TaskConfig:
-    name: str = MISSING
+    """What a network is trained for."""
+
+    name: str = key(MISSING, "Name of the task; follows from task=OPTION.")
 
 
 @dataclass
 class ClassificationConfig(TaskConfig):
-    """``adversarial``: train on images that this attack has moved (null: on images as they are).
+    """One class for each image; cross-entropy loss."""
 
-    ``pgdK`` makes K steps of ``adversarial_step_size`` from a random start, ``fgsm`` one of
-    ``adversarial_eps`` from the image itself, both in the Linf ball of radius ``adversarial_eps``.
-    """
-
-    label_smoothing: float = 0.0
-    adversarial: str | None = None
-    adversarial_eps: str = "4/255"
-    adversarial_step_size: str = "eps/4"
+    label_smoothing: float = key(
+        0.0, "Label smoothing of the cross-entropy.", within=Range(0, 0.999), role=Role.TRAINING
+    )
 
 
 @dataclass
 class RuleConfig:
-    """Where the feedback V of each converted layer comes from (``bp`` and ``sham`` have no scale)."""
+    """A learning rule: where the feedback V of each converted layer comes from."""
 
-    name: str = MISSING
-    scale: Scale = Scale.weight_rms
-    include: list[str] = field(default_factory=lambda: ["*"])
-    exclude: list[str] = field(default_factory=list)
+    name: str = key(MISSING, "Name of the rule; follows from rule=OPTION.")
+    scale: Scale = key(
+        Scale.weight_rms,
+        "Magnitude of the feedback; with start=weights it has no effect. bp and sham have none.",
+    )
+    include: list[str] = key(["*"], "Patterns of the layers to convert.")
+    exclude: list[str] = key([], "Patterns of layers that are not converted, although include names them.")
 
 
 @dataclass
 class BrsfConfig(RuleConfig):
-    redraw: Redraw = Redraw.step
+    """Feedback with the signs of the weights and random magnitudes, drawn anew for each batch."""
+
+    redraw: Redraw = key(
+        Redraw.step,
+        "When new magnitudes are drawn: once per optimiser step, or in every forward pass, as BioTorch "
+        "does; then evaluation and attacks draw, too.",
+    )
 
 
 @dataclass
 class DfaConfig(RuleConfig):
-    spread: Spread = Spread.unit
+    """Direct feedback alignment."""
+
+    spread: Spread = key(
+        Spread.unit,
+        "What the error is projected to: each unit of a layer's input, or each channel, the same at all "
+        "places.",
+    )
 
 
 @dataclass
 class TrainedConfig(RuleConfig):
-    """Feedback that learns; ``scale`` is that of a random start."""
+    """Feedback that is trained along with the weights."""
 
-    start: Start = Start.weights
+    start: Start = key(
+        Start.weights, "Initial feedback: the weights (pfa: R = B^T W), or random at the magnitude of scale."
+    )
 
 
 @dataclass
 class WeightMirrorConfig(TrainedConfig):
-    """Per optimiser step: V <- (1 - decay) V + rate * mean of y x^T over ``samples`` noise vectors."""
+    """In each optimiser step: V <- (1 - decay) V + rate * mean of y x^T over noise vectors x."""
 
-    rate: float = 0.01
-    decay: float = 0.01
-    samples: int = 128
+    rate: float = key(0.01, "Learning rate of the feedback.", within=Range(0, 1, above=True))
+    decay: float = key(0.01, "Decay of the feedback in each step.", within=Range(0, 1, above=True))
+    samples: int = key(128, "Number of noise vectors in each step.", within=Range(1, 1e6))
 
 
 @dataclass
 class OrthogonalPfaConfig(TrainedConfig):
-    """``closed_form``: R follows from W without being kept; exact under SGD."""
+    """Product feedback alignment with orthogonal B."""
 
-    closed_form: bool = True
+    closed_form: bool = key(
+        True,
+        "Compute R from W instead of training it; exact under sgd. Must be false for other optimisers.",
+    )
 
 
 @dataclass
 class PfaConfig(OrthogonalPfaConfig):
-    """``expansion`` e = mid/out; ``density``: the share of the entries of B and R that exist."""
+    """Product feedback alignment: V = B R."""
 
-    expansion: float = 10.0
-    density: float = 1.0
+    expansion: float = key(
+        10.0,
+        "Size of the intermediate population relative to a layer's outputs.",
+        within=Range(0, 1000, above=True),
+    )
+    density: float = key(
+        1.0,
+        "Share of the entries of B and R that exist; below 1, closed_form must be false.",
+        within=Range(0, 1, above=True),
+    )
 
 
 @dataclass
 class OptimizerConfig:
-    """``weight_decay`` is multiplied by ``weight_decay_gamma`` at each of its milestones (epochs).
+    """An optimiser of torch."""
 
-    ``lr_factors`` multiplies the learning rate of the layers that a pattern names (the last that does), and
-    the layers that ``freeze`` names are not trained; patterns are as in ``rule.include``. ``fused`` is one
-    pass over memory for an update, with other rounding (null: on CUDA).
-    """
-
-    name: str = MISSING
-    lr: float = MISSING
-    lr_factors: dict[str, float] = field(default_factory=dict)
-    freeze: list[str] = field(default_factory=list)
-    fused: bool | None = None
-    weight_decay: float = 0.0
-    weight_decay_milestones: list[int] = field(default_factory=list)
-    weight_decay_gamma: float = 0.1
+    name: str = key(MISSING, "Name of the optimiser; follows from optimizer=OPTION.")
+    lr: float = key(MISSING, "Learning rate.", within=Range(0, above=True))
+    lr_factors: dict[str, float] = key(
+        {},
+        "Pattern of layers (as in rule.include) -> factor on their learning rate, e.g. {head: 10}; the last "
+        "pattern that matches a layer counts.",
+        within=Range(0, above=True),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    freeze: list[str] = key(
+        [], "Patterns of the layers that are not trained.", identity=Identity.UNLESS_DEFAULT
+    )
+    fused: bool | None = key(
+        None,
+        "Use torch's fused implementation, which rounds differently; null: on CUDA.",
+        identity=Identity.NEVER,
+    )
+    weight_decay: float = key(0.0, "Weight decay.", within=Range(0))
+    weight_decay_milestones: list[int] = key(
+        [],
+        "Epochs after which weight_decay is multiplied by weight_decay_gamma.",
+        within=Range(1, 1e6),
+    )
+    weight_decay_gamma: float = key(
+        0.1, "Factor on weight_decay at each of weight_decay_milestones.", within=Range(0)
+    )
 
 
 @dataclass
 class SgdConfig(OptimizerConfig):
-    momentum: float = 0.9
-    nesterov: bool = True
+    """torch.optim.SGD."""
+
+    momentum: float = key(0.9, "Momentum.", within=Range(0, 0.99999))
+    nesterov: bool = key(True, "Nesterov momentum; needs momentum > 0.")
 
 
 @dataclass
 class AdamWConfig(OptimizerConfig):
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """torch.optim.AdamW."""
+
+    betas: list[float] = key(
+        [0.9, 0.999],
+        "Decay of the averages of the gradient and of its square.",
+        within=Range(0, 0.999999999),
+    )
 
 
 @dataclass
 class ScheduleConfig:
-    """Learning-rate factor per optimiser step; ``warmup_epochs`` rise linearly from zero."""
+    """A factor on the learning rate, which changes with each optimiser step."""
 
-    name: str = MISSING
-    warmup_epochs: float = 0.0
+    name: str = key(MISSING, "Name of the schedule; follows from schedule=OPTION.")
+    warmup_epochs: float = key(
+        0.0, "Epochs in which the learning rate rises linearly from zero.", within=Range(0, 1e6)
+    )
 
 
 @dataclass
 class CosineConfig(ScheduleConfig):
-    final_factor: float = 0.0
+    """Half a cosine, from 1 down to final_factor."""
+
+    final_factor: float = key(0.0, "Factor at the end.", within=Range(0, 1))
 
 
 @dataclass
 class MultistepConfig(ScheduleConfig):
-    milestones: list[int] = MISSING
-    gamma: float = 0.1
+    """Steps at given epochs."""
+
+    milestones: list[int] = key(
+        MISSING, "Epochs after which the learning rate is multiplied by gamma.", within=Range(1, 1e6)
+    )
+    gamma: float = key(0.1, "Factor on the learning rate at each milestone.", within=Range(0, 1, above=True))
 
 
 GROUPS: dict[str, dict[str, type]] = {
@@ -216,17 +273,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "pfa": PfaConfig,
         "pfa_o": OrthogonalPfaConfig,
     },
-    "attack": {
-        "fgsm": AscentConfig,
-        "pgd": PgdConfig,
-        "mifgsm": MiFgsmConfig,
-        "apgd": ApgdConfig,
-        "autoattack": LibraryConfig,
-        "square": SquareConfig,
-        "rays": RaysConfig,
-        "noise": NoiseConfig,
-        "audit": AttackConfig,
-    },
+    "attack": {name: traits.config for name, traits in ATTACK_TRAITS.items()},
     "optimizer": {"sgd": SgdConfig, "adamw": AdamWConfig},
     "schedule": {"constant": ScheduleConfig, "cosine": CosineConfig, "multistep": MultistepConfig},
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, is_dataclass
+from typing import get_type_hints
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
+from sstune.schema.aliases import ALIASES
 from sstune.schema.attacks import AttackConfig
 from sstune.schema.choices import Compile, Precision, Select
 from sstune.schema.datasets import DatasetConfig
@@ -17,63 +19,104 @@ from sstune.schema.groups import (
     ScheduleConfig,
     TaskConfig,
 )
-
-
-@dataclass
-class AuditConfig:
-    """Of ``attack=audit``. ``strict``: exit with status 1 unless NOT MASKED. ``skip`` lists checks to leave
-    out ("D8"). ``surrogate`` is a BP-trained run or checkpoint to transfer from. ``black_box_n`` samples are
-    attacked by ``square_queries`` scores and, ``label_n`` of them, by ``label_queries`` labels each."""
-
-    strict: bool = False
-    skip: list[str] = field(default_factory=list)
-    surrogate: str | None = None
-    black_box_n: int = 200
-    square_queries: int = 5000
-    label_n: int = 100
-    label_queries: int = 2000
+from sstune.schema.keys import Identity, Key, Range, Role, key, keys_of
+from sstune.schema.options import ADDED
+from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig
 
 
 @dataclass
 class RunConfig:
-    """One run of one command; ``init_from`` is a run directory or a file (null: see the command).
+    """One run of one command."""
 
-    ``batch_size`` images make an optimiser step, ``accumulate`` parts one after the other. ``ema`` is the
-    decay per step of the average of the weights that is evaluated and kept instead of them. ``select`` says
-    which epoch is kept; ``patience`` stops after so many epochs without a better one. ``alignment``: whether
-    each epoch ends by comparing feedback and updates with weights and true gradients. ``workers`` are
-    processes that read images that do not stay in memory. ``model.import`` names a ``module:factory`` that
-    makes the network to attack.
-    """
-
-    command: str = MISSING
-    backbone: BackboneConfig = MISSING
-    dataset: DatasetConfig = MISSING
-    task: TaskConfig = MISSING
-    rule: RuleConfig = MISSING
-    attack: AttackConfig = MISSING
-    audit: AuditConfig = field(default_factory=AuditConfig)
-    model: dict[str, str | None] = field(default_factory=lambda: {"import": None})
-    optimizer: OptimizerConfig = MISSING
-    schedule: ScheduleConfig = MISSING
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    accumulate: int = 1
-    clip_norm: float | None = None
-    ema: float | None = None
-    select: Select = Select.best
-    patience: int | None = None
-    alignment: bool = True
-    init_from: str | None = None
-    seed: int = 0
-    precision: Precision = Precision.float32
-    compile: Compile | None = None
-    deterministic: bool = False
-    device: str = "auto"
-    threads: int | None = None
-    workers: int | None = None
-    out: str = "runs"
-    force: bool = False
+    command: str = key(MISSING, "The command: train, finetune or attack.")
+    backbone: BackboneConfig = key(MISSING, "The network.")
+    dataset: DatasetConfig = key(MISSING, "The images.")
+    task: TaskConfig = key(MISSING, "What the network is trained for.")
+    rule: RuleConfig = key(MISSING, "The learning rule.")
+    attack: AttackConfig = key(MISSING, "The attack.", role=Role.ATTACK)
+    adversary: AdversaryConfig = key(AdversaryConfig(), "Adversarial training.")
+    audit: AuditConfig = key(AuditConfig(), "The masking audit.", role=Role.ATTACK)
+    model: ModelConfig = key(ModelConfig(), "A network that other code makes.", identity=Identity.NEVER)
+    optimizer: OptimizerConfig = key(MISSING, "The optimiser.", role=Role.TRAINING)
+    schedule: ScheduleConfig = key(MISSING, "The schedule of the learning rate.", role=Role.TRAINING)
+    epochs: int = key(MISSING, "Number of epochs.", within=Range(1, 1e6), role=Role.TRAINING)
+    batch_size: int = key(
+        MISSING, "Number of images in an optimiser step.", within=Range(1, 1e6), role=Role.TRAINING
+    )
+    accumulate: int = key(
+        1,
+        "Number of parts in which a batch is computed, one after the other, to save memory.",
+        within=Range(1, 1e6),
+        role=Role.TRAINING,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    clip_norm: float | None = key(
+        None,
+        "Largest L2 norm of the gradient, which is scaled down to it; null: no clipping.",
+        within=Range(0, above=True),
+        role=Role.TRAINING,
+    )
+    ema: float | None = key(
+        None,
+        "Decay per optimiser step of an exponential moving average of the weights, which is evaluated and "
+        "kept instead of them; null: none.",
+        within=Range(0, 0.999999, above=True),
+        role=Role.TRAINING,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    select: Select = key(
+        Select.best,
+        "Epoch whose weights are kept: the best on the validation images, or the last.",
+        role=Role.TRAINING,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    patience: int | None = key(
+        None,
+        "Stop after so many epochs without a better one on the validation images; null: train all epochs.",
+        within=Range(1, 1e6),
+        role=Role.TRAINING,
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    alignment: bool = key(
+        True,
+        "Compare feedback with weights, and updates with exact gradients, after each epoch.",
+        identity=Identity.NEVER,
+    )
+    init_from: str | None = key(
+        None,
+        "Run directory or checkpoint file to start from. null: finetune starts from the run that train "
+        "makes of the same configuration, attack from the one that finetune makes.",
+        identity=Identity.NEVER,
+    )
+    seed: int = key(0, "Seed of every random draw.", within=Range(0, 2**32 - 1))
+    precision: Precision = key(
+        Precision.float32,
+        "Arithmetic of the training step; evaluation and attacks always use float32.",
+        role=Role.TRAINING,
+    )
+    compile: Compile | None = key(
+        None, "Mode of torch.compile for the training step; null: not compiled.", identity=Identity.NEVER
+    )
+    deterministic: bool = key(
+        False,
+        "Use only algorithms that give the same bits in every run (on CUDA; some are slower).",
+        identity=Identity.NEVER,
+    )
+    device: str = key("auto", "auto, cpu, cuda, or one GPU: cuda:1.", identity=Identity.NEVER)
+    threads: int | None = key(
+        None,
+        "Number of CPU threads; null: one for each core.",
+        within=Range(1, 1024),
+        identity=Identity.NEVER,
+    )
+    workers: int | None = key(
+        None,
+        "Number of processes that read images which are not held in memory; null: one for each core but one.",
+        within=Range(0, 1024),
+        identity=Identity.NEVER,
+    )
+    out: str = key("runs", "Directory below which each run has its own.", identity=Identity.NEVER)
+    force: bool = key(False, "Run again although the run is finished.", identity=Identity.NEVER)
 
 
 @dataclass
@@ -98,17 +141,78 @@ COMMANDS: dict[str, type[RunConfig]] = {
 }
 
 
+def sections() -> dict[str, list[type]]:
+    """Section of a configuration -> the dataclasses that it may be an instance of; ``""``: its top level."""
+    kinds: dict[str, list[type]] = {
+        name: [hint]
+        for name, hint in get_type_hints(RunConfig).items()
+        if isinstance(hint, type) and is_dataclass(hint) and name not in GROUPS
+    }
+    return {"": [RunConfig], **kinds, **{group: list(options.values()) for group, options in GROUPS.items()}}
+
+
+def declared() -> dict[str, Key]:
+    """Every key that some configuration has, dotted; of those that several classes of a group have, the first
+    one's declaration."""
+    found: dict[str, Key] = {}
+    for section, kinds in sections().items():
+        for kind in kinds:
+            for name, declaration in keys_of(kind).items():
+                found.setdefault(f"{section}.{name}".lstrip("."), declaration)
+    return found
+
+
 def register() -> None:
     """Put every schema into Hydra's store, where ``conf/*.yaml`` name them first in their defaults."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     for command, schema in COMMANDS.items():
-        store.store(group="schema", name=command, node=schema, provider="sstune.schema")
+        node = OmegaConf.structured(schema)
+        for section in sections():
+            if section and section not in GROUPS:
+                _admit_aliases(section, node[section])
+        store.store(group="schema", name=command, node=node, provider="sstune.schema")
     for group, options in GROUPS.items():
         for name, schema in options.items():
-            node = OmegaConf.structured(schema)
-            for item in fields(schema):
-                if str(item.type).startswith("dict["):  # optimizer.lr_factors={head:10} adds a key to it
-                    OmegaConf.set_struct(node[item.name], False)
+            node = _node(group, schema)
             store.store(group=f"schema/{group}", name=name, node=node, provider="sstune.schema")
+    for group, added in ADDED.items():
+        for name, option in added.items():
+            chosen = OmegaConf.merge(_node(group, option.schema), option.values)
+            store.store(group=group, name=name, node=chosen, provider="sstune.schema")
+
+
+def _node(group: str, schema: type) -> DictConfig:
+    node = OmegaConf.structured(schema)
+    for item in fields(schema):
+        if str(item.type).startswith("dict["):  # optimizer.lr_factors={head:10} adds a key to it
+            OmegaConf.set_struct(node[item.name], False)
+    _admit_aliases(group, node)
+    return node
+
+
+def _admit_aliases(section: str, node: DictConfig) -> None:
+    """Let presets use earlier names of keys; :func:`resolve_aliases` looks at what they set."""
+    if any(old.partition(".")[0] == section for old in ALIASES):
+        OmegaConf.set_struct(node, False)
+
+
+def resolve_aliases(config: DictConfig) -> list[str]:
+    """Move what presets set under earlier names of keys to the present ones.
+
+    Returns:
+        Keys that are neither, dotted.
+    """
+    unknown = []
+    for section in dict.fromkeys(old.partition(".")[0] for old in ALIASES):
+        owner = config.get(section)
+        kind = None if owner is None else OmegaConf.get_type(owner)
+        for name in [] if kind is None else sorted(set(owner) - set(keys_of(kind))):
+            new = ALIASES.get(f"{section}.{name}")
+            if new is None:
+                unknown.append(f"{section}.{name}")
+                continue
+            OmegaConf.update(config, new, owner[name])
+            del owner[name]
+    return unknown

@@ -1,7 +1,20 @@
-"""Tasks: head, loss and metric."""
+"""Tasks: head, loss, metric, and what an attack may want."""
 
 from sstune.tasks import classification
-from sstune.tasks.evaluation import Judgement, evaluate
-from sstune.tasks.registry import TASKS, Task, build
+from sstune.tasks.evaluation import Evaluation, evaluate, predict
+from sstune.tasks.objective import Goal, Objective
+from sstune.tasks.score import Score
+from sstune.tasks.task import TASKS, Task, build
 
-__all__ = ["TASKS", "Judgement", "Task", "build", "classification", "evaluate"]
+__all__ = [
+    "TASKS",
+    "Evaluation",
+    "Goal",
+    "Objective",
+    "Score",
+    "Task",
+    "build",
+    "classification",
+    "evaluate",
+    "predict",
+]

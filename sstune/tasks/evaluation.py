@@ -1,8 +1,9 @@
-"""Judge a network on a split."""
+"""Evaluate a network on a split."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,38 +12,45 @@ from sstune.arithmetic import check_exact
 from sstune.datasets import Split, batches
 from sstune.finite import check_outputs_finite
 from sstune.rules import eval_mode
-from sstune.tasks.registry import Task
+from sstune.tasks.score import Score
+from sstune.tasks.task import Task
 
 BATCH_SIZE = 128  # larger ones outgrow a CPU's caches
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Per sample: whether it is right, (N,) bool on the CPU; and the mean loss over the split."""
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a network says of each sample of a split, (N, ...) on the CPU, its score, and the mean loss."""
 
-    correct: Tensor
+    predictions: Tensor
+    score: Score
     loss: float
-
-    @property
-    def n_correct(self) -> int:
-        return int(self.correct.sum())
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, task: Task, split: Split, device: torch.device) -> Judgement:
+def evaluate(
+    network: nn.Module, task: Task, split: Split, device: torch.device, reference: Any = None
+) -> Evaluation:
     """Evaluate in float32 and eval mode; the network's mode is restored.
 
     Raises:
         FloatingPointError: an output is NaN or infinite.
         RuntimeError: torch would compute float32 products in another precision.
     """
+    predictions, loss = predict(network, task, split, device)
+    return Evaluation(predictions, task.score(predictions, split.labels.cpu(), reference), loss)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, task: Task, split: Split, device: torch.device) -> tuple[Tensor, float]:
+    """Predictions, (N, ...) on the CPU, and the mean loss; as :func:`evaluate`."""
     check_exact(device)
-    correct, losses, finite = [], [], []
+    predictions, losses, finite = [], [], []
     with eval_mode(network):
-        for images, labels in batches(split, BATCH_SIZE, device):
-            outputs = network(images)
-            correct.append(task.correct(outputs, labels))
-            losses.append(task.loss(outputs, labels) * len(labels))
-            finite.append(torch.isfinite(outputs).all(1))
+        for batch in batches(split, BATCH_SIZE, device):
+            outputs = network(batch.images)
+            predictions.append(task.predict(outputs))
+            losses.append(task.loss(outputs, batch) * len(batch))
+            finite.append(torch.isfinite(outputs).flatten(1).all(1))
     check_outputs_finite(torch.cat(finite), network)
-    return Judgement(torch.cat(correct).cpu(), float(torch.stack(losses).sum()) / len(split))
+    return torch.cat(predictions).cpu(), float(torch.stack(losses).sum()) / len(split)

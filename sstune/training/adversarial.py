@@ -5,15 +5,20 @@ Madry et al. 2018, arXiv 1706.06083.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import replace
+from functools import partial
 
-from sstune.attacks import Batch, Subject, attacked_through
+import torch
+from torch import Tensor
+
+from sstune.attacks import Subject, attacked_through
 from sstune.attacks.ascent import Pgd
+from sstune.datasets import Batch
 from sstune.quantities import parse_adversary, parse_eps
-from sstune.schema import ClassificationConfig, Gradient, PgdConfig, RunConfig
+from sstune.schema import AdversaryConfig, Gradient, PgdConfig
 from sstune.seeding import seed_from
 from sstune.training.forward import Forward, autocast
+from sstune.training.learner import Learner
 
 
 class Adversary:
@@ -27,60 +32,52 @@ class Adversary:
         size: images of which a gradient is taken at once; only so many are compiled for.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        task: ClassificationConfig,
-        network: nn.Module,
-        size: int,
-        device: torch.device,
-    ) -> None:
-        self.attack = attack_of(task)
-        self.eps = parse_eps(task.adversarial_eps)
+    def __init__(self, learner: Learner, size: int) -> None:
+        config = learner.config
+        self.attack = attack_of(config.adversary)
+        self.eps = parse_eps(config.adversary.eps)
         self.seed = config.seed
-        self.network = network
-        self.forward = Forward(network, config.compile, size, device)
-        self.autocast = autocast(config.precision, device)
+        self.network = learner.network
+        self.task = learner.task
+        self.forward = Forward(learner.network, config.compile, size, learner.device)
+        self.autocast = autocast(config.precision, learner.device)
 
-    def __call__(self, images: Tensor, labels: Tensor, key: tuple[int, int], positions: slice) -> Tensor:
-        """Adversarial images, (N, C, H, W) in [0,1], each within ``eps`` of its own in Linf.
+    def __call__(self, batch: Batch, key: tuple[int, int], positions: slice) -> Batch:
+        """The batch with adversarial images, each within ``eps`` of its own in Linf.
 
         Args:
             key: epoch and step; with an image's position in the batch they decide its random start.
             positions: of these images in the batch of all processes.
         """
         attack = Pgd(self.attack, seed_from(self.seed, "adversarial", *key))
-        samples = torch.arange(positions.start, positions.stop)
+        keyed = replace(batch, samples=torch.arange(positions.start, positions.stop))
         moved = []
         with attacked_through(self.network, Gradient.exact):
-            subject = Subject(self.network, forward=self._logits)
-            parts = (values.split(self.forward.size) for values in (images, labels, samples))
-            for some, theirs, which in zip(*parts, strict=True):
-                batch = Batch(some, theirs, None, which.tolist())
-                moved.append(attack(attack.parts[0], subject, batch, self.eps).images)
-        return torch.cat(moved)
+            subject = Subject(self.network, forward=self._outputs)
+            for part in keyed.chunks(self.forward.size):
+                with torch.no_grad():
+                    objective = self.task.objective(part, attack.goal(), partial(self._outputs, part.images))
+                moved.append(attack(attack.parts[0], subject, part, objective, self.eps).images)
+        return batch.with_images(torch.cat(moved))
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _outputs(self, images: Tensor) -> Tensor:
         with self.autocast:
             return self.forward(images).to(images.dtype)
 
 
-def attack_of(task: ClassificationConfig) -> PgdConfig:
-    """The attack that ``task.adversarial`` names; fgsm is one whole step of pgd, without a random start."""
-    steps = parse_adversary(str(task.adversarial))
+def attack_of(adversary: AdversaryConfig) -> PgdConfig:
+    """The attack ``adversary.attack``; fgsm is pgd with one step of size eps and without a random start."""
+    steps = parse_adversary(str(adversary.attack))
     return PgdConfig(
         name="pgd",
-        eps=[task.adversarial_eps],
+        eps=[adversary.eps],
         steps=steps or 1,
-        step_size=task.adversarial_step_size if steps else "eps",
+        step_size=adversary.step_size if steps else "eps",
         random_start=steps is not None,
         early_exit=False,
     )
 
 
-def adversary_of(config: RunConfig, network: nn.Module, size: int, device: torch.device) -> Adversary | None:
-    """The adversary that ``network`` is trained against, None if it is trained on images as they are."""
-    task = config.task
-    if not isinstance(task, ClassificationConfig) or task.adversarial is None:
-        return None
-    return Adversary(config, task, network, size, device)
+def adversary_of(learner: Learner, size: int) -> Adversary | None:
+    """The adversary that a network is trained against; None without adversarial training."""
+    return None if learner.config.adversary.attack is None else Adversary(learner, size)

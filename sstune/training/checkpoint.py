@@ -13,8 +13,9 @@ import torch
 
 from sstune.attacks.memory import out_of_memory
 from sstune.storage import read_state, write_bytes
+from sstune.training.learner import Learner
 
-_KEYS = {"identity", "progress", "network", "optimizer", "rng", "rng_cuda"}
+_KEYS = {"identity", "progress", "network", "optimizer", "task", "rng", "rng_cuda"}
 
 
 @dataclass
@@ -36,29 +37,21 @@ class Progress:
     seconds: float = 0.0
 
 
-def save(
-    path: Path,
-    identity: str,
-    progress: Progress,
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
+def save(path: Path, identity: str, progress: Progress, learner: Learner) -> None:
     """Write the whole state: a kill or a full disk leaves the previous checkpoint."""
     file = io.BytesIO()
     torch.save(
         {
             "identity": identity,
             "progress": {item.name: getattr(progress, item.name) for item in fields(progress)},
-            **_state(network, optimizer),
+            **_state(learner),
         },
         file,
     )
     write_bytes(path, file.getbuffer())
 
 
-def load(
-    path: Path, identity: str, network: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Progress | None:
+def load(path: Path, identity: str, learner: Learner) -> Progress | None:
     """Restore the state saved at ``path``, all of it or nothing; None where there is none.
 
     What is damaged, or another run's, is set aside (:func:`sstune.storage.read_state`).
@@ -66,18 +59,19 @@ def load(
 
     def restore(path: Path) -> Progress:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _upgrade(state)
         _same_keys(state, _KEYS, "checkpoint")
         if state["identity"] != identity:
             raise ValueError(f"of run {str(state['identity'])[:12]}, not {identity[:12]}")
         progress = _progress(state["progress"])
-        before = copy.deepcopy(_state(network, optimizer))
+        before = copy.deepcopy(_state(learner))
         try:
             _check(state, progress, before)
-            _put(state, network, optimizer)
+            _put(state, learner)
         except BaseException as error:
             if out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise MemoryError(str(error)) from error  # the device failed; the file may be sound
-            _put(before, network, optimizer)
+            _put(before, learner)
             raise
         return progress
 
@@ -94,18 +88,33 @@ def _progress(values: dict[str, Any]) -> Progress:
     return Progress(**values)
 
 
-def _state(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _upgrade(state: Any) -> None:
+    """Bring a checkpoint of a version that knew only accuracy, and no state of a task, up to date."""
+    if not isinstance(state, dict) or "task" in state:
+        return
+    state["task"] = {}
+    progress = state["progress"]
+    if "correct" in progress["totals"]:
+        progress["totals"]["score"] = progress["totals"].pop("correct")
+    if best := progress["best"]:
+        best["val_score"] = progress["history"][best["epoch"] - 1]["val_accuracy"]
+        best["val"] = {"correct": best.pop("val_correct")}
+
+
+def _state(learner: Learner) -> dict[str, Any]:
     return {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "network": learner.network.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "task": learner.task.state_dict(),
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
-def _put(state: dict[str, Any], network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+def _put(state: dict[str, Any], learner: Learner) -> None:
+    learner.network.load_state_dict(state["network"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.task.load_state_dict(state["task"])
     torch.set_rng_state(state["rng"])
     if state["rng_cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["rng_cuda"])
@@ -118,6 +127,7 @@ def _check(state: dict[str, Any], progress: Progress, own: dict[str, Any]) -> No
         ValueError: something is missing, of another type, or of another shape.
     """
     _same_shape(state["network"], own["network"], "network")
+    _same_shape(state["task"], own["task"], "task")
     for group, its_own in zip(
         state["optimizer"]["param_groups"], own["optimizer"]["param_groups"], strict=True
     ):
@@ -125,7 +135,7 @@ def _check(state: dict[str, Any], progress: Progress, own: dict[str, Any]) -> No
     if len(progress.history) != progress.epoch:
         raise ValueError(f"{len(progress.history)} epochs in history, not {progress.epoch}")
     if progress.epoch:
-        _same_keys(progress.best, {"epoch", "val_correct", "network"}, "best")
+        _same_keys(progress.best, {"epoch", "val_score", "val", "network"}, "best")
         _same_shape(progress.best["network"], own["network"], "best")
     if progress.average:
         averaged = {f"module.{name}": value for name, value in own["network"].items()}

@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from sstune.datasets import Split
-from sstune.tasks import Judgement, Task, evaluate
+from sstune.tasks import Evaluation, Task, evaluate, predict
 
 # One process may wait for another run, or read data, while the others wait for it; torchrun sees who dies.
 PATIENCE = timedelta(days=1)
@@ -111,16 +111,20 @@ def join() -> World:
     return World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def judge(network: nn.Module, task: Task, split: Split, device: torch.device, world: World) -> Judgement:
+def judge(
+    network: nn.Module, task: Task, split: Split, device: torch.device, world: World, reference: Any = None
+) -> Evaluation:
     """:func:`sstune.tasks.evaluate` with the split shared out among the processes; all get the result."""
     if world.size == 1 or len(split) < world.size:
-        return evaluate(network, task, split, device)
+        return evaluate(network, task, split, device, reference)
     mine = torch.arange(world.rank, len(split), world.size)
-    judged = evaluate(network, task, split.take(mine), device)
-    correct = torch.zeros(len(split), dtype=torch.int32)
-    correct[mine] = judged.correct.int()
-    loss = torch.tensor(judged.loss * len(mine), dtype=torch.float64)
-    return Judgement(world.sum(correct).bool(), float(world.sum(loss)) / len(split))
+    own, loss = predict(network, task, split.take(mine), device)
+    predictions = own.new_zeros(len(split), *own.shape[1:])
+    predictions[mine] = own
+    predictions = world.sum(predictions)
+    total = world.sum(torch.tensor(loss * len(mine), dtype=torch.float64))
+    score = task.score(predictions, split.labels.cpu(), reference)
+    return Evaluation(predictions, score, float(total) / len(split))
 
 
 @contextmanager

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from sstune import rules
 from sstune.arithmetic import training_arithmetic
-from sstune.datasets import SPLIT_SEED, Loader, Split, batches
+from sstune.datasets import SPLIT_SEED, Batch, Loader, Splits, batches
 from sstune.interrupt import StopFlag
-from sstune.schema import RunConfig, Select
+from sstune.schema import Select
 from sstune.seeding import seed_from
-from sstune.tasks import Task
 from sstune.training.adversarial import adversary_of
 from sstune.training.checkpoint import Progress
-from sstune.training.distributed import ALONE, World, judge
+from sstune.training.distributed import judge
+from sstune.training.learner import Learner
 from sstune.training.optimization import average_of, build_schedule, frozen_modules, weight_decay_factor
 from sstune.training.step import Step
 
@@ -32,41 +32,37 @@ SAVE_EVERY = 600.0  # seconds between checkpoints in the middle of an epoch
 
 
 class Trainer:
-    """Trains ``network`` on ``loader``; after each epoch measures ``val`` and keeps the chosen epoch's state.
+    """Trains a network on ``loader``, validates it after each epoch, and keeps the chosen epoch's state.
 
     Args:
+        loader: of this process's part of ``splits.train``.
         save: called with the progress after each epoch, every ten minutes, and when a signal stops the run.
         stop: checked after every step.
-        world: the processes that train together, of which each has its own loader.
     """
 
     def __init__(
         self,
-        config: RunConfig,
-        network: nn.Module,
-        task: Task,
+        learner: Learner,
         loader: Loader,
-        val: Split,
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
+        splits: Splits,
         save: Callable[[Progress], None],
         stop: StopFlag,
-        world: World = ALONE,
     ) -> None:
-        self.config = config
-        self.network = network
-        self.task = task
+        self.learner = learner
+        self.config = config = learner.config
+        self.network = learner.network
+        self.task = learner.task
+        self.optimizer = learner.optimizer
+        self.device = learner.device
+        self.world = learner.world
         self.loader = loader
-        self.val = val
-        self.optimizer = optimizer
-        self.device = device
+        self.splits = splits
         self.save = save
         self.stop = stop
-        self.world = world
-        mine = loader.share(min(config.batch_size, len(loader.split)))
-        self.step = Step(config, network, task, optimizer, device, world, mine.stop - mine.start)
-        self.adversary = adversary_of(config, network, self.step.forward.size, device)
-        self.average = average_of(network, config.ema)
+        mine = loader.shard.of(min(config.batch_size, len(loader.split)))
+        self.step = Step(learner, mine.stop - mine.start)
+        self.adversary = adversary_of(learner, self.step.forward.size)
+        self.average = average_of(learner.network, config.ema)
         self.probe, _ = loader.split.sample(PROBE, SPLIT_SEED)  # stored images are sorted by class
         self.factor = build_schedule(config.schedule, config.epochs, len(loader))
         self.saved = time.perf_counter()
@@ -100,15 +96,11 @@ class Trainer:
         self.saved = time.perf_counter()
 
     def _train_epoch(self, progress: Progress, began: float) -> None:
+        self.task.begin_epoch(progress.epoch, self.config.epochs)
         self.network.train()
         for module in frozen_modules(self.network):
             module.eval()
-        totals = progress.totals
-        sums = torch.tensor(
-            [totals.get(name, 0.0) if self.world.first else 0.0 for name in ("loss", "correct", "seen")],
-            dtype=torch.float64,
-            device=self.device,
-        )
+        sums = self._sums(progress)
         bar = tqdm(
             desc=f"epoch {progress.epoch + 1}/{self.config.epochs}",
             total=len(self.loader),
@@ -117,21 +109,8 @@ class Trainer:
             disable=not (sys.stderr.isatty() and self.world.first),
         )
         with training_arithmetic(self.config.precision, benchmark=not self.config.deterministic):
-            for images, labels in self.loader.epoch(progress.epoch, progress.step):
-                self._set_rates(progress.epoch * len(self.loader) + progress.step)
-                if self.world.size > 1:  # dropout: each process its own, wherever training was taken up
-                    where = ("dropout", progress.epoch, progress.step, self.world.rank)
-                    torch.manual_seed(seed_from(self.config.seed, *where))
-                total = self._batch_total(progress.step)
-                if self.adversary is not None:
-                    key = progress.epoch, progress.step
-                    images = self.adversary(images, labels, key, self.loader.share(total))
-                loss, right = self.step(images, labels, total)
-                sums[0] += loss.double() * len(labels)
-                sums[1] += right
-                sums[2] += len(labels)
-                if self.average is not None:
-                    self.average.update_parameters(self.network)
+            for batch in self.loader.epoch(progress.epoch, progress.step):
+                sums += self._train_batch(batch, progress)
                 progress.step += 1
                 bar.update()
                 self._pause(progress, sums, began)
@@ -142,6 +121,28 @@ class Trainer:
                 f"the training loss is {progress.totals['loss']} in epoch {progress.epoch + 1}: "
                 f"lower optimizer.lr, set clip_norm, or use rule.scale=weight_rms"
             )
+
+    def _sums(self, progress: Progress) -> Tensor:
+        """Loss, score and number of the images of this epoch so far, in the first process; on the device."""
+        totals = progress.totals if self.world.first else {}
+        sums = [totals.get(name, 0.0) for name in ("loss", "score", "seen")]
+        return torch.tensor(sums, dtype=torch.float64, device=self.device)
+
+    def _train_batch(self, batch: Batch, progress: Progress) -> Tensor:
+        """Take one step. Returns loss and score, summed over this process's images, and their number."""
+        self._set_rates(progress.epoch * len(self.loader) + progress.step)
+        if self.world.size > 1:  # dropout: each process its own, wherever training was taken up
+            where = ("dropout", progress.epoch, progress.step, self.world.rank)
+            torch.manual_seed(seed_from(self.config.seed, *where))
+        total = self._batch_total(progress.step)
+        if self.adversary is not None:
+            key = progress.epoch, progress.step
+            batch = self.adversary(batch, key, self.loader.shard.of(total))
+        loss, score = self.step(batch, total)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        n = torch.full((), len(batch), dtype=torch.float64, device=self.device)
+        return torch.stack([loss.double() * len(batch), score.double(), n])
 
     def _batch_total(self, step: int) -> int:
         """Images of a step's batch in all processes."""
@@ -160,9 +161,9 @@ class Trainer:
                 raise self.stop.stop()
 
     def _totals(self, sums: Tensor, began: float) -> dict[str, float]:
-        loss, correct, seen = self.world.sum(sums).tolist()
+        loss, score, seen = self.world.sum(sums).tolist()
         seconds = time.perf_counter() - began
-        return {"loss": loss, "correct": int(correct), "seen": int(seen), "seconds": seconds}
+        return {"loss": loss, "score": score, "seen": int(seen), "seconds": seconds}
 
     def _set_rates(self, step: int) -> None:
         """Learning rate and weight decay of an optimiser step, in every group of parameters."""
@@ -177,20 +178,27 @@ class Trainer:
     def _finish_epoch(self, progress: Progress, began: float) -> dict[str, float]:
         epoch = progress.epoch + 1
         network = self.network if self.average is None else self.average.module
-        judged = judge(network, self.task, self.val, self.device, self.world)
+        reference = self.task.reference(network, self.splits, self.device)
+        judged = judge(network, self.task, self.splits.val, self.device, self.world, reference)
+        metric, score = self.task.metric, judged.score
         last = self.config.select is Select.last
-        if last or judged.n_correct > progress.best.get("val_correct", -1):
+        if last or score.value > progress.best.get("val_score", -1.0):
             state = _copied(network.state_dict() | _extra_state(self.network))
-            progress.best = {"epoch": epoch, "val_correct": judged.n_correct, "network": state}
+            progress.best = {
+                "epoch": epoch,
+                "val_score": score.value,
+                "val": score.fields(metric),
+                "network": state,
+            }
         layers = self.alignment()
         progress.alignment += [{"epoch": epoch, **asdict(layer)} for layer in layers]
         return {
             "epoch": epoch,
             "lr": self.config.optimizer.lr * self.factor(epoch * len(self.loader) - 1),
             "train_loss": progress.totals["loss"] / progress.totals["seen"],
-            "train_accuracy": progress.totals["correct"] / progress.totals["seen"],
+            f"train_{metric}": progress.totals["score"] / progress.totals["seen"],
             "val_loss": judged.loss,
-            "val_accuracy": judged.n_correct / len(self.val),
+            f"val_{metric}": score.value,
             "angle": _mean([layer.angle for layer in layers]),
             "sign_agreement": _mean([layer.sign_agreement for layer in layers]),
             "rms_ratio": _mean([layer.rms_ratio for layer in layers]),
@@ -202,8 +210,8 @@ class Trainer:
         """Feedback and updates of the network as it is, on training images, unless ``alignment=false``."""
         if not self.config.alignment or not rules.feedback_layers(self.network):
             return []
-        ((images, labels),) = batches(self.probe, PROBE, self.device)
-        return rules.alignment(self.network, lambda: self.task.loss(self.network(images), labels))
+        (batch,) = batches(self.probe, PROBE, self.device)
+        return rules.alignment(self.network, lambda: self.task.loss(self.network(batch.images), batch))
 
 
 def _extra_state(network: nn.Module) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sstune import rules
-from sstune.schema import RunConfig
-from sstune.tasks import Task
-from sstune.training.distributed import World, gradients_later
+from sstune.datasets import Batch
+from sstune.training.distributed import gradients_later
 from sstune.training.forward import Forward, autocast
+from sstune.training.learner import Learner
 
 
 class Step:
@@ -25,27 +25,20 @@ class Step:
         RequestError: as in :class:`Forward`.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        network: nn.Module,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
-        world: World,
-        batch_size: int,
-    ) -> None:
-        self.config = config
-        self.network = network
-        self.task = task
-        self.optimizer = optimizer
-        self.world = world
-        self.shared = world.shared(network, device)
-        self.forward = Forward(self.shared, config.compile, -(-batch_size // config.accumulate), device)
-        self.autocast = autocast(config.precision, device)
+    def __init__(self, learner: Learner, batch_size: int) -> None:
+        self.config = config = learner.config
+        self.network = learner.network
+        self.task = learner.task
+        self.optimizer = learner.optimizer
+        self.world = learner.world
+        self.shared = learner.world.shared(learner.network, learner.device)
+        size = -(-batch_size // config.accumulate)
+        self.forward = Forward(self.shared, config.compile, size, learner.device)
+        self.autocast = autocast(config.precision, learner.device)
 
-    def __call__(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
-        """Mean loss of this process's images before the step, and how many of them were right; on the device.
+    def __call__(self, batch: Batch, total: int) -> tuple[Tensor, Tensor]:
+        """Mean loss of this process's images before the step, and the sum of their scores (NaN where a sample
+        has none); both on the device.
 
         Args:
             total: images of the batch in all processes, over which gradients are averaged.
@@ -54,21 +47,24 @@ class Step:
         self.optimizer.zero_grad()
         # as many in every process, and of two images at least, whatever this one's share of the batch
         n_parts = max(1, min(self.config.accumulate, total // self.world.size // 2))
-        parts = list(zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True))
-        losses, right = [], []
-        for number, (some, theirs) in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else gradients_later(self.shared):
+        losses, scores = [], []
+        for number, part in enumerate(batch.parts(n_parts), start=1):
+            with nullcontext() if number == n_parts else gradients_later(self.shared):
                 with self.autocast:
-                    outputs = self.forward(some)
-                    loss = self.task.loss(outputs, theirs)
+                    outputs = self.forward(part.images)
+                    loss = self.task.loss(outputs, part)
                 # gradients are averaged over the processes, and each image counts alike
-                (loss * (len(some) * self.world.size / total)).backward()
-            losses.append(loss.detach() * (len(some) / len(images)))
-            right.append(self.task.correct(outputs.detach(), theirs).sum())
+                (loss * (len(part) * self.world.size / total)).backward()
+            losses.append(loss.detach() * (len(part) / len(batch)))
+            scores.append(self._scores(outputs.detach(), part))
         if self.config.clip_norm is not None:
             self._clip(self.config.clip_norm)
         self.optimizer.step()
-        return torch.stack(losses).sum(), torch.stack(right).sum()
+        return torch.stack(losses).sum(), torch.stack(scores).sum()
+
+    def _scores(self, outputs: Tensor, batch: Batch) -> Tensor:
+        found = self.task.batch_scores(outputs, batch)
+        return outputs.new_full((), torch.nan) if found is None else found.sum()
 
     def _clip(self, largest: float) -> None:
         """Scale all gradients by what brings the norm of the network's own down to ``largest``.

@@ -14,7 +14,6 @@ from sstune.schema import (
     GROUPS,
     AdamWConfig,
     BackboneConfig,
-    ClassificationConfig,
     Compile,
     DatasetConfig,
     DownloadedFolderConfig,
@@ -47,7 +46,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    yield from out_of_range(values)
+    yield from out_of_range(config, values)
     if unfit := list(unwritable(values)):
         yield from unfit
         return  # what is checked below takes texts for texts
@@ -63,8 +62,7 @@ def problems(config: RunConfig) -> Iterator[str]:
         yield from _training(config)
     yield from _network(config.backbone)
     yield from _optimization(config)
-    if isinstance(config.task, ClassificationConfig):
-        yield from adversary_problems(config.task)
+    yield from adversary_problems(config.adversary)
     yield from attack_problems(config)
 
 
@@ -74,13 +72,14 @@ def _places(config: RunConfig) -> Iterator[str]:
         yield f"init_from: {config.init_from} does not exist (a run directory or a checkpoint file)"
     if config.command == "train" and config.init_from is not None:
         yield "init_from: train starts from random (or backbone.pretrained) weights; use finetune"
-    if config.command != "attack" and config.model["import"] is not None:
-        yield f"model.import: is for sstune attack, {config.command} builds its own network"
-    spec = config.model["import"]
-    if spec is not None and not re.fullmatch(r"[\w.]+:\w+", spec):
-        yield f"model.import: {spec!r} is not of the form package.module:factory"
-    if config.init_from is not None and config.model["import"] is not None:
-        yield "model.import: brings its own weights, so init_from cannot"
+    factory = config.model.factory
+    if factory is not None:
+        if config.command != "attack":
+            yield f"model.factory: is for sstune attack, {config.command} builds its own network"
+        if not re.fullmatch(r"[\w.]+:\w+", factory):
+            yield f"model.factory: {factory!r} is not of the form package.module:factory"
+        if config.init_from is not None:
+            yield "model.factory: brings its own weights, so init_from cannot"
     if problem := place_problem(config.out):
         yield f"out: {problem}"
 

@@ -7,30 +7,40 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sstune.quantities import parse_adversary, parse_eps, parse_step_size
 from sstune.schema import (
-    AscentConfig,
+    ATTACK_TRAITS,
+    AdversaryConfig,
     AttackConfig,
-    ClassificationConfig,
     Draws,
     Gradient,
     IteratedConfig,
-    LibraryConfig,
     Norm,
     RunConfig,
     nearest,
+    traits_of,
 )
+from sstune.schema.audit import CHECKS
 from sstune.validation.places import exists
 
-# Attacks that ask for outputs only.
-GRADIENT_FREE = ("square", "rays", "noise")
-# Where not every norm will do.
-NORMS = {"rays": (Norm.Linf,), "noise": (Norm.Linf,), "audit": (Norm.Linf,)}
-# Of the audit, D0 to D15.
-CHECKS = tuple(f"D{number}" for number in range(16))
+# Keys of ``attack`` that a suite sets for the attacks that it runs.
+_SET_BY_SUITE = ("gradient", "cascade", "eight_bit")
 
 
 def attack_problems(config: RunConfig) -> Iterator[str]:
     """What is wrong with the attack or audit that ``config`` asks for, as ``key: what was expected``."""
     attack = config.attack
+    yield from _lists(attack)
+    if isinstance(attack, IteratedConfig):
+        yield from _step_problems("attack.step_size", attack.step_size, attack.norm)
+    yield from _gradient(attack)
+    yield from _surrogates(config)
+    yield from _unsupported(config)
+    for check in config.audit.skip:
+        if check not in CHECKS:
+            yield f"audit.skip: unknown check {check!r}, {nearest(check, CHECKS)}"
+
+
+def _lists(attack: AttackConfig) -> Iterator[str]:
+    """Lists that are empty or name a value twice, and values of eps that are none."""
     if not attack.eps:
         yield "attack.eps: needs at least one value"
     sizes: dict[str, float] = {}
@@ -42,16 +52,18 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     yield from _twice("attack.eps", [eps for eps in attack.eps if eps in sizes], sizes.__getitem__)
     yield from _twice("attack.gradient", attack.gradient, str)
     yield from _twice("attack.surrogates", attack.surrogates, os.path.realpath)
-    if isinstance(attack, IteratedConfig):
-        yield from _step_problems("attack.step_size", attack.step_size, attack.norm)
-    if attack.name in GRADIENT_FREE:
+
+
+def _gradient(attack: AttackConfig) -> Iterator[str]:
+    if not traits_of(attack.name).uses_gradient:
         if attack.gradient != [Gradient.none]:
             yield f"attack.gradient: {attack.name} uses none, leave it away"
     elif not attack.gradient or Gradient.none in attack.gradient:
         yield "attack.gradient: needs rule, exact or both, or surrogate"
-    if attack.norm not in NORMS.get(attack.name, tuple(Norm)):
-        yield f"attack.norm: {attack.name} works in Linf only"
-    climbs = isinstance(attack, AscentConfig)
+
+
+def _surrogates(config: RunConfig) -> Iterator[str]:
+    attack = config.attack
     if (Gradient.surrogate in attack.gradient) != bool(attack.surrogates):
         yield "attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"
     named = [("attack.surrogates", path) for path in attack.surrogates]
@@ -59,37 +71,51 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     for key, path in named:
         if not exists(path):
             yield f"{key}: {path} does not exist (a run directory or a checkpoint file)"
-    if attack.targeted is not None and not climbs:
-        yield f"attack.targeted: is for fgsm, pgd, mifgsm and transfer, not for {attack.name}"
-    if attack.eot > 1 and not (climbs or attack.name.startswith(("apgd", "audit"))):
-        yield f"attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for {attack.name}"
+
+
+def _unsupported(config: RunConfig) -> Iterator[str]:
+    """What the attack cannot do, by its traits."""
+    attack, traits = config.attack, traits_of(config.attack.name)
+    if traits.tasks is not None and config.task.name not in traits.tasks:
+        yield f"attack: {attack.name} is for {_joined(traits.tasks)}, not for task={config.task.name}"
+    if attack.norm not in traits.norms:
+        yield f"attack.norm: {attack.name} works in {_joined(traits.norms)} only"
+    if attack.targeted is not None and not traits.targeted:
+        able = [name for name, each in ATTACK_TRAITS.items() if each.targeted]
+        yield f"attack.targeted: is for {_joined(able)}, not for {attack.name}"
+    if attack.eot > 1 and not traits.eot:
+        able = [name for name, each in ATTACK_TRAITS.items() if each.eot]
+        yield f"attack.eot: is for {_joined(able)}, not for {attack.name}"
     draws = attack.redraw or getattr(config.rule, "redraw", None)
     if attack.eot > 1 and config.rule.name == "brsf" and draws != Draws.forward:
         yield "attack.eot: averages gradients of different draws, so brsf needs attack.redraw=forward"
-    if attack.name == "audit":
-        usual = AttackConfig()
-        for key in ("gradient", "cascade", "eight_bit"):
-            if getattr(attack, key) != getattr(usual, key):
-                yield f"attack.{key}: the audit chooses its attacks itself, leave it away"
-    if isinstance(attack, LibraryConfig) and attack.batch_size is None:
+    if traits.suite:
+        default = AttackConfig()
+        for key in _SET_BY_SUITE:
+            if getattr(attack, key) != getattr(default, key):
+                yield f"attack.{key}: the {attack.name} chooses its attacks itself, leave it away"
+    if traits.whole_batches and attack.batch_size is None:
         yield f"attack.batch_size: {attack.name} draws for whole batches, so their size must be said"
-    for check in config.audit.skip:
-        if check not in CHECKS:
-            yield f"audit.skip: unknown check {check!r}, {nearest(check, CHECKS)}"
 
 
-def adversary_problems(task: ClassificationConfig) -> Iterator[str]:
-    """What is wrong with the attack that ``task`` trains against."""
+def _joined(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else str(last)
+
+
+def adversary_problems(adversary: AdversaryConfig) -> Iterator[str]:
+    """What is wrong with the attack that a network is trained against."""
     try:
-        if task.adversarial is not None:
-            parse_adversary(task.adversarial)
+        if adversary.attack is not None:
+            parse_adversary(adversary.attack)
     except ValueError as error:
-        yield f"task.adversarial: {error}"
+        yield f"adversary.attack: {error}"
     try:
-        parse_eps(task.adversarial_eps)
+        parse_eps(adversary.eps)
     except ValueError as error:
-        yield f"task.adversarial_eps: {error}"
-    yield from _step_problems("task.adversarial_step_size", task.adversarial_step_size, Norm.Linf)
+        yield f"adversary.eps: {error}"
+    yield from _step_problems("adversary.step_size", adversary.step_size, Norm.Linf)
 
 
 def _step_problems(key: str, text: str, norm: Norm) -> Iterator[str]:

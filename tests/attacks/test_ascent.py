@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,14 +11,15 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 from torch import Tensor, nn
-from victims import OWN, batch_of, gradients, make
+from victims import OWN, Labelled, batch_of, gradients, labelled, make, objective_of
 
-from sstune.attacks import ATTACKS, Batch, Subject, attacked_through
+from sstune.attacks import ATTACKS, Subject, attacked_through
 from sstune.attacks.ascent import Ascent
+from sstune.attacks.steps import FixedLength, Momentum
 from sstune.backbones import Network
 from sstune.catalogue import options
 from sstune.datasets import Split
-from sstune.schema import Gradient, Norm, RequestError
+from sstune.schema import ATTACK_TRAITS, Gradient, Norm, RequestError
 
 ULP = 1e-7  # of pixels near 1
 RULES = ["bp", "usf", "frsf", "brsf", "fa"]
@@ -25,7 +27,7 @@ Converted = Callable[[str], Network]
 
 
 def iterates(
-    network: nn.Module, batch: Batch, start: Tensor, eps: float, step: float, n: int, norm: Norm
+    network: nn.Module, batch: Labelled, start: Tensor, eps: float, step: float, n: int, norm: Norm
 ) -> list[Tensor]:
     """The start and every projected step of each sample, whether it breaks or not."""
     found, images = [start], batch.images
@@ -59,7 +61,7 @@ class TestFgsm:
         """On samples wrong from the start, too: a surrogate errs on some that the victim has right."""
         network, batch = converted(name), batch_of(test_split)
         with attacked_through(network, gradient):
-            adversarial = make("fgsm")("", Subject(network), batch, eps).images
+            adversarial = make("fgsm")("", Subject(network), batch, objective_of(batch), eps).images
             expected = theirs(torchattacks.FGSM, network, eps=eps)(batch.images, batch.labels)
             sign = gradients(network, batch.images, batch.labels).sign()
             wrong = network(batch.images).argmax(1) != batch.labels
@@ -71,7 +73,7 @@ class TestFgsm:
 
     def test_in_l2_moves_along_the_gradient(self, network: Network, test_split: Split) -> None:
         batch, eps = batch_of(test_split), 0.5
-        adversarial = make("fgsm", norm=Norm.L2)("", Subject(network), batch, eps).images
+        adversarial = make("fgsm", norm=Norm.L2)("", Subject(network), batch, objective_of(batch), eps).images
         (_, expected) = iterates(network, batch, batch.images, eps, eps, 1, Norm.L2)
         assert float((adversarial - expected).abs().max()) <= 1e-6
 
@@ -81,7 +83,9 @@ class TestWholeTrajectories:
 
     eps, steps = 16 / 255, 7
 
-    def theirs_and_start(self, name: str, network: Network, batch: Batch, random: bool) -> tuple[Any, Tensor]:
+    def theirs_and_start(
+        self, name: str, network: Network, batch: Labelled, random: bool
+    ) -> tuple[Any, Tensor]:
         images, eps = batch.images, self.eps
         if name == "mifgsm":
             attack = theirs(torchattacks.MIFGSM, network, eps=eps, alpha=eps / 3, steps=self.steps, decay=0.7)
@@ -101,8 +105,10 @@ class TestWholeTrajectories:
 
     def ours(self, name: str) -> Ascent:
         norm = Norm.L2 if name == "pgd_l2" else Norm.Linf
-        decay = 0.7 if name == "mifgsm" else None
-        return Ascent(self.steps, self.eps / 3, norm, decay=decay, early_exit=False)
+        rule = partial(FixedLength, size=self.eps / 3, norm=norm)
+        if name == "mifgsm":
+            rule = partial(Momentum, size=self.eps / 3, norm=norm, decay=0.7)
+        return Ascent(self.steps, rule, norm, early_exit=False)
 
     @pytest.mark.parametrize("rule", ["bp", "usf", "brsf", "fa"])
     @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ class TestWholeTrajectories:
         with attacked_through(network, Gradient.rule):
             attack, start = self.theirs_and_start(name, network, batch, random)
             expected = attack(batch.images, batch.labels)
-            found = self.ours(name)(Subject(network), batch, start, self.eps).images
+            found = self.ours(name)(Subject(network), batch, objective_of(batch), start, self.eps).images
         assert float((found - expected).abs().max()) <= (2e-6 if name == "pgd_l2" else 2 * ULP)
         assert float((found - start).abs().flatten(1).amax(1).min()) > 0  # every sample has moved
 
@@ -128,7 +134,7 @@ class TestWholeTrajectories:
         attack.set_mode_targeted_by_label(quiet=True)
         torch.manual_seed(7)
         expected = attack(batch.images, targets)
-        found = self.ours(name)(Subject(network), batch, start, self.eps)
+        found = self.ours(name)(Subject(network), batch, objective_of(batch), start, self.eps)
         assert float((found.images - expected).abs().max()) <= (2e-6 if name == "pgd_l2" else 2 * ULP)
 
     def test_of_the_named_attacks_are_these(self, network: Network, test_split: Split) -> None:
@@ -140,8 +146,8 @@ class TestWholeTrajectories:
             "pgd_l2": make("pgd", random_start=False, norm=Norm.L2, **settings),
             "mifgsm": make("mifgsm", decay=0.7, **settings),
         }.items():
-            found = attack(attack.parts[0], subject, batch, self.eps).images
-            expected = self.ours(name)(subject, batch, batch.images, self.eps).images
+            found = attack(attack.parts[0], subject, batch, objective_of(batch), self.eps).images
+            expected = self.ours(name)(subject, batch, objective_of(batch), batch.images, self.eps).images
             assert torch.equal(found, expected), name
 
 
@@ -162,7 +168,7 @@ class TestEarlyExit:
         attack: Any = make("pgd", steps=steps, step_size="eps/4", norm=norm)
         start = attack.start(batch, eps, 0)
         with attacked_through(network, gradient):
-            attempt = attack("restart 0", Subject(network), batch, eps)
+            attempt = attack("restart 0", Subject(network), batch, objective_of(batch), eps)
             path = iterates(network, batch, start, eps, eps / 4, steps, norm)
             wrong = torch.stack([network(x).argmax(1) != batch.labels for x in path])
         first = torch.where(wrong.any(0), wrong.int().argmax(0), steps)
@@ -175,7 +181,9 @@ class TestEarlyExit:
         batch, subject = batch_of(test_split), Subject(network)
         for name in ("pgd", "mifgsm"):
             early, late = (
-                make(name, steps=6, early_exit=exit_)(make(name).parts[0], subject, batch, 0.15)
+                make(name, steps=6, early_exit=exit_)(
+                    make(name).parts[0], subject, batch, objective_of(batch), 0.15
+                )
                 for exit_ in (True, False)
             )
             assert torch.equal(early.effort, late.effort)
@@ -193,9 +201,9 @@ class TestEarlyExit:
                 wrong = ((x > 0.55) & (x < 0.65)).float() * 10
                 return torch.stack([5 - x, x + wrong], 1)
 
-        batch = Batch(torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]), None, [0])
+        batch = labelled(torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]), None, [0])
         attack = make("pgd", steps=3, step_size="0.1", random_start=False)
-        attempt = attack("restart 0", Subject(Narrow()), batch, 0.5)
+        attempt = attack("restart 0", Subject(Narrow()), batch, objective_of(batch), 0.5)
         torch.testing.assert_close(attempt.images, torch.full_like(batch.images, 0.6))
         assert attempt.effort.tolist() == [1]
 
@@ -203,7 +211,7 @@ class TestEarlyExit:
         """The first iterate that breaks may lie within half a grey level of the original."""
         batch, subject = batch_of(test_split), Subject(network)
         found = [
-            make("pgd", steps=6, **fields)("restart 0", subject, batch, 0.15).images
+            make("pgd", steps=6, **fields)("restart 0", subject, batch, objective_of(batch), 0.15).images
             for fields in ({"eight_bit": True}, {"early_exit": False}, {})
         ]
         assert torch.equal(found[0], found[1])
@@ -212,10 +220,11 @@ class TestEarlyExit:
     def test_restarts_count_the_steps_before_them(self, network: Network, test_split: Split) -> None:
         batch, subject = batch_of(test_split), Subject(network)
         attack: Any = make("pgd", steps=4, restarts=3)
-        ascent = Ascent(4, 0.15 / 4)
+        ascent = Ascent(4, partial(FixedLength, size=0.15 / 4, norm=Norm.Linf))
         for restart, part in enumerate(attack.parts):
-            found = attack(part, subject, batch, 0.15)
-            expected = ascent(subject, batch, attack.start(batch, 0.15, restart), 0.15)
+            found = attack(part, subject, batch, objective_of(batch), 0.15)
+            start = attack.start(batch, 0.15, restart)
+            expected = ascent(subject, batch, objective_of(batch), start, 0.15)
             assert torch.equal(found.images, expected.images)
             broken = expected.effort >= 0
             assert broken.any()
@@ -229,7 +238,9 @@ class TestEarlyExit:
         for norm, steps in ((Norm.Linf, ("eps/4", "2/255", "0.5*eps/2")), (Norm.L2, ("0.5*eps", "1.5"))):
             eps = 8 / 255 if norm is Norm.Linf else 3.0
             found = [
-                make("pgd", step_size=step, norm=norm)("restart 0", Subject(network), batch, eps).images
+                make("pgd", step_size=step, norm=norm)(
+                    "restart 0", Subject(network), batch, objective_of(batch), eps
+                ).images
                 for step in steps
             ]
             for other in found[1:]:
@@ -240,7 +251,7 @@ class TestMomentum:
     def test_each_step_adds_the_gradient_at_mean_one(self, network: Network, test_split: Split) -> None:
         batch, eps, decay = batch_of(test_split), 0.1, 0.5
         attack = make("mifgsm", steps=3, decay=decay, early_exit=False)
-        found = attack("", Subject(network), batch, eps).images
+        found = attack("", Subject(network), batch, objective_of(batch), eps).images
         adversarial, velocity = batch.images, torch.zeros_like(batch.images)
         for _ in range(3):
             gradient = gradients(network, adversarial, batch.labels)
@@ -255,15 +266,16 @@ class TestMomentum:
             def forward(self, x: Tensor) -> Tensor:
                 return torch.stack([1 + 0 * x.sum((1, 2, 3)), 0 * x.sum((1, 2, 3))], 1)
 
-        batch = Batch(torch.rand(2, 1, 3, 3), torch.tensor([0, 0]), None, [0, 1])
+        batch = labelled(torch.rand(2, 1, 3, 3), torch.tensor([0, 0]), None, [0, 1])
         for norm in Norm:
             for name in ("fgsm", "mifgsm"):
-                attempt = make(name, norm=norm)("", Subject(Flat()), batch, 0.1)
+                attempt = make(name, norm=norm)("", Subject(Flat()), batch, objective_of(batch), 0.1)
                 assert torch.equal(attempt.images, batch.images)
                 assert attempt.effort.tolist() == [-1, -1]
 
 
 def test_every_option_names_an_attack_and_unknown_names_are_refused() -> None:
     assert set(ATTACKS) == {*options("attack")} - {"transfer", "audit"}  # MI-FGSM, and many attacks
+    assert set(ATTACK_TRAITS) == {*ATTACKS, "audit"}
     with pytest.raises(RequestError, match=r"attack\.name: unknown 'fgms', did you mean 'fgsm'\?"):
         ATTACKS["fgms"]

@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from victims import batch_of, victim_of
+from victims import batch_of, labelled, objective_of, victim_of
 
 from sstune.attacks import (
     Attempt,
-    Batch,
     Outcome,
     Subject,
-    Victim,
     View,
     attacked_through,
     check_zero_eps,
@@ -50,8 +48,8 @@ class Short(Autoattack):
         self.kept: dict[int, Tensor] = {}
         self.batches: list[tuple[str, int]] = []
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        attempt = super().__call__(part, subject, batch, eps)
+    def __call__(self, part: str, subject: Subject, batch: Any, objective: Any, eps: float) -> Attempt:
+        attempt = super().__call__(part, subject, batch, objective, eps)
         self.batches.append((part, len(batch.samples)))
         self.kept |= dict(zip(map(int, batch.samples), attempt.images, strict=True))
         return attempt
@@ -145,9 +143,7 @@ def test_zero_eps_and_nothing_right(network: Network, test_split: Split) -> None
         assert (attack.shortened().steps, attack.shortened().queries) == (2, 2)
         assert (attack.steps, attack.queries) == (100, 5000)
         check_zero_eps(victim_of(network, test_split), attack, view, 250)
-    nothing = Victim(
-        network, test_split, torch.arange(60), torch.zeros(60, dtype=torch.bool), torch.device("cpu")
-    )
+    nothing = victim_of(network, test_split, clean=torch.zeros(60, dtype=torch.bool))
     assert not robust(nothing, short(), view, 0.1, 60).right.any()
 
 
@@ -156,13 +152,15 @@ def test_fewer_than_ten_classes(n_classes: int) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes)).eval()
     images = torch.rand(10, 1, 8, 8)
-    batch = Batch(images, network(images).argmax(1), None, range(10))
+    batch = labelled(images, network(images).argmax(1), None, range(10))
     for part in Autoattack.parts:
         if n_classes < 4:
             with pytest.raises(RequestError, match=f"needs 4 classes or more, here are {n_classes}"):
-                short()(part, Subject(network), batch, 0.3)
+                short()(part, Subject(network), batch, objective_of(batch), 0.3)
         else:
-            assert batch.broken(network(short()(part, Subject(network), batch, 0.6).images)).any()
+            assert batch.broken(
+                network(short()(part, Subject(network), batch, objective_of(batch), 0.6).images)
+            ).any()
 
 
 def test_state_and_log_are_left_alone(
@@ -172,7 +170,7 @@ def test_state_and_log_are_left_alone(
     state = torch.get_rng_state()
     with caplog.at_level(logging.WARNING), attacked_through(network, Gradient.exact):
         for part in Autoattack.parts:
-            short()(part, Subject(network), batch_of(test_split), 0.1)
+            short()(part, Subject(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1)
     assert torch.equal(torch.get_rng_state(), state)
     assert caplog.text == ""
 
@@ -180,7 +178,7 @@ def test_state_and_log_are_left_alone(
 class TestAsACommand:
     """On a network of somebody else's: each digit's class by the nearest class mean."""
 
-    asked = ("attack=autoattack", "model.import=means:make", "attack.n=20", "threads=1", "device=cpu")
+    asked = ("attack=autoattack", "model.factory=means:make", "attack.n=20", "threads=1", "device=cpu")
 
     @pytest.fixture(autouse=True)
     def module(self, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from victims import batch_of, make
+from victims import batch_of, labelled, make, objective_of
 
-from sstune.attacks import Batch, Subject
-from sstune.attacks.ascent import direction, length, project, random_in_ball
+from sstune.attacks import Subject
+from sstune.attacks.ascent import project, random_in_ball
+from sstune.attacks.steps import direction, length
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import Norm
@@ -118,11 +119,13 @@ class TestStart:
 
     def test_draws_nothing_from_the_global_generator(self, network: Network, test_split: Split) -> None:
         before = torch.get_rng_state()
-        make("pgd", steps=1)("restart 0", Subject(network), batch_of(test_split), 0.1)
+        make("pgd", steps=1)(
+            "restart 0", Subject(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
+        )
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_in_linf_is_uniform_in_the_ball_and_proportional_to_eps(self) -> None:
-        batch = Batch(torch.full((200, 1, 16, 16), 0.5), torch.zeros(200).long(), None, range(200))
+        batch = labelled(torch.full((200, 1, 16, 16), 0.5), torch.zeros(200).long(), None, range(200))
         attack: Any = make("pgd")
         unit, half = (attack.start(batch, eps, 0) - batch.images for eps in (0.5, 0.25))
         torch.testing.assert_close(half, unit / 2, rtol=0, atol=ULP)
@@ -193,14 +196,14 @@ class TestBall:
         generator = torch.Generator().manual_seed(seed)
         images = (torch.rand(n, *shape, generator=generator) * 1.5 - 0.25).clamp(0, 1)  # 0 and 1 are common
         labels = torch.randint(3, (n,), generator=generator)
-        batch = Batch(images, labels, (labels + 1) % 3 if targeted else None, range(n))
+        batch = labelled(images, labels, (labels + 1) % 3 if targeted else None, range(n))
         for attack in (
             make("fgsm", norm=norm),
             make("pgd", norm=norm, steps=3, restarts=2, step_size=step_size),
             make("mifgsm", norm=norm, steps=3, step_size=step_size),
         ):
             for part in attack.parts:
-                adversarial = attack(part, Subject(Scrambler(shape)), batch, eps).images
+                adversarial = attack(part, Subject(Scrambler(shape)), batch, objective_of(batch), eps).images
                 assert adversarial.shape == images.shape
                 assert not adversarial.requires_grad
                 assert float(adversarial.min()) >= 0
@@ -215,7 +218,7 @@ class TestBall:
         batch = batch_of(test_split)
         kept = batch.images.clone(), batch.labels.clone()
         for attack in (make("fgsm"), make("pgd", steps=2, random_start=False), make("mifgsm", steps=2)):
-            attempt = attack(attack.parts[0], Subject(network), batch, 0.1)
+            attempt = attack(attack.parts[0], Subject(network), batch, objective_of(batch), 0.1)
             assert not torch.equal(attempt.images, batch.images)
             assert torch.equal(batch.images, kept[0])
             assert torch.equal(batch.labels, kept[1])

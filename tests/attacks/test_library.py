@@ -14,12 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from victims import OWN, batch_of, gradients, victim_of
+from victims import OWN, Labelled, batch_of, gradients, labelled, objective_of, victim_of
 
 from sstune.attacks import (
     ATTACKS,
     Attack,
-    Batch,
     InvalidAttack,
     Subject,
     View,
@@ -52,7 +51,7 @@ def make(name: str, seed: int = 0, **fields: Any) -> Attack:
     return ATTACKS[name](ApgdConfig(name, ["0"], **{"steps": 5, **fields}), seed)
 
 
-def right_batch(network: nn.Module, split: Split) -> Batch:
+def right_batch(network: nn.Module, split: Split) -> Labelled:
     """The samples that are right."""
     batch = batch_of(split)
     with torch.no_grad():
@@ -92,12 +91,14 @@ class TestAgainstTheReference:
     """From the same seed the two are the same computation."""
 
     def both(
-        self, name: str, network: nn.Module, batch: Batch, norm: Norm, **fields: Any
+        self, name: str, network: nn.Module, batch: Labelled, norm: Norm, **fields: Any
     ) -> tuple[Tensor, Tensor]:
         attack, eps = make(name, seed=11, norm=norm, **fields), EPS[norm]
         reference = theirs(name, network, attack, eps, seed=11)
         with attacked_through(network, Gradient.exact):
-            found = attack("", Subject(network, eot=attack.config.eot), batch, eps).images
+            found = attack(
+                "", Subject(network, eot=attack.config.eot), batch, objective_of(batch), eps
+            ).images
             with torch.no_grad(), torch.random.fork_rng([]):
                 expected = reference.perturb(batch.images.clone(), batch.labels)
         return found, expected
@@ -131,17 +132,17 @@ class TestAgainstTheReference:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes)).eval()
         images = torch.rand(6, 1, 8, 8)
-        batch = Batch(images, network(images).argmax(1), None, range(6))
+        batch = labelled(images, network(images).argmax(1), None, range(6))
         for name, passes in (("apgd_t", 4), ("fab_t", 3)):
             subject = Subject(network)
-            make(name, steps=3)("", subject, batch, 1e-6)
+            make(name, steps=3)("", subject, batch, objective_of(batch), 1e-6)
             assert subject.n_gradients == targets * passes
 
     def test_square_on_colour_images_in_l2(self) -> None:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 100, 10)).eval()
         images = torch.rand(20, 3, 10, 10)
-        batch = Batch(images, network(images).argmax(1), None, range(20))
+        batch = labelled(images, network(images).argmax(1), None, range(20))
         assert_same(*self.both("square", network, batch, Norm.L2))
 
     def test_defaults_are_the_standard_versions(self) -> None:
@@ -179,7 +180,7 @@ class TestEveryOne:
     ) -> None:
         batch = right_batch(network, test_split.take(torch.arange(12)))
         with attacked_through(network, Gradient.exact):
-            images = make(name, norm=norm)("", Subject(network), batch, eps).images
+            images = make(name, norm=norm)("", Subject(network), batch, objective_of(batch), eps).images
         check_images(images, batch.images, eps, norm)
         assert not images.requires_grad
 
@@ -205,7 +206,7 @@ class TestEveryOne:
         numpy_state: Any = np.random.get_state()
         torch_state, python_state = torch.get_rng_state(), random.getstate()
         with attacked_through(network, gradient):  # called as it is: robust() keeps some of this, too
-            make(name)("", Subject(network), batch, 0.1)
+            make(name)("", Subject(network), batch, objective_of(batch), 0.1)
         assert torch.equal(torch.get_rng_state(), torch_state)
         assert random.getstate() == python_state
         after: Any = np.random.get_state()
@@ -221,12 +222,14 @@ class TestEveryOne:
         self, name: str, network: Network, test_split: Split
     ) -> None:
         batch = right_batch(network, test_split)
-        found = make(name)("", Subject(network), batch, 0.1).images
+        found = make(name)("", Subject(network), batch, objective_of(batch), 0.1).images
         torch.manual_seed(99)
-        assert torch.equal(make(name)("", Subject(network), batch, 0.1).images, found)
+        assert torch.equal(make(name)("", Subject(network), batch, objective_of(batch), 0.1).images, found)
         if name == "fab_t":  # draws nothing for its first start
             return
-        assert not torch.equal(make(name, seed=1)("", Subject(network), batch, 0.1).images, found)
+        assert not torch.equal(
+            make(name, seed=1)("", Subject(network), batch, objective_of(batch), 0.1).images, found
+        )
 
     @pytest.mark.parametrize("n", [1, 2])
     def test_few_samples_and_none_that_is_right(
@@ -236,8 +239,8 @@ class TestEveryOne:
         for wrong in range(n + 1):
             labels = batch.labels.clone()
             labels[:wrong] = (labels[:wrong] + 1) % 10
-            mixed = Batch(batch.images, labels, None, batch.samples)
-            attempt = make(name)("", Subject(network), mixed, 0.4)
+            mixed = labelled(batch.images, labels, None, batch.samples)
+            attempt = make(name)("", Subject(network), mixed, objective_of(mixed), 0.4)
             assert torch.equal(attempt.images[:wrong], batch.images[:wrong])
             assert mixed.broken(network(attempt.images))[:wrong].all()
 
@@ -246,7 +249,13 @@ class TestEveryOne:
         images = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         labels = colour(images).argmax(1)
         found = [
-            make(name, norm=Norm.L2)("", Subject(colour), Batch(each, labels, None, range(10)), 0.5).images
+            make(name, norm=Norm.L2)(
+                "",
+                Subject(colour),
+                labelled(each, labels, None, range(10)),
+                objective_of(labelled(each, labels, None, range(10))),
+                0.5,
+            ).images
             for each in (images, images.to(memory_format=torch.channels_last))
         ]
         assert torch.equal(*found)
@@ -257,8 +266,8 @@ class TestEveryOne:
                 return images.flatten(1)[:, :5]
 
         images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-        batch = Batch(images, images.flatten(1)[:, :5].argmax(1), None, range(6))
-        attempt = make(name)("", Subject(Pixels()), batch, 0.5)
+        batch = labelled(images, images.flatten(1)[:, :5].argmax(1), None, range(6))
+        attempt = make(name)("", Subject(Pixels()), batch, objective_of(batch), 0.5)
         assert batch.broken(Pixels()(attempt.images)).any()
         assert capsys.readouterr().out == ""
 
@@ -268,9 +277,9 @@ class TestEveryOne:
                 return (images.flatten(1)[:, :10] * 0 + torch.arange(10.0)) / 10
 
         batch = batch_of(test_split)
-        batch = Batch(batch.images, torch.full_like(batch.labels, 9), None, batch.samples)
+        batch = labelled(batch.images, torch.full_like(batch.labels, 9), None, batch.samples)
         for norm in Norm:
-            images = make(name, norm=norm)("", Subject(Flat()), batch, 0.3).images
+            images = make(name, norm=norm)("", Subject(Flat()), batch, objective_of(batch), 0.3).images
             assert torch.equal(images, batch.images)
 
 
@@ -303,7 +312,7 @@ class TestGradients:
 
         subject.observe = observe
         with attacked_through(network, Gradient.rule):
-            make(name, steps=steps, eot=eot)("", subject, batch, 1e-4)  # breaks nothing
+            make(name, steps=steps, eot=eot)("", subject, batch, objective_of(batch), 1e-4)  # breaks nothing
         runs = 9 if name == "apgd_t" else 1
         assert len(seen) == runs * (steps + 1) * eot
         draws = torch.stack(seen).unflatten(0, (-1, eot))
@@ -314,7 +323,9 @@ class TestGradients:
     def test_feedback_is_never_drawn_for_scores(self, converted: Converted, test_split: Split) -> None:
         network = converted("brsf")
         subject = Subject(network, Draws.forward)
-        make("square")("", subject, right_batch(network, test_split), 0.1)
+        make("square")(
+            "", subject, right_batch(network, test_split), objective_of(right_batch(network, test_split)), 0.1
+        )
         assert subject.n_gradients == 0
 
 
@@ -330,7 +341,7 @@ class TestSquare:
         images = torch.rand(n, 3, 8, 8)
         labels = network(images).argmax(1)
         labels[:wrong] = (labels[:wrong] + 1) % 5
-        batch = Batch(images, labels, None, range(n))
+        batch = labelled(images, labels, None, range(n))
         if norm is Norm.L2:
             needs_reference()
         asked: list[Tensor] = []
@@ -340,7 +351,9 @@ class TestSquare:
                 asked.append(x.clone())
                 return super().forward(x)
 
-        attempt = make("square", norm=norm, queries=queries)("", Subject(Spy(*network)), batch, 0.05)
+        attempt = make("square", norm=norm, queries=queries)(
+            "", Subject(Spy(*network)), batch, objective_of(batch), 0.05
+        )
         broken = batch.broken(network(attempt.images))
         assert torch.equal(attempt.effort >= 0, broken & (torch.arange(n) >= wrong))
         assert int(attempt.effort.max()) <= queries + 1
@@ -358,18 +371,20 @@ class TestSquare:
     ) -> None:
         monkeypatch.setitem(sys.modules, "pyautoattack", None)
         with pytest.raises(RequestError, match=r'square in L2 .* pip install "sstune\[autoattack\]"$'):
-            make("square", norm=Norm.L2)("", Subject(network), batch_of(test_split), 0.1)
+            make("square", norm=Norm.L2)(
+                "", Subject(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
+            )
 
     @pytest.mark.parametrize(("height", "width", "fits"), [(8, 8, True), (8, 9, True), (8, 16, False)])
     def test_images_too_long_are_refused(self, height: int, width: int, fits: bool) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(height * width, 4))
         images = torch.rand(2, 1, height, width)
-        batch = Batch(images, network(images).argmax(1), None, range(2))
+        batch = labelled(images, network(images).argmax(1), None, range(2))
         if fits:
-            make("square")("", Subject(network), batch, 0.1)
+            make("square")("", Subject(network), batch, objective_of(batch), 0.1)
         else:
             with pytest.raises(RequestError, match=r"square in Linf is not for images of 8x16 pixels"):
-                make("square")("", Subject(network), batch, 0.1)
+                make("square")("", Subject(network), batch, objective_of(batch), 0.1)
 
     @pytest.mark.parametrize("norm", list(Norm))
     @pytest.mark.parametrize("size", [3, 4, 5, 8, 9, 10, 12, 14, 15, 16, 18, 24, 28, 32])
@@ -377,7 +392,7 @@ class TestSquare:
         """And no others."""
         network = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 4))
         images = torch.rand(2, 1, size, size)
-        batch = Batch(images, network(images).argmax(1), None, range(2))
+        batch = labelled(images, network(images).argmax(1), None, range(2))
         attack: Any = make("square", norm=norm)
         subject = Subject(network)
         try:
@@ -385,9 +400,9 @@ class TestSquare:
                 attack.made(subject, network(images), 0.1)(images, batch.labels)
         except (RuntimeError, ZeroDivisionError):
             with pytest.raises(RequestError, match=rf"in {norm} is not for images of {size}x{size} pixels$"):
-                attack("", subject, batch, 0.1)
+                attack("", subject, batch, objective_of(batch), 0.1)
         else:
-            attack("", subject, batch, 0.1)
+            attack("", subject, batch, objective_of(batch), 0.1)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -395,21 +410,23 @@ def test_fewer_than_four_classes(n_classes: int) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes)).eval()
     images = torch.rand(10, 1, 8, 8)
-    batch = Batch(images, network(images).argmax(1), None, range(10))
+    batch = labelled(images, network(images).argmax(1), None, range(10))
     with pytest.raises(
         RequestError, match=rf"apgd_t needs 4 classes or more, here are {n_classes}; use apgd"
     ):
-        make("apgd_t")("", Subject(network), batch, 0.5)
+        make("apgd_t")("", Subject(network), batch, objective_of(batch), 0.5)
     for name in ("apgd", "fab_t", "square"):
-        assert batch.broken(network(make(name)("", Subject(network), batch, 0.5).images)).any()
+        assert batch.broken(
+            network(make(name)("", Subject(network), batch, objective_of(batch), 0.5).images)
+        ).any()
 
 
 def test_an_image_out_of_the_ball_is_caught(network: Network, test_split: Split) -> None:
     """Another library's images are checked like any."""
 
     class Further(library.Apgd):
-        def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Any:
-            return super().__call__(part, subject, batch, eps * 1.5)
+        def __call__(self, part: str, subject: Subject, batch: Any, objective: Any, eps: float) -> Any:
+            return super().__call__(part, subject, batch, objective, eps * 1.5)
 
     attack = Further(ApgdConfig("apgd", ["0"], steps=3), 0)
     with pytest.raises(InvalidAttack, match="D0: "):

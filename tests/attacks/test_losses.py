@@ -7,15 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from victims import batch_of, gradients
+from victims import batch_of, gradients, labelled, objective_of
 
 from sstune import rules
-from sstune.attacks import Batch, Subject, attacked_through
-from sstune.attacks.ascent import cross_entropy, loss_gradient, margin
+from sstune.attacks import Subject, attacked_through
+from sstune.attacks.ascent import loss_gradient
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import AttackLoss, Draws, Gradient
 from sstune.seeding import seed_from
+from sstune.tasks.classification import cross_entropy, margin
 
 Converted = Callable[[str], Network]
 
@@ -62,13 +63,13 @@ class TestLosses:
         images = torch.rand(5, 3, 2, 2, dtype=torch.float64)
         labels = torch.tensor([0, 1, 2, 3, 0])
         targets = (labels + 2) % 4 if targeted else None
-        batch = Batch(images, labels, targets, range(5))
+        batch = labelled(images, labels, targets, range(5))
         function = {AttackLoss.ce: cross_entropy, AttackLoss.margin: margin}[loss]
 
         def wanted(x: Tensor) -> Tensor:
             return function(network(x), labels) if targets is None else -function(network(x), targets)
 
-        outputs, gradient = loss_gradient(Subject(network), images, batch, loss)
+        outputs, gradient = loss_gradient(Subject(network), images, objective_of(batch, loss))
         assert torch.equal(outputs, network(images))
         numeric = torch.empty_like(images)
         for place in torch.cartesian_prod(torch.arange(3), torch.arange(2), torch.arange(2)).tolist():
@@ -82,10 +83,10 @@ class TestLosses:
         self, loss: AttackLoss, network: Network, test_split: Split
     ) -> None:
         batch, subject = batch_of(test_split), Subject(network)
-        _, together = loss_gradient(subject, batch.images, batch, loss)
+        _, together = loss_gradient(subject, batch.images, objective_of(batch, loss))
         for i in (0, 17, 119):
             alone = batch.take(torch.tensor([i]))
-            _, gradient = loss_gradient(subject, alone.images, alone, loss)
+            _, gradient = loss_gradient(subject, alone.images, objective_of(alone, loss))
             torch.testing.assert_close(gradient[0], together[i], rtol=1e-4, atol=1e-7)
 
     def test_a_network_that_cuts_its_graph_has_a_gradient_of_zero(self) -> None:
@@ -94,8 +95,8 @@ class TestLosses:
                 return images.detach().flatten(1)[:, :3]
 
         images = torch.rand(4, 1, 2, 2)
-        batch = Batch(images, torch.zeros(4, dtype=torch.int64), None, range(4))
-        outputs, gradient = loss_gradient(Subject(Cut()), images, batch, AttackLoss.ce)
+        batch = labelled(images, torch.zeros(4, dtype=torch.int64), None, range(4))
+        outputs, gradient = loss_gradient(Subject(Cut()), images, objective_of(batch, AttackLoss.ce))
         assert torch.equal(outputs, images.flatten(1)[:, :3])
         assert torch.equal(gradient, torch.zeros_like(images))
 
@@ -112,7 +113,7 @@ class TestEot:
                 single.append(gradients(network, batch.images, batch.labels))
         with attacked_through(network, Gradient.rule):
             subject = Subject(network, Draws.forward, k, ("key",))
-            outputs, mean = loss_gradient(subject, batch.images, batch, AttackLoss.ce)
+            outputs, mean = loss_gradient(subject, batch.images, objective_of(batch, AttackLoss.ce))
         torch.testing.assert_close(mean, torch.stack(single).mean(0))
         assert not torch.equal(single[0], single[1])
         torch.testing.assert_close(outputs, network(batch.images).detach())
@@ -121,7 +122,9 @@ class TestEot:
         network, batch = converted("usf"), batch_of(test_split)
         with attacked_through(network, Gradient.rule):
             one, many = (
-                loss_gradient(Subject(network, Draws.forward, k), batch.images, batch, AttackLoss.ce)[1]
+                loss_gradient(
+                    Subject(network, Draws.forward, k), batch.images, objective_of(batch, AttackLoss.ce)
+                )[1]
                 for k in (1, 3)
             )
         torch.testing.assert_close(one, many)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from victims import victim_of
 
 from sstune.attacks import Victim, View, largest_batch
 from sstune.attacks.memory import out_of_memory
-from sstune.datasets import Split
+from sstune.datasets import Batch, Split
 from sstune.schema import Gradient
 
 ENDS = [
@@ -53,11 +57,14 @@ def victim(monkeypatch: pytest.MonkeyPatch) -> Victim:
     """Of 100 colour images."""
     split = Split(torch.zeros(100, 3, 4, 4, dtype=torch.uint8), torch.zeros(100, dtype=torch.long))
 
-    def batches(split: Split, n: int, device: Elsewhere) -> list[tuple[Tensor, Tensor]]:
-        return [(split.images / 255, split.labels)]
+    def batches(split: Split, n: int, device: Elsewhere) -> list[Batch]:
+        assert isinstance(split.images, Tensor)
+        return [Batch(split.images / 255, split.labels, torch.arange(len(split)))]
 
     monkeypatch.setattr("sstune.attacks.memory.batches", batches)
-    return Victim(nn.Identity(), split, torch.arange(100), torch.ones(100, dtype=torch.bool), Elsewhere())
+    victim = victim_of(nn.Identity(), split, clean=torch.ones(100, dtype=torch.bool))
+    elsewhere: Any = Elsewhere()
+    return replace(victim, device=elsewhere)
 
 
 @pytest.mark.parametrize("error", ENDS, ids=lambda error: str(error)[:40])

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from victims import Labelled, labelled, objective_of, victim_of
 
-from sstune.attacks import ATTACKS, Attempt, Batch, Subject, Victim, View, check_zero_eps, robust
+from sstune.attacks import ATTACKS, Attempt, Subject, View, check_zero_eps, robust
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import Gradient, NoiseConfig
@@ -18,9 +19,9 @@ from sstune.schema import Gradient, NoiseConfig
 ULP = 1e-7
 
 
-def attack(network: nn.Module, batch: Batch, eps: float, attempts: int, seed: int = 0) -> Attempt:
+def attack(network: nn.Module, batch: Labelled, eps: float, attempts: int, seed: int = 0) -> Attempt:
     return ATTACKS["noise"](NoiseConfig("noise", ["0"], attempts=attempts), seed)(
-        "", Subject(network), batch, eps
+        "", Subject(network), batch, objective_of(batch), eps
     )
 
 
@@ -36,16 +37,16 @@ class NeverErrs(nn.Module):
         return torch.tensor([1.0, 0.0]).expand(len(images), 2)
 
 
-def perturbations(batch: Batch, eps: float, attempts: int, seed: int = 0) -> Tensor:
+def perturbations(batch: Labelled, eps: float, attempts: int, seed: int = 0) -> Tensor:
     """What is tried on each sample until the end, (attempts, N, C, H, W)."""
     network = NeverErrs()
-    all_zero = Batch(batch.images, torch.zeros_like(batch.labels), None, batch.samples)
+    all_zero = labelled(batch.images, torch.zeros_like(batch.labels), None, batch.samples)
     attack(network, all_zero, eps, attempts, seed)
     return torch.stack(network.shown) - batch.images
 
 
-def grey(n: int, shape: tuple[int, ...] = (3, 6, 5), value: float = 0.5) -> Batch:
-    return Batch(torch.full((n, *shape), value), torch.zeros(n, dtype=torch.long), None, range(n))
+def grey(n: int, shape: tuple[int, ...] = (3, 6, 5), value: float = 0.5) -> Labelled:
+    return labelled(torch.full((n, *shape), value), torch.zeros(n, dtype=torch.long), None, range(n))
 
 
 class TestDistribution:
@@ -101,17 +102,19 @@ class TestDistribution:
 
 
 @pytest.fixture
-def digits_batch(network: Network, test_split: Split) -> Batch:
+def digits_batch(network: Network, test_split: Split) -> Labelled:
     """Those that the network knows."""
     images, labels = test_split.images / 255, test_split.labels
     right = (network(images).argmax(1) == labels).nonzero().flatten()
-    return Batch(images[right], labels[right], None, right.tolist())
+    return labelled(images[right], labels[right], None, right.tolist())
 
 
 class TestBest:
     eps = 40 / 255
 
-    def test_is_the_first_attempt_that_breaks_a_sample(self, network: Network, digits_batch: Batch) -> None:
+    def test_is_the_first_attempt_that_breaks_a_sample(
+        self, network: Network, digits_batch: Labelled
+    ) -> None:
         tried = digits_batch.images + perturbations(digits_batch, self.eps, 30)
         with torch.no_grad():
             wrong = torch.stack([digits_batch.broken(network(images)) for images in tried])
@@ -123,7 +126,7 @@ class TestBest:
         expected = tried[chosen, torch.arange(len(first))]
         torch.testing.assert_close(attempt.images, expected, rtol=0, atol=ULP)
 
-    def test_asks_no_more_once_a_sample_is_broken(self, network: Network, digits_batch: Batch) -> None:
+    def test_asks_no_more_once_a_sample_is_broken(self, network: Network, digits_batch: Labelled) -> None:
         seen, subject = 0, Subject(network)
 
         def observe(images: Tensor, outputs: Tensor) -> None:
@@ -132,12 +135,14 @@ class TestBest:
 
         subject.observe = observe
         effort = ATTACKS["noise"](NoiseConfig("noise", ["0"], attempts=20), 0)(
-            "", subject, digits_batch, self.eps
+            "", subject, digits_batch, objective_of(digits_batch), self.eps
         ).effort
         assert seen == int(torch.where(effort < 0, 20, effort).sum())
         assert subject.n_gradients == 0
 
-    def test_more_attempts_change_nothing_that_is_broken(self, network: Network, digits_batch: Batch) -> None:
+    def test_more_attempts_change_nothing_that_is_broken(
+        self, network: Network, digits_batch: Labelled
+    ) -> None:
         few, many = (attack(network, digits_batch, self.eps, n) for n in (5, 40))
         broken = few.effort > 0
         assert torch.equal(few.effort[broken], many.effort[broken])
@@ -145,17 +150,15 @@ class TestBest:
         assert int((many.effort > 5).sum()) > 0
 
     def test_through_the_engine_in_any_batches(self, network: Network, test_split: Split) -> None:
-        with torch.no_grad():
-            clean = network(test_split.images / 255).argmax(1) == test_split.labels
-        victim = Victim(network, test_split, torch.arange(len(test_split)), clean, torch.device("cpu"))
+        victim = victim_of(network, test_split)
         noise = ATTACKS["noise"](NoiseConfig("noise", ["0"], attempts=10), 0)
         view = View(Gradient.none, network)
         check_zero_eps(victim, noise, view, 64)
         outcomes = [robust(victim, noise, view, self.eps, size) for size in (128, 7)]
         assert torch.equal(outcomes[0].effort, outcomes[1].effort)
         assert torch.equal(outcomes[0].right, outcomes[1].right)
-        assert (outcomes[0].effort[outcomes[0].broken & clean] > 0).all()
-        assert 0 < int(outcomes[0].right.sum()) < int(clean.sum())
+        assert (outcomes[0].effort[outcomes[0].broken & victim.clean] > 0).all()
+        assert 0 < int(outcomes[0].right.sum()) < int(victim.clean.sum())
 
 
 class Bright(nn.Module):
@@ -181,7 +184,7 @@ def test_stays_in_the_ball_and_keeps_its_inputs(
     images = (torch.rand(n, *shape, generator=generator) * 1.5 - 0.25).clamp(0, 1)  # 0 and 1 are common
     labels = Bright()(images).argmax(1)
     kept = images.clone()
-    attempt = attack(Bright(), Batch(images, labels, None, range(n)), eps, attempts, seed)
+    attempt = attack(Bright(), labelled(images, labels, None, range(n)), eps, attempts, seed)
     assert torch.equal(images, kept)
     assert attempt.images.shape == images.shape
     assert float(attempt.images.min()) >= 0

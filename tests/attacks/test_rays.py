@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from victims import Labelled, labelled, objective_of, victim_of
 
-from sstune.attacks import ATTACKS, Attempt, Batch, Subject, Victim, View, check_zero_eps, robust
+from sstune.attacks import ATTACKS, Attempt, Subject, Victim, View, check_zero_eps, robust
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import Gradient, NoiseConfig, RaysConfig
@@ -37,27 +38,29 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T + self.bias
 
 
-def right_images(network: Linear, n: int, shape: tuple[int, ...], seed: int, contrast: float) -> Batch:
+def right_images(network: Linear, n: int, shape: tuple[int, ...], seed: int, contrast: float) -> Labelled:
     """Random images around mid-grey, each labelled as the network sees it."""
     generator = torch.Generator().manual_seed(seed)
     grey = contrast * (torch.rand(n, *shape, generator=generator, dtype=torch.float64) - 0.5) + 0.5
     images = (grey * GREY).round() / GREY
-    return Batch(images, network(images).argmax(1), None, range(n))
+    return labelled(images, network(images).argmax(1), None, range(n))
 
 
 def attack(
     network: nn.Module,
-    batch: Batch,
+    batch: Labelled,
     eps: float,
     queries: int,
     observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Attempt:
     subject = Subject(network)
     subject.observe = observe
-    return ATTACKS["rays"](RaysConfig("rays", ["0"], queries=queries), 0)("", subject, batch, eps)
+    return ATTACKS["rays"](RaysConfig("rays", ["0"], queries=queries), 0)(
+        "", subject, batch, objective_of(batch), eps
+    )
 
 
-def nearest_seen(network: nn.Module, batch: Batch, queries: int) -> Tensor:
+def nearest_seen(network: nn.Module, batch: Labelled, queries: int) -> Tensor:
     """Linf distance to the nearest adversarial image that the network was shown of each sample."""
     distances = []
 
@@ -91,7 +94,7 @@ class TestLinear:
         network = Linear(math.prod(shape), 2, 2)
         images = right_images(network, 12, shape, 3, contrast=1.0).images
         images[..., ::3] = images[..., ::3].round()  # a third is black or white
-        batch = Batch(images, network(images).argmax(1), None, range(12))
+        batch = labelled(images, network(images).argmax(1), None, range(12))
         pairs = zip(batch.images, batch.labels, strict=True)
         exact = torch.stack([clipped_distance(network, image, label) for image, label in pairs])
         assert float(exact.max()) < 0.5
@@ -213,10 +216,10 @@ class TestQueries:
         return Linear(60, 3, 5)
 
     @pytest.fixture
-    def batch(self, linear: Linear) -> Batch:
+    def batch(self, linear: Linear) -> Labelled:
         return right_images(linear, 24, self.shape, 6, contrast=0.9)
 
-    def test_effort_counts_the_images_that_the_network_saw(self, linear: Linear, batch: Batch) -> None:
+    def test_effort_counts_the_images_that_the_network_saw(self, linear: Linear, batch: Labelled) -> None:
         queries, seen = 150, []
 
         def observe(images: Tensor, outputs: Tensor) -> None:
@@ -245,7 +248,7 @@ class TestQueries:
             assert torch.equal(apart.images, together.images[index])
             assert torch.equal(apart.effort, together.effort[index])
 
-    def test_more_of_them_change_nothing_that_is_found(self, linear: Linear, batch: Batch) -> None:
+    def test_more_of_them_change_nothing_that_is_found(self, linear: Linear, batch: Labelled) -> None:
         few, many = attack(linear, batch, 0.02, 60), attack(linear, batch, 0.02, 400)
         found = few.effort >= 0
         assert torch.equal(few.effort[found], many.effort[found])
@@ -253,7 +256,7 @@ class TestQueries:
         assert torch.equal(found, (many.effort >= 0) & (many.effort <= 60))
         assert int((many.effort > 60).sum()) > 3
 
-    def test_what_is_found_is_wrong_and_in_the_ball(self, linear: Linear, batch: Batch) -> None:
+    def test_what_is_found_is_wrong_and_in_the_ball(self, linear: Linear, batch: Labelled) -> None:
         before = batch.images.clone()
         attempt = attack(linear, batch, 0.03, 300)
         assert torch.equal(batch.images, before)
@@ -262,12 +265,12 @@ class TestQueries:
         assert float(attempt.images.min()) >= 0
         assert float(attempt.images.max()) <= 1
 
-    def test_zero_eps_breaks_nothing(self, linear: Linear, batch: Batch) -> None:
+    def test_zero_eps_breaks_nothing(self, linear: Linear, batch: Labelled) -> None:
         attempt = attack(linear, batch, 0.0, 200)
         assert torch.equal(attempt.images, batch.images)
         assert (attempt.effort == -1).all()
 
-    def test_a_network_that_never_errs_is_asked_to_the_end(self, batch: Batch) -> None:
+    def test_a_network_that_never_errs_is_asked_to_the_end(self, batch: Labelled) -> None:
         class Constant(nn.Module):
             def forward(self, images: Tensor) -> Tensor:
                 return F.one_hot(batch.labels[: len(images)], 3).double()
@@ -304,9 +307,7 @@ class TestDigits:
 
     @pytest.fixture
     def victim(self, network: Network, test_split: Split) -> Victim:
-        with torch.no_grad():
-            clean = network(test_split.images / 255).argmax(1) == test_split.labels
-        return Victim(network, test_split, torch.arange(len(test_split)), clean, torch.device("cpu"))
+        return victim_of(network, test_split)
 
     def test_breaks_more_than_noise_and_knows_after_how_many_queries(self, victim: Victim) -> None:
         view, eps = View(Gradient.none, victim.network), 32 / 255
@@ -319,7 +320,7 @@ class TestDigits:
         assert torch.equal(robust(victim, rays, view, eps, 7).effort, found.effort)
 
     def test_draws_nothing(self, victim: Victim) -> None:
-        batch = Batch(victim.split.images[:8] / 255, victim.split.labels[:8], None, range(8))
+        batch = labelled(victim.split.images[:8] / 255, victim.split.labels[:8], None, range(8))
         before = torch.get_rng_state()
         first, second = attack(victim.network, batch, 0.1, 40), attack(victim.network, batch, 0.1, 40)
         assert torch.equal(torch.get_rng_state(), before)

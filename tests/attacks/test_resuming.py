@@ -51,13 +51,13 @@ class Counting(Attack):
         self.attack, self.parts = attack, attack.parts
         self.tried: list[tuple[str, list[int]]] = []
 
-    def __call__(self, part: str, subject: Any, batch: Any, eps: float) -> Any:
-        self.tried.append((part, list(batch.samples)))
-        return self.attack(part, subject, batch, eps)
+    def __call__(self, part: str, subject: Any, batch: Any, objective: Any, eps: float) -> Any:
+        self.tried.append((part, batch.samples.tolist()))
+        return self.attack(part, subject, batch, objective, eps)
 
 
 def begun(victim: Victim) -> Outcome:
-    return Outcome.begin(victim.clean, victim.images(30))
+    return victim.begin(30)
 
 
 def interrupted(victim: Victim, attack: Attack, view: View, batch_size: int, batches: int) -> Outcome:
@@ -130,7 +130,7 @@ class TestOutcome:
     def test_survives_a_file(self, victim: Victim, view: View, tmp_path: Any) -> None:
         for outcome in (
             begun(victim),
-            Outcome.begin(victim.clean),
+            victim.begin(),
             robust(victim, make("pgd"), view, EPS, 64, begun(victim)),
         ):
             np.savez_compressed(tmp_path / "a.npz", **outcome.arrays())
@@ -139,18 +139,18 @@ class TestOutcome:
             assert same(found, outcome)
             assert found.seconds == outcome.seconds
             assert [getattr(found, item.name).dtype for item in fields(Outcome)[:5]] == [
-                torch.bool, torch.bool, torch.int32, torch.bool, torch.uint8,
+                torch.float32, torch.int64, torch.int32, torch.bool, torch.uint8,
             ]  # fmt: skip
-            found.right[:] = False  # is its own
+            found.achieved[:] = 1  # is its own
             found.effort[:] = 3
             assert found.part == outcome.part
 
     def test_at_the_beginning_what_is_wrong_is_broken(self) -> None:
         clean, images = torch.tensor([True, False, True]), torch.ones(2, 1, 1, 1, dtype=torch.uint8)
-        outcome = Outcome.begin(clean, images)
+        outcome = Outcome.begin(clean, torch.tensor([3, 1, 4]), images)
         assert (outcome.right.tolist(), outcome.broken.tolist()) == (clean.tolist(), [False, True, False])
         assert (outcome.effort.tolist(), outcome.entered.tolist()) == ([-1] * 3, clean.tolist())
-        for tensor in (outcome.right, outcome.entered, outcome.images):
+        for tensor in (outcome.achieved, outcome.predictions, outcome.entered, outcome.images):
             tensor.zero_()
         assert clean.tolist() == [True, False, True]
         assert images.tolist() == [[[[1]]], [[[1]]]]

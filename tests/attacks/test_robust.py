@@ -9,11 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from victims import ASCENTS, CPU, Spy, attacked, judged, make, right, victim_of
+from victims import (
+    ASCENTS,
+    CPU,
+    Labelled,
+    Spy,
+    attacked,
+    judged,
+    labelled,
+    make,
+    objective_of,
+    right,
+    victim_of,
+)
 
 from sstune.attacks import (
-    Batch,
-    Outcome,
     Subject,
     View,
     attacked_through,
@@ -21,10 +31,10 @@ from sstune.attacks import (
     largest_batch,
     robust,
 )
-from sstune.attacks.evaluation import wanted
 from sstune.backbones import Network
 from sstune.datasets import Split, spread
 from sstune.schema import Draws, Gradient, Target
+from sstune.tasks.classification import target_classes
 
 Converted = Callable[[str], Network]
 
@@ -67,8 +77,8 @@ class TestRobust:
         class Halves(Spy):
             """The first part breaks even samples, the second those that 3 divides."""
 
-            def move(self, part: str, batch: Batch) -> Tensor:
-                moved = torch.tensor(batch.samples) % {"two": 2, "three": 3}[part] == 0
+            def move(self, part: str, batch: Labelled) -> Tensor:
+                moved = batch.samples % {"two": 2, "three": 3}[part] == 0
                 return torch.where(moved[:, None, None, None], 1 - batch.images, batch.images)
 
         class Negative(nn.Module):
@@ -132,11 +142,11 @@ class TestRobust:
         """The originals of samples that are wrong without an attack, otherwise what the attack made."""
         victim, view, eps = victim_of(network, test_split), View(Gradient.exact, network), 24 / 255
         attack: Any = make("pgd", steps=3, early_exit=False)
-        outcome = robust(
-            victim, attack, view, eps, batch_size, Outcome.begin(victim.clean, victim.images(70))
+        outcome = robust(victim, attack, view, eps, batch_size, victim.begin(70))
+        batch = labelled(test_split.images / 255, test_split.labels, None, range(120))
+        made = (
+            (255 * attack("restart 0", view.subject(), batch, objective_of(batch), eps).images).round().byte()
         )
-        batch = Batch(test_split.images / 255, test_split.labels, None, range(120))
-        made = (255 * attack("restart 0", view.subject(), batch, eps).images).round().byte()
         expected = torch.where(victim.clean[:, None, None, None], made, test_split.images)[spread(70, 120)]
         assert torch.equal(outcome.images, expected)
         assert not torch.equal(expected, victim.images(70))
@@ -166,9 +176,9 @@ class TestSurrogates:
         victim, view, eps = victim_of(network, test_split), View(Gradient.surrogate, other, "other"), 24 / 255
         method = make(attack) if attack == "fgsm" else make(attack, early_exit=False)
         outcome = robust(victim, method, view, eps, 64)
-        batch = Batch(test_split.images / 255, test_split.labels, None, range(120))
+        batch = labelled(test_split.images / 255, test_split.labels, None, range(120))
         with attacked_through(other, Gradient.exact):
-            images = method(method.parts[0], Subject(other), batch, eps).images
+            images = method(method.parts[0], Subject(other), batch, objective_of(batch), eps).images
         expected = victim.clean & (network(images).argmax(1) == test_split.labels)
         assert torch.equal(outcome.right, expected)
         assert not torch.equal(right(network, method, test_split, eps), expected)
@@ -194,23 +204,21 @@ class TestWanted:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, n_classes))
         images, labels = torch.rand(30, 1, 2, 2), torch.arange(30) % n_classes
-        samples = list(range(100, 130))
-        found = {target: wanted(network, images, labels, target, 0, samples) for target in Target}
+        batch = labelled(images, labels, None, range(100, 130))
+        found = {target: target_classes(network(images), batch, target, 0) for target in Target}
         for i, (row, label) in enumerate(zip(network(images).tolist(), labels.tolist(), strict=True)):
             others = [k for k in range(n_classes) if k != label]
             assert found[Target.runner_up][i] == max(others, key=lambda k: row[k])
             assert found[Target.least_likely][i] == min(others, key=lambda k: row[k])
             assert found[Target.random][i] in others
-        assert wanted(network, images, labels, None, 0, samples) is None
 
     def test_random_ones_depend_on_seed_and_sample_alone_and_are_spread_evenly(self) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(1, 5))
         images, labels = torch.rand(3000, 1, 1, 1), torch.arange(3000) % 5
 
         def targets(seed: int, index: Tensor) -> Tensor:
-            chosen = wanted(network, images[index], labels[index], Target.random, seed, index.tolist())
-            assert chosen is not None
-            return chosen
+            batch = labelled(images[index], labels[index], None, index)
+            return target_classes(network(images[index]), batch, Target.random, seed)
 
         all_of_them = targets(0, torch.arange(3000))
         order = torch.randperm(3000, generator=torch.Generator().manual_seed(0))[:100]

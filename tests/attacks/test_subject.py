@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchattacks
 from torch import Tensor, nn
-from victims import OWN, batch_of, gradients, make
+from victims import OWN, batch_of, gradients, make, objective_of
 
 from sstune import rules
 from sstune.attacks import Subject, View, attacked_through
@@ -115,7 +115,7 @@ class TestDraws:
             expected = gradients(network, batch.images, batch.labels)
             for eot in (1, 2):
                 subject = Subject(network, draws, eot)
-                _, found = loss_gradient(subject, batch.images, batch, AttackLoss.ce)
+                _, found = loss_gradient(subject, batch.images, objective_of(batch, AttackLoss.ce))
                 assert torch.equal(found, expected)
             after: dict[str, Any] = network.state_dict()
             for key, value in before.items():
@@ -128,7 +128,7 @@ class TestDraws:
         with attacked_through(network, Gradient.rule):
             for draws, eot in ((Draws.frozen, 1), (Draws.step, 2), (Draws.forward, 2)):
                 subject = Subject(network, draws, eot, ("key",))
-                found.append(attack("restart 0", subject, batch, 0.1).images)
+                found.append(attack("restart 0", subject, batch, objective_of(batch), 0.1).images)
         assert distinct(found) == [0, 1, 2]
 
 
@@ -220,7 +220,9 @@ class TestTrapsOfTorchattacks:
     ) -> None:
         attack = make(name)
         state = {key: value.clone() for key, value in network.state_dict().items()}
-        attack(attack.parts[0], Subject(network), batch_of(test_split), 0.1)
+        attack(
+            attack.parts[0], Subject(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
+        )
         assert not any(module.training for module in network.modules())
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
@@ -269,7 +271,13 @@ class TestAttackedThrough:
         with attacked_through(peculiar, gradient):
             assert not any(module.training for module in peculiar.modules())
             assert not any(parameter.requires_grad for parameter in peculiar.parameters())
-            attack(attack.parts[0], Subject(peculiar, draws, 2), batch_of(test_split), 0.1)
+            attack(
+                attack.parts[0],
+                Subject(peculiar, draws, 2),
+                batch_of(test_split),
+                objective_of(batch_of(test_split)),
+                0.1,
+            )
         self.assert_same(peculiar, before)
 
     @pytest.mark.parametrize("gradient", OWN)

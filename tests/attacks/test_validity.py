@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from victims import attacked, make, victim_of
 
-from sstune.attacks import InvalidAttack, Outcome, View, check_images, robust
-from sstune.attacks.ascent import length, project
+from sstune.attacks import InvalidAttack, View, check_images, robust
+from sstune.attacks.ascent import project
+from sstune.attacks.steps import length
 from sstune.attacks.validity import distance, to_8bit
 from sstune.backbones import Network
 from sstune.datasets import Split
@@ -155,7 +156,7 @@ class TestRoundedAttacks:
     ) -> None:
         victim, view = victim_of(network, test_split), View(Gradient.exact, network)
         attack = make(name, norm=norm, eight_bit=eight_bit)
-        outcome = robust(victim, attack, view, eps, 50, Outcome.begin(victim.clean, victim.images(120)))
+        outcome = robust(victim, attack, view, eps, 50, victim.begin(120))
         kept, before = outcome.images.float() / 255, test_split.images.float() / 255
         check_images(kept, before, eps, norm)
         moved = (kept != before).flatten(1).any(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from victims import OWN, Spy, attacked, make, victim_of
 
-from sstune.attacks import Attempt, Batch, InvalidAttack, Subject, View, check_zero_eps, robust
+from sstune.attacks import Attempt, InvalidAttack, Subject, View, check_zero_eps, robust
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import Draws, Gradient, Norm, Target
@@ -58,8 +58,8 @@ class Faulty(Spy):
         super().__init__()
         self.fault = fault
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        return Attempt(self.fault(subject, batch.images), torch.full_like(batch.labels, -1))
+    def __call__(self, part: str, subject: Subject, batch: Any, objective: Any, eps: float) -> Attempt:
+        return Attempt(self.fault(subject, batch.images), torch.full_like(batch.targets, -1))
 
 
 def train_mode(network: nn.Module, images: Tensor) -> Tensor:

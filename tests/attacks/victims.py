@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sstune.attacks import ATTACKS, Attack, Attempt, Batch, Outcome, Subject, Victim, View, robust
-from sstune.datasets import Split
+from sstune.attacks import ATTACKS, Attack, Attempt, Outcome, Subject, Victim, View, robust
+from sstune.datasets import Batch, Split
 from sstune.schema import GROUPS, AttackConfig, ClassificationConfig, Gradient
-from sstune.tasks import evaluate
-from sstune.tasks.classification import Classification
+from sstune.tasks import Objective, Score, evaluate
+from sstune.tasks.classification import Classification, Misclassification
 
 CPU = torch.device("cpu")
+CLASSIFICATION = Classification(ClassificationConfig("classification"), 10)
 ASCENTS = ["fgsm", "pgd", "mifgsm"]
 OWN = (Gradient.rule, Gradient.exact)
 
@@ -25,9 +27,40 @@ def make(name: str, seed: int = 0, **fields: Any) -> Attack:
     return ATTACKS[name](GROUPS["attack"][name](name=name, eps=["8/255"], **fields), seed)
 
 
-def batch_of(split: Split, targets: Tensor | None = None) -> Batch:
+@dataclass(frozen=True, eq=False)
+class Labelled(Batch):
+    """A batch of a classification, with the classes that an attack wants, if not any wrong one."""
+
+    wanted: Tensor | None = None
+
+    @property
+    def labels(self) -> Tensor:
+        return self.targets
+
+    def broken(self, outputs: Tensor) -> Tensor:
+        """Where an attack with these outputs has succeeded, by its definition."""
+        predicted = outputs.argmax(1)
+        return predicted != self.targets if self.wanted is None else predicted == self.wanted
+
+    def take(self, index: Tensor) -> Labelled:
+        wanted = None if self.wanted is None else self.wanted[index]
+        return Labelled(self.images[index], self.targets[index], self.samples[index], wanted)
+
+
+def labelled(
+    images: Tensor, labels: Tensor, wanted: Tensor | None, samples: Tensor | Sequence[int]
+) -> Labelled:
+    return Labelled(images, labels, torch.as_tensor(samples), wanted)
+
+
+def batch_of(split: Split, wanted: Tensor | None = None) -> Labelled:
     """The whole split, each image with its position as its key."""
-    return Batch(split.images / 255, split.labels, targets, range(len(split)))
+    assert isinstance(split.images, Tensor)
+    return labelled(split.images / 255, split.labels, wanted, range(len(split)))
+
+
+def objective_of(batch: Labelled, loss: str = "ce") -> Misclassification:
+    return Misclassification(batch.labels, batch.wanted, loss)
 
 
 def gradients(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -38,14 +71,21 @@ def gradients(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def judged(network: nn.Module, split: Split) -> Tensor:
-    return evaluate(network, Classification(ClassificationConfig("classification"), 10), split, CPU).correct
+    """Which samples are classified correctly, (N,) bool."""
+    each = evaluate(network, CLASSIFICATION, split, CPU).score.each
+    assert each is not None
+    return each
 
 
 def victim_of(
     network: nn.Module, split: Split, samples: Tensor | None = None, clean: Tensor | None = None
 ) -> Victim:
+    """With ``clean``, (N,) bool, in place of what the network says of the samples."""
     samples = torch.arange(len(split)) if samples is None else samples
-    return Victim(network, split, samples, judged(network, split) if clean is None else clean, CPU)
+    if clean is None:
+        return Victim.of(network, CLASSIFICATION, split, samples, CPU)
+    predictions = torch.where(clean, split.labels, -1)
+    return Victim(network, CLASSIFICATION, split, samples, predictions, Score.count(clean), CPU)
 
 
 def attacked(
@@ -78,12 +118,14 @@ class Spy(Attack):
     def shortened(self) -> Spy:
         return self
 
-    def __call__(self, part: str, subject: Subject, batch: Batch, eps: float) -> Attempt:
-        self.samples.setdefault(part, []).extend(batch.samples)
+    def __call__(
+        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
+    ) -> Attempt:
+        self.samples.setdefault(part, []).extend(batch.samples.tolist())
         self.images.append(batch.images)
         self.modes |= {module.training for module in subject.modules()}
         assert not any(parameter.requires_grad for parameter in subject.parameters())
-        return Attempt(self.move(part, batch), torch.full_like(batch.labels, 5))
+        return Attempt(self.move(part, batch), torch.full_like(batch.targets, 5))
 
     def move(self, part: str, batch: Batch) -> Tensor:
         return batch.images

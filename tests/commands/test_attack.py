@@ -14,7 +14,8 @@ import torch
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.backbones.cifar_resnet import CifarResNet
 from sstune.cli import main
-from sstune.commands.source import open_source
+from sstune.commands.lineage import open_source
+from sstune.commands.weights import Weights
 from sstune.composition import compose
 from sstune.packing import unpack
 from sstune.schema import Gradient
@@ -90,15 +91,15 @@ class TestOfARun:
         assert config is not None
         test, samples = datasets.load(config.dataset).test.sample(100, 0)
         method = attacks.ATTACKS["pgd"](compose("attack", PGD).attack, config.seed)
-        by_hand = {}
+        weights, by_hand = Weights(source), {}
         for feedback in ("trained", "newly drawn"):
             network = backbones.build(config.backbone, (1, 8, 8), 10, config.dataset.mean, config.dataset.std)
-            source.load_weights(network)
+            weights.load_into(network)
             rules.convert(network.backbone, config.rule, config.seed)
             if feedback == "trained":
-                source.load_feedback(network)
-            clean = tasks.evaluate(network, tasks.build(config.task, 10), test, CPU).correct
-            victim = attacks.Victim(network, test, samples, clean, CPU)
+                weights.load_feedback(network)
+            task = tasks.build(config.task, 10)
+            victim = attacks.Victim.of(network, task, test, samples, CPU)
             view = attacks.View(Gradient.rule, network)
             by_hand[feedback] = attacks.robust(victim, method, view, 24 / 255, 256).right.numpy()
         assert np.array_equal(found, by_hand["trained"])
@@ -132,13 +133,13 @@ class TestOfARun:
         assert answer.status == 2
         key = override.split("=")[0]
         assert answer.errors == [
-            f"sstune: {key}: attack trains nothing when init_from or model.import is given"
+            f"sstune: {key}: attack trains nothing when init_from or model.factory is given"
         ]
 
     def test_another_backbone_is_refused(self, ask: Ask, trained: Path) -> None:
         answer = ask("attack", f"init_from={trained}", "backbone=resnet56")
         assert answer.status == 2
-        expected = f"sstune: backbone: the weights of {trained} are a resnet20's, leave backbone= away"
+        expected = f"sstune: backbone: the weights of {trained} are a resnet20's, remove backbone="
         assert answer.errors == [expected]
 
     def test_of_a_file(self, attack: Attack, trained: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,8 @@ from PIL import Image
 from stopping import StopAfter
 
 from sstune.commands import audit
-from sstune.commands.source import descend
-from sstune.composition import compose
+from sstune.commands.lineage import derive_run
+from sstune.composition import Request, compose
 from sstune.interrupt import Stopped
 from sstune.packing import pack, unpack
 
@@ -24,7 +27,7 @@ QUICK = [
     "attack=audit", "attack.n=60", "attack.eps=[16/255,48/255]", "audit.black_box_n=40", "audit.label_n=30",
     "audit.square_queries=50", "audit.label_queries=50", "threads=1", "device=cpu",
 ]  # fmt: skip
-NEAREST = [*QUICK, "model.import=audited_nets:nearest"]  # quicker than any network that must be trained
+NEAREST = [*QUICK, "model.factory=audited_nets:nearest"]  # quicker than any network that must be trained
 CENTROIDS = """
 import torch
 from sklearn.datasets import load_digits
@@ -125,7 +128,7 @@ class TestOfARun:
     ) -> None:
         def measured(out: str, stop: StopAfter) -> Any:
             line = [*NEAREST, "rule=fa", "attack.batch_size=16", f"out={tmp_path / out}"]
-            run, source = descend(compose("attack", line), {"rule"}, None)
+            run, source = derive_run(Request.of(compose("attack", line), line), None)
             run.directory.mkdir(parents=True, exist_ok=True)
             return audit.measure(run, source, torch.device("cpu"), stop)
 
@@ -236,11 +239,24 @@ class TestOfAnImport:
         page.unlink()  # as if a kill had come before it was written
         assert ask("attack", *line).status == 0
         assert page.read_bytes() == first
+        (result,) = tmp_path.glob("runs/attack/*/result.json")
+        for age, kept in ((1, "stale"), (-1, first.decode())):  # seconds that the page is newer than the row
+            page.write_text("stale")
+            os.utime(page, (result.stat().st_mtime + age,) * 2)
+            assert ask("attack", *line).status == 0
+            assert page.read_text() == kept
+
+    def test_what_a_finished_one_says_needs_neither_torch_nor_matplotlib(self) -> None:
+        program = (
+            "import sys, sstune.commands.verdict; print({'torch', 'pandas', 'matplotlib'} & {*sys.modules})"
+        )
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert found.stdout == "set()\n"
 
     def test_a_random_network_is_audited_alike_each_time(
         self, ask: Ask, imports: None, tmp_path: Path
     ) -> None:
-        line = ["attack", *QUICK, "model.import=audited_nets:noisy", "audit.skip=[D4,D7,D8,D13]"]
+        line = ["attack", *QUICK, "model.factory=audited_nets:noisy", "audit.skip=[D4,D7,D8,D13]"]
         rows = []
         for _ in range(2):
             assert ask(*line, "force=true").status == 0
@@ -268,7 +284,7 @@ class TestOfAnImport:
         )
         data = ["dataset=folder", "dataset.root=tree", "dataset.label=halves", "dataset.mean=[0.5,0.5,0.5]",
                 "dataset.std=[0.5,0.5,0.5]", "dataset.cache=cache", "dataset.val_fraction=0.2"]  # fmt: skip
-        answer = ask("attack", *QUICK, *data, "model.import=grey:halves", "audit.skip=[D8]")
+        answer = ask("attack", *QUICK, *data, "model.factory=grey:halves", "audit.skip=[D8]")
         assert answer.errors == []
         row = row_of(tmp_path)
         assert row["n_classes"] == 2

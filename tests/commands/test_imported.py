@@ -112,7 +112,7 @@ def measured(folder: Path) -> list[dict[str, Any]]:
 def test_can_be_attacked(name: str, attack: str, ask: Ask, folder: Path) -> None:
     """It takes views; it has no gradient; it never judges twice alike."""
     line = [*LINE, f"attack={attack}", "attack.steps=3"]
-    answer = ask("attack", f"model.import=others_factory:{name}", *line)
+    answer = ask("attack", f"model.factory=others_factory:{name}", *line)
     assert (answer.status, answer.errors) == (0, [])
     clean, _, exact = measured(folder)
     if name == "cut":
@@ -123,13 +123,13 @@ def test_can_be_attacked(name: str, attack: str, ask: Ask, folder: Path) -> None
 def test_may_be_one_that_cannot_be_copied(name: str, folder: Path) -> None:
     network = make(f"others_factory:{name}")
     check_outputs(network, (1, 8, 8), 10)
-    with pytest.raises(RequestError, match=r"^model.import: others_factory:shared cannot be copied; name a"):
+    with pytest.raises(RequestError, match=r"^model.factory: others_factory:shared cannot be copied; name a"):
         make("others_factory:shared")
 
 
 def test_a_factory_that_fails_is_named(folder: Path) -> None:
     with pytest.raises(
-        RequestError, match=r"^model.import: others_factory:broken raised KeyError: 'weights'"
+        RequestError, match=r"^model.factory: others_factory:broken raised KeyError: 'weights'"
     ):
         make("others_factory:broken")
 
@@ -145,7 +145,7 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["always", "attacked"])
 def test_outputs_that_are_no_numbers_are_an_error(name: str, ask: Ask, folder: Path) -> None:
     """Of images as they are, and of those that only an attack makes: no row holds a figure of them."""
-    answer = ask("attack", f"model.import=others_factory:{name}_nan", *LINE, "attack.steps=3")
+    answer = ask("attack", f"model.factory=others_factory:{name}_nan", *LINE, "attack.steps=3")
     assert answer.status == 1
     assert "outputs are NaN or infinite" in answer.errors[-1]
     assert not list(folder.glob("runs/attack/*/result.json"))
@@ -225,9 +225,9 @@ def test_what_makes_no_network_is_one_line_and_leaves_nothing(
     (folder / "odd_exits.py").write_text("import sys; sys.exit('on import')")
     (folder / "odd_broken.py").write_text("network = (")
     monkeypatch.syspath_prepend(folder)
-    answer = ask("attack", f"model.import={spec}", *LINE)
+    answer = ask("attack", f"model.factory={spec}", *LINE)
     assert answer.status == 2
     (error,) = answer.errors
-    assert error.startswith(f"sstune: model.import: {said}")
+    assert error.startswith(f"sstune: model.factory: {said}")
     assert len(error) <= 200
     assert [path.name for path in tmp_path.iterdir()] == ["code"]

@@ -17,22 +17,25 @@ import torch
 from stopping import StopAfter
 
 from sstune import datasets
-from sstune.attacks import Outcome
+from sstune.attacks import Victim
 from sstune.cli import main
 from sstune.commands.attack import measure
+from sstune.commands.lineage import open_source
 from sstune.commands.outcomes import Outcomes, summary
-from sstune.commands.source import open_source
 from sstune.composition import compose
 from sstune.interrupt import StopFlag, Stopped
 from sstune.packing import unpack
 from sstune.runs import Run
+from sstune.schema import ClassificationConfig
+from sstune.tasks import Score
+from sstune.tasks.classification import Classification
 
 Arrays = dict[str, npt.NDArray[Any]]
 Attack = Callable[..., Path]
 CPU = torch.device("cpu")
 EPS = ("8/255", "24/255")  # the digits have 17 grey levels, 16/255 apart
 CELLS = [f"{gradient} {eps}" for gradient in ("rule", "exact") for eps in EPS]
-FIELDS = ["right", "broken", "effort", "entered", "images", "part", "done"]  # and seconds
+FIELDS = ["right", "broken", "achieved", "predictions", "effort", "entered", "images", "part", "done"]
 LIMITS = ["attack.n=100", f"attack.eps=[{','.join(EPS)}]", "threads=1", "device=cpu"]
 PGD = ["attack=pgd", "attack.steps=3", *LIMITS]
 
@@ -47,8 +50,26 @@ def outcomes(run: Path) -> Arrays:
         return {name: file[name] for name in file if not name.endswith(("seconds", "identity"))}
 
 
+def saved(run: Path) -> Arrays:
+    """Finished cells, and the one in progress."""
+    found: Arrays = {}
+    for name in ("cell.npz", "outcomes.npz"):
+        if (run / name).exists():
+            with np.load(run / name) as file:
+                found |= dict(file)
+    return found
+
+
 def same(one: Arrays, other: Arrays) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def victim_of(samples: torch.Tensor, clean: torch.Tensor) -> Victim:
+    """Of the class 0, where ``clean``."""
+    n = len(clean)
+    split = datasets.Split(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
+    task, predictions = Classification(ClassificationConfig("classification"), 2), 1 - clean.long()
+    return Victim(torch.nn.Identity(), task, split, samples, predictions, Score.count(clean), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +252,7 @@ class TestStopped:
         while row is None:
             with suppress(Stopped):
                 row = work(StopAfter(1))
-            found = outcomes(stopped.directory)
+            found = saved(stopped.directory)
             cells = [cell for cell in CELLS if f"{cell}/part" in found]
             progress.append((len(cells), *(int(found[f"{cells[-1]}/{key}"]) for key in ("part", "done"))))
             assert len(progress) < 20
@@ -244,31 +265,39 @@ class TestStopped:
         ]
         assert without_seconds[0] == without_seconds[1]
 
+    @pytest.mark.parametrize("finished", [False, True])
     def test_other_samples_or_judgements_or_another_run_are_not_gone_on_from(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, finished: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        path = tmp_path / "outcomes.npz"
         samples, clean = torch.tensor([3, 5, 8]), torch.tensor([True, True, False])
-        Outcomes(path, "a", samples, clean).save("rule 8/255", Outcome.begin(clean), StopFlag())
+        victim = victim_of(samples, clean)
+        left = Outcomes(tmp_path, "a", victim)
+        if finished:
+            left.finish("rule 8/255", victim.begin())
+        else:
+            left.save("rule 8/255", victim.begin(), StopFlag())
+        (path,) = tmp_path.iterdir()
         content = path.read_bytes()
-        assert Outcomes(path, "a", samples, clean).get("rule 8/255") is not None
-        assert Outcomes(path, "a", samples, clean).get("exact 8/255") is None
-        others = ("a", samples + 1, clean), ("a", samples, ~clean), ("b", samples, clean)
+        assert Outcomes(tmp_path, "a", victim).get("rule 8/255") is not None
+        assert Outcomes(tmp_path, "a", victim).get("exact 8/255") is None
+        others = ("a", victim_of(samples + 1, clean)), ("a", victim_of(samples, ~clean)), ("b", victim)
         for other, name in zip(others, ("samples", "clean", "identity"), strict=True):
             path.write_bytes(content)
-            assert Outcomes(path, *other).cells == {}
+            assert Outcomes(tmp_path, *other).cells == {}
             assert f"another {name} than this run's" in capsys.readouterr().err
-        assert set(os.listdir(tmp_path)) == {f"damaged{n}.outcomes.npz" for n in ("", ".2", ".3")}
+        assert set(os.listdir(tmp_path)) == {f"damaged{n}.{path.name}" for n in ("", ".2", ".3")}
 
-    @pytest.mark.parametrize("field", ["right", "effort", "part", "images", "clean"])
+    @pytest.mark.parametrize(
+        "field", ["right", "achieved", "predictions", "effort", "part", "images", "clean"]
+    )
     @pytest.mark.parametrize("change", ["missing", "type", "size"])
     def test_a_cell_that_is_not_whole_is_not_gone_on_from(
         self, tmp_path: Path, field: str, change: str
     ) -> None:
-        if (field, change) == ("images", "size"):
-            pytest.skip("none are kept, or some")
-        path, samples, clean = tmp_path / "outcomes.npz", torch.arange(3), torch.ones(3, dtype=torch.bool)
-        Outcomes(path, "a", samples, clean).save("rule 8/255", Outcome.begin(clean), StopFlag())
+        if (field, change) in [("images", "size"), ("right", "type"), ("right", "size")]:
+            pytest.skip("none are kept, or some; right is for other programs")
+        path, victim = tmp_path / "outcomes.npz", victim_of(torch.arange(3), torch.ones(3, dtype=torch.bool))
+        Outcomes(tmp_path, "a", victim).finish("rule 8/255", victim.begin())
         with np.load(path) as file:
             arrays = dict(file)
         name = field if field == "clean" else f"rule 8/255/{field}"
@@ -277,7 +306,7 @@ class TestStopped:
         else:
             arrays[name] = arrays[name].astype("U9") if change == "type" else np.append(arrays[name], True)
         np.savez_compressed(path, **arrays)
-        assert Outcomes(path, "a", samples, clean).cells == {}
+        assert Outcomes(tmp_path, "a", victim).cells == {}
         assert os.listdir(tmp_path) == ["damaged.outcomes.npz"]
 
     def test_outcomes_are_used_again_when_only_the_row_is_gone(self, attack: Attack, trained: Path) -> None:
@@ -288,23 +317,33 @@ class TestStopped:
         assert (run / "outcomes.npz").stat().st_mtime_ns == stamp
         assert row_of(run) == row
 
-    def test_a_file_that_does_not_say_whose_it_is_is_gone_on_from(self, tmp_path: Path) -> None:
-        """As the version before wrote it."""
-        path, samples, clean = tmp_path / "outcomes.npz", torch.arange(2), torch.ones(2, dtype=torch.bool)
-        cell = {f"rule 8/255/{field}": value for field, value in Outcome.begin(clean).arrays().items()}
-        np.savez_compressed(path, samples=samples, clean=clean, **cell)
-        assert list(Outcomes(path, "a", samples, clean).cells) == ["rule 8/255"]
+    def test_a_file_of_an_earlier_version_is_gone_on_from(self, tmp_path: Path) -> None:
+        """It said neither whose it was nor what the network says of a sample."""
+        clean = torch.tensor([True, True, True, False])
+        victim = victim_of(torch.arange(4), clean)
+        arrays = {name: value for name, value in victim.begin().arrays().items()}
+        del arrays["achieved"], arrays["predictions"]
+        # of the first three, one is still right, one is wrong, one has reached its target
+        arrays |= {"right": np.array([1, 0, 0, 0], bool), "broken": np.array([0, 0, 1, 1], bool)}
+        cell: Arrays = {f"rule 8/255/{field}": value for field, value in arrays.items()}
+        np.savez_compressed(
+            tmp_path / "outcomes.npz", samples=victim.samples.numpy(), clean=clean.numpy(), **cell
+        )
+        found = Outcomes(tmp_path, "a", victim).cells["rule 8/255"]
+        assert found.achieved.tolist() == [0, 0.5, 1, 1]
+        assert torch.equal(found.right, torch.from_numpy(arrays["right"]))
+        assert torch.equal(found.broken, torch.from_numpy(arrays["broken"]))
+        assert victim.score_of(found).correct == 1
 
 
 class TestSummary:
     def test_counts_efforts_where_they_are_known(self) -> None:
-        clean = torch.tensor([True] * 6 + [False])
-        outcome = Outcome.begin(clean)
-        assert summary(outcome)["found"] == []
-        outcome.broken[:4] = True
-        outcome.right[:4] = False
-        outcome.effort[:4] = torch.tensor([3, 0, 3, -1], dtype=torch.int32)
-        found = summary(outcome)
+        victim = victim_of(torch.arange(7), torch.tensor([True] * 6 + [False]))
+        outcome = victim.begin()
+        assert summary(victim, outcome)["found"] == []
+        outcome.update(torch.arange(4), torch.ones(4), torch.full((4,), -1), torch.tensor([3, 0, 3, -1]))
+        found = summary(victim, outcome)
+        assert found["correct"] == 2
         assert found["found"] == [[0, 1], [3, 2]]
         assert unpack(found["outcomes"], 7).tolist() == [False] * 4 + [True] * 2 + [False]
         assert json.loads(json.dumps(found)) == found

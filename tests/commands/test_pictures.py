@@ -12,8 +12,9 @@ from PIL import Image
 
 from sstune import backbones
 from sstune.cli import main
+from sstune.commands.lineage import open_source
 from sstune.commands.pictures import drawn
-from sstune.commands.source import open_source
+from sstune.commands.weights import Weights
 from sstune.schema import AttackConfig
 
 EPS = ["16/255", "32/255"]
@@ -57,7 +58,7 @@ def test_predictions_are_the_networks(saved: dict[str, Any], trained: Path) -> N
     config = source.config
     assert config is not None
     network = backbones.build(config.backbone, (1, 8, 8), 10, config.dataset.mean, config.dataset.std)
-    source.load_weights(network)
+    Weights(source).load_into(network)
     network.eval()
     for key in ("clean", *CELLS):
         with torch.no_grad():

@@ -75,7 +75,7 @@ def requested(net: str, mlp: str, other: str) -> dict[str, dict[str, Any]]:
     found["audit"] = sstune("attack", mlp, *AUDIT, f"audit.surrogate={other}", *FEW)
     found["deterministic"] = sstune("attack", *DATA, *RESIZED, "attack=pgd", "attack.steps=2", *FEW)
     found["memory"] = sstune("attack", net, "attack=pgd", *SHORT["pgd"], *FEW, "out=memory", images=30)
-    imported = [*DATA, "model.import=others:pooling", "attack=pgd", "attack.steps=2", *FEW]
+    imported = [*DATA, "model.factory=others:pooling", "attack=pgd", "attack.steps=2", *FEW]
     found["imported"] = sstune("attack", *imported, "out=imported")
     found["refused"] = sstune("attack", *imported, "out=refused", "deterministic=true")
     return found

@@ -58,7 +58,7 @@ def docs(run: str, other: str) -> list[dict[str, Any]]:
     for page in test_docs.PAGES:
         for _, command, *words in test_docs.command_lines(page):
             kept = [replaced(word, run, other) for word in words if not word.startswith(LEFT_OUT)]
-            given = any(word.startswith(("init_from", "model.import")) for word in kept)
+            given = any(word.startswith(("init_from", "model.factory")) for word in kept)
             kept = [word for word in kept if not (given and word.startswith("backbone"))]
             small = [word for word in SMALL if not (given and command == "attack" and word[:8] != "device=")]
             if given or any(word.startswith("backbone=") for word in kept):
@@ -69,7 +69,7 @@ def docs(run: str, other: str) -> list[dict[str, Any]]:
 
 def replaced(word: str, run: str, other: str) -> str:
     key, sign, _ = word.partition("=")
-    values = {"init_from": run, "audit.surrogate": other, "model.import": "factories:make", **SHORTER}
+    values = {"init_from": run, "audit.surrogate": other, "model.factory": "factories:make", **SHORTER}
     word = f"{key}={values[key]}" if sign and key in values else word
     return word.replace("alexnet_bn", "resnet20")  # which takes images as small as the digits
 

@@ -56,7 +56,7 @@ VARIED = {
     "augmented": ["dataset.flip=true", "dataset.cutout=2", "dataset.crop_scale=0.5"],
     "averaged": ["ema=0.9", "clip_norm=1", "accumulate=2"],
     "adamw": ["optimizer=adamw", "optimizer.lr=0.001", "precision=bf16"],
-    "adversarial": ["task.adversarial=pgd2"],
+    "adversarial": ["adversary.attack=pgd2"],
 }
 RESUMED = {
     "brsf": [*RESNET, "rule=brsf", "ema=0.9"],

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from made import pairs
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -104,7 +105,9 @@ def check_zero_eps() -> Callable[[datasets.Splits], None]:
         network.eval()
         split = splits.test.take(datasets.spread(20, len(splits.test)))
         with torch.no_grad():
-            (logits,) = (network(images) for images, _ in datasets.batches(split, 20, torch.device("cpu")))
+            (logits,) = (
+                network(images) for images, _ in pairs(datasets.batches(split, 20, torch.device("cpu")))
+            )
         split.labels[::2] = logits.argmax(1)[::2]  # it has learned nothing; half of them shall be right
         clean = logits.argmax(1) == split.labels
         assert 10 <= int(clean.sum()) < 20

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import make_loader, pairs
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as oracle
@@ -164,8 +165,8 @@ class TestTransforms:
     ) -> None:
         def epoch(seed: int, number: int) -> torch.Tensor:
             split = Split(photographs, torch.arange(12))
-            loader = Loader(split, 5, "cpu", seed, transforms=self.WANTED)
-            return torch.cat([images for images, _ in loader.epoch(number)])
+            loader = make_loader(split, 5, "cpu", seed, transforms=self.WANTED)
+            return torch.cat([images for images, _ in pairs(loader.epoch(number))])
 
         torch.manual_seed(0)
         before = torch.get_rng_state()
@@ -237,10 +238,10 @@ def test_ranks_together_are_the_single_process_bit_by_bit(
     split = Split(torch.from_numpy(pixels), torch.arange(n))
 
     def loader(rank: int, world_size: int) -> Loader:
-        return Loader(split, batch_size, "cpu", 5, 1, True, crop_scale, None, cutout, rank, world_size)
+        return make_loader(split, batch_size, "cpu", 5, 1, True, crop_scale, None, cutout, rank, world_size)
 
-    single = list(loader(0, 1).epoch(1))
-    ranks = [list(loader(rank, world_size).epoch(1)) for rank in range(world_size)]
+    single = list(pairs(loader(0, 1).epoch(1)))
+    ranks = [list(pairs(loader(rank, world_size).epoch(1))) for rank in range(world_size)]
     assert {len(batches) for batches in ranks} == {len(loader(0, world_size))}
     rest = n % batch_size
     assert len(ranks[0]) == n // batch_size + (rest >= max(2, world_size))
@@ -250,7 +251,7 @@ def test_ranks_together_are_the_single_process_bit_by_bit(
         sizes = [len(labels) for _, labels in parts]
         assert max(sizes) - min(sizes) <= 1
         assert min(sizes) >= 1
-    late = list(loader(world_size - 1, world_size).epoch(1, start_step=1))
+    late = list(pairs(loader(world_size - 1, world_size).epoch(1, start_step=1)))
     for (images, _), (expected, _) in zip(late, ranks[-1][1:], strict=True):
         assert torch.equal(images, expected)
 
@@ -259,7 +260,7 @@ def test_ranks_together_are_the_single_process_bit_by_bit(
 def test_ranks_that_cannot_be_are_refused(batch_size: int, rank: int, world_size: int) -> None:
     split = Split(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), torch.arange(20))
     with pytest.raises(ValueError, match="must be"):
-        Loader(split, batch_size, "cpu", 0, rank=rank, world_size=world_size)
+        make_loader(split, batch_size, "cpu", 0, rank=rank, world_size=world_size)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

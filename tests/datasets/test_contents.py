@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made import pairs
 from PIL import Image
 
 from sstune.composition import compose
@@ -169,11 +170,11 @@ def test_images_edited_while_a_process_works_are_not_kept_for_those_it_hashed(
 
 def test_a_streamed_image_is_the_one_that_was_listed(tree: Path, folder_config: Config) -> None:
     splits = load(folder_config(tree, stream=True, image_size=8), workers=1)
-    assert len(list(batches(splits.test, 4, "cpu"))) == 3
+    assert len(list(pairs(batches(splits.test, 4, "cpu")))) == 3
     edited = tree / "test/zero/0003.png"
     edited.write_bytes(edited.read_bytes())
     with pytest.raises(RequestError, match=r"test/zero/0003.png in .* was changed while this process works"):
-        list(batches(splits.test, 4, "cpu"))
+        list(pairs(batches(splits.test, 4, "cpu")))
 
 
 def test_a_folder_linked_twice_is_read_twice_and_one_that_contains_itself_never(

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import make_loader, pairs
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from sstune.datasets import Loader, Split, Splits, batches, folder, load
+from sstune.datasets import Split, Splits, batches, folder, load
 from sstune.datasets.contents import scan
 from sstune.datasets.decoding import open_image
 from sstune.schema import FolderConfig, RequestError
@@ -64,7 +65,7 @@ def config(request: pytest.FixtureRequest, broken: Path, pack: Pack, folder_conf
 
 def everything(splits: Splits) -> list[torch.Tensor]:
     return [
-        torch.cat([images for images, _ in batches(split, 4, "cpu")])
+        torch.cat([images for images, _ in pairs(batches(split, 4, "cpu"))])
         for split in (splits.train, splits.val, splits.test)
     ]
 
@@ -142,7 +143,7 @@ def test_training_on_a_stream_ends_with_the_name(broken: Path, folder_config: Co
         file.write_bytes((broken / BROKEN).read_bytes())
     splits = load(folder_config(broken, stream=True, image_size=40), workers=1)
     with pytest.raises(RequestError, match=r"^dataset.root: cannot decode train/one/\d.JPEG in "):
-        list(Loader(splits.train, 4, "cpu", 0, crop_scale=0.5).epoch(0))
+        list(pairs(make_loader(splits.train, 4, "cpu", 0, crop_scale=0.5).epoch(0)))
 
 
 def test_a_row_has_twenty_names_and_the_number_of_all() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import pairs
 from PIL import Image
 
 from sstune.datasets import batches, load
@@ -62,7 +63,7 @@ def test_in_memory_and_streamed(stream: bool, tmp_path: Path) -> None:
     config = FolderConfig(
         "folder", root=str(tmp_path), image_size=6, stream=stream, cache=str(tmp_path / "cache")
     )
-    ((images, _),) = batches(load(config, workers=0).test, 8, "cpu")
+    ((images, _),) = pairs(batches(load(config, workers=0).test, 8, "cpu"))
     expected = torch.from_numpy(UPRIGHT[:, 2:8].transpose(2, 0, 1).copy())
     assert all(torch.equal((image * 255).round().byte(), expected) for image in images)
 

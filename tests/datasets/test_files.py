@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from made import make_loader, pairs
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torchvision.datasets import ImageFolder
@@ -88,7 +89,7 @@ def test_evaluation_is_image_folder_with_resize_and_centre_crop(
     oracle = ImageFolder(str(photographs / "test"), seen)
     assert splits.classes == oracle.classes
     assert splits.shape == (3, size, size)
-    found = list(batches(splits.test, 3, "cpu"))
+    found = list(pairs(batches(splits.test, 3, "cpu")))
     assert [len(labels) for _, labels in found] == [3, 3, 2]
     assert torch.cat([labels for _, labels in found]).tolist() == oracle.targets
     images = torch.cat([images for images, _ in found])
@@ -104,7 +105,7 @@ def test_splits_are_those_of_the_images_in_memory(
     for one, other in ((memory.train, files.train), (memory.val, files.val), (memory.test, files.test)):
         assert torch.equal(one.labels, other.labels)
         for (expected, labels), (found, others) in zip(
-            batches(one, 4, "cpu"), batches(other, 4, "cpu"), strict=True
+            pairs(batches(one, 4, "cpu")), pairs(batches(other, 4, "cpu")), strict=True
         ):
             assert torch.equal(labels, others)
             assert torch.equal(expected, found)
@@ -118,7 +119,7 @@ def test_take_sample_and_subset(streamed: Streamed) -> None:
     shots = streamed(shots=2).train
     assert shots.labels.tolist() == [0, 0, 1, 1]
     assert set(paths(shots)) < set(paths(splits.train))
-    assert list(batches(part.take(torch.tensor([], dtype=torch.int64)), 4, "cpu")) == []
+    assert list(pairs(batches(part.take(torch.tensor([], dtype=torch.int64)), 4, "cpu"))) == []
 
 
 def test_digest_is_of_paths_sizes_and_labels(streamed: Streamed, photographs: Path) -> None:
@@ -143,7 +144,7 @@ def pixels_by_path(loader: Loader, epoch: int, start_step: int = 0) -> dict[str,
     names = iter(
         paths(loader.split.take(torch.from_numpy(order_of(loader, epoch)[start_step * loader.batch_size :])))
     )
-    return {next(names): image for images, _ in loader.epoch(epoch, start_step) for image in images}
+    return {next(names): image for images, _ in pairs(loader.epoch(epoch, start_step)) for image in images}
 
 
 def order_of(loader: Loader, epoch: int) -> np.ndarray:
@@ -157,7 +158,7 @@ class TestTraining:
 
         def loader(batch_size: int = 4, workers: int = 0, **settings: object) -> Loader:
             read = Split(replace(split.images, workers=workers), split.labels)
-            return Loader(read, batch_size, "cpu", **{"seed": 3, **AUGMENTED, **settings})
+            return make_loader(read, batch_size, "cpu", **{"seed": 3, **AUGMENTED, **settings})
 
         return loader
 
@@ -170,14 +171,14 @@ class TestTraining:
             assert len(found) == 16
 
     def test_an_epoch_taken_up_in_the_middle_goes_on_bit_by_bit(self, loader: Callable[..., Loader]) -> None:
-        whole, late = list(loader().epoch(2)), list(loader(workers=2).epoch(2, start_step=3))
+        whole, late = list(pairs(loader().epoch(2))), list(pairs(loader(workers=2).epoch(2, start_step=3)))
         assert len(late) == len(whole) - 3 == 1
         assert torch.equal(late[0][0], whole[3][0])
         assert torch.equal(late[0][1], whole[3][1])
 
     def test_ranks_together_are_the_single_process(self, loader: Callable[..., Loader]) -> None:
-        single = list(loader(7).epoch(0))
-        ranks = [list(loader(7, rank=rank, world_size=3, workers=rank).epoch(0)) for rank in range(3)]
+        single = list(pairs(loader(7).epoch(0)))
+        ranks = [list(pairs(loader(7, rank=rank, world_size=3, workers=rank).epoch(0))) for rank in range(3)]
         for parts, (images, labels) in zip(zip(*ranks, strict=True), single[:2], strict=True):
             assert torch.equal(torch.cat([part for part, _ in parts]), images)
             assert torch.equal(torch.cat([part for _, part in parts]), labels)
@@ -210,9 +211,9 @@ class TestTraining:
 
     def test_without_any_augmentation_training_sees_the_centre(self, streamed: Streamed) -> None:
         split = streamed().test
-        centre = torch.cat([images for images, _ in batches(split, 8, "cpu")])
-        loader = Loader(split, 8, "cpu", 0)
-        ((images, _),) = loader.epoch(0)
+        centre = torch.cat([images for images, _ in pairs(batches(split, 8, "cpu"))])
+        loader = make_loader(split, 8, "cpu", 0)
+        ((images, _),) = pairs(loader.epoch(0))
         assert torch.equal(images, centre[torch.from_numpy(order_of(loader, 0))])
 
 
@@ -224,7 +225,7 @@ def test_a_backbones_preprocessing_replaces_the_datasets(
     height, width = (size, size) if isinstance(size, int) else size
     splits = load(folder_config(photographs, stream=True), wanted, workers=0)
     assert splits.shape == (3, height, width)
-    images = torch.cat([images for images, _ in batches(splits.test, 8, "cpu")])
+    images = torch.cat([images for images, _ in pairs(batches(splits.test, 8, "cpu"))])
     assert images.shape == (8, 3, height, width)
     if isinstance(size, int):
         seen = v2.Compose([v2.Resize(30, InterpolationMode.BICUBIC), v2.CenterCrop(24), v2.PILToTensor()])
@@ -261,9 +262,9 @@ def test_workers_are_those_asked_for_and_by_default_leave_a_core(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_sees_the_same_streamed_batches(streamed: Streamed) -> None:
     split = streamed(workers=2).train
-    make = lambda device: Loader(split, 4, device, 0, **AUGMENTED)  # noqa: E731
+    make = lambda device: make_loader(split, 4, device, 0, **AUGMENTED)  # noqa: E731
     for (images, labels), (expected, expected_labels) in zip(
-        make("cuda").epoch(0), make("cpu").epoch(0), strict=True
+        pairs(make("cuda").epoch(0)), pairs(make("cpu").epoch(0)), strict=True
     ):
         assert images.is_cuda
         assert images.is_contiguous(memory_format=torch.channels_last)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made import make_loader, pairs
 
 from sstune.datasets.augmentation import Augmentation
-from sstune.datasets.loader import Loader, batches
+from sstune.datasets.loader import batches
 from sstune.datasets.splits import Split
 
 
@@ -24,8 +25,8 @@ class TestLoader:
     @given(n=st.integers(2, 40), batch_size=st.integers(1, 45), epoch=st.integers(0, 5))
     def test_an_epoch_has_every_sample_once(self, n: int, batch_size: int, epoch: int) -> None:
         split = noise_split(n, 1, 2, 2)
-        loader = Loader(split, batch_size, "cpu", seed=3)
-        seen = list(loader.epoch(epoch))
+        loader = make_loader(split, batch_size, "cpu", seed=3)
+        seen = list(pairs(loader.epoch(epoch)))
         labels = torch.cat([labels for _, labels in seen])
         left_out = 1 if batch_size > 1 and n % batch_size == 1 else 0
         assert len(seen) == len(loader)
@@ -38,15 +39,18 @@ class TestLoader:
         assert np.array_equal(pixels.numpy(), expected)
 
     def test_the_sample_left_out_changes_from_epoch_to_epoch(self) -> None:
-        loader = Loader(noise_split(9), 4, "cpu", seed=0)
-        seen = [{int(label) for _, labels in loader.epoch(epoch) for label in labels} for epoch in range(30)]
+        loader = make_loader(noise_split(9), 4, "cpu", seed=0)
+        seen = [
+            {int(label) for _, labels in pairs(loader.epoch(epoch)) for label in labels}
+            for epoch in range(30)
+        ]
         assert all(len(labels) == 8 for labels in seen)
         assert set.union(*seen) == set(range(9))
         assert len({frozenset(labels) for labels in seen}) > 3
 
     def test_images_are_float32_in_0_1_and_channels_last(self) -> None:
-        loader = Loader(noise_split(8), 4, "cpu", seed=0, crop_padding=2, flip=True)
-        for images, labels in [*loader.epoch(0), *batches(loader.split, 4, "cpu")]:
+        loader = make_loader(noise_split(8), 4, "cpu", seed=0, crop_padding=2, flip=True)
+        for images, labels in [*pairs(loader.epoch(0)), *pairs(batches(loader.split, 4, "cpu"))]:
             assert images.shape == (4, 3, 6, 5)
             assert images.dtype == torch.float32
             assert labels.dtype == torch.int64
@@ -64,9 +68,9 @@ class TestLoader:
     def test_starting_late_gives_the_rest_of_the_epoch_bit_by_bit(
         self, n: int, batch_size: int, start: int, crop_padding: int, flip: bool
     ) -> None:
-        make = lambda: Loader(noise_split(n), batch_size, "cpu", 7, crop_padding, flip)  # noqa: E731
-        whole = list(make().epoch(2))
-        late = list(make().epoch(2, start_step=start))
+        make = lambda: make_loader(noise_split(n), batch_size, "cpu", 7, crop_padding, flip)  # noqa: E731
+        whole = list(pairs(make().epoch(2)))
+        late = list(pairs(make().epoch(2, start_step=start)))
         assert len(late) == max(len(whole) - start, 0)
         for (images, labels), (expected, expected_labels) in zip(late, whole[start:], strict=True):
             assert torch.equal(images, expected)
@@ -74,7 +78,7 @@ class TestLoader:
 
     def test_order_and_augmentation_follow_seed_and_epoch_and_differ_between_them(self) -> None:
         def first(seed: int, epoch: int) -> torch.Tensor:
-            return next(Loader(noise_split(40), 40, "cpu", seed, 2, True).epoch(epoch))[0]
+            return next(pairs(make_loader(noise_split(40), 40, "cpu", seed, 2, True).epoch(epoch)))[0]
 
         assert torch.equal(first(0, 0), first(0, 0))
         assert not torch.equal(first(0, 0), first(0, 1))
@@ -82,17 +86,22 @@ class TestLoader:
 
     def test_orders_never_change(self) -> None:
         """Resuming a run after an upgrade rests on them."""
-        orders = [torch.cat([y for _, y in Loader(noise_split(6), 4, "cpu", 1).epoch(e)]) for e in (0, 7)]
+        orders = [
+            torch.cat([y for _, y in pairs(make_loader(noise_split(6), 4, "cpu", 1).epoch(e))])
+            for e in (0, 7)
+        ]
         assert [order.tolist() for order in orders] == [[3, 5, 1, 4, 2, 0], [5, 0, 3, 1, 2, 4]]
 
     def test_two_steps_draw_different_noise(self) -> None:
         same = Split(torch.arange(1, 26).byte().reshape(1, 1, 5, 5).expand(16, 1, 5, 5), torch.arange(16))
-        (one, _), (two, _) = Loader(same, 8, "cpu", 0, crop_padding=2).epoch(0)
+        (one, _), (two, _) = pairs(make_loader(same, 8, "cpu", 0, crop_padding=2).epoch(0))
         assert not torch.equal(one, two)
 
     def test_the_global_random_state_is_neither_read_nor_written(self) -> None:
         def epoch() -> torch.Tensor:
-            return torch.cat([images for images, _ in Loader(noise_split(9), 4, "cpu", 0, 1, True).epoch(0)])
+            return torch.cat(
+                [images for images, _ in pairs(make_loader(noise_split(9), 4, "cpu", 0, 1, True).epoch(0))]
+            )
 
         torch.manual_seed(0)
         np.random.seed(0)
@@ -107,7 +116,7 @@ class TestLoader:
     def test_the_split_itself_is_never_changed(self) -> None:
         split = noise_split(8)
         digest = split.digest
-        for _ in Loader(split, 4, "cpu", 0, 1, True).epoch(0):
+        for _ in pairs(make_loader(split, 4, "cpu", 0, 1, True).epoch(0)):
             pass
         assert Split(split.images, split.labels).digest == digest
 
@@ -116,14 +125,14 @@ class TestLoader:
     )
     def test_refuses(self, n: int, batch_size: int, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            Loader(noise_split(n), batch_size, "cpu", seed=0)
+            make_loader(noise_split(n), batch_size, "cpu", seed=0)
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_a_gpu_sees_the_same_batches(self) -> None:
         split = noise_split(50)
-        ours = Loader(split, 8, "cpu", 0, 2, True).epoch(1)
+        ours = pairs(make_loader(split, 8, "cpu", 0, 2, True).epoch(1))
         for (images, labels), (expected, expected_labels) in zip(
-            Loader(split, 8, "cuda", 0, 2, True).epoch(1), ours, strict=True
+            pairs(make_loader(split, 8, "cuda", 0, 2, True).epoch(1)), ours, strict=True
         ):
             assert images.is_cuda
             assert labels.is_cuda
@@ -198,7 +207,7 @@ class TestAugment:
 @given(n=st.integers(0, 20), batch_size=st.integers(1, 25))
 def test_batches_are_every_sample_in_order(n: int, batch_size: int) -> None:
     split = noise_split(n, 1, 3, 2)
-    found = list(batches(split, batch_size, "cpu"))
+    found = list(pairs(batches(split, batch_size, "cpu")))
     assert [len(labels) for _, labels in found] == [min(batch_size, n - i) for i in range(0, n, batch_size)]
     assert [int(label) for _, labels in found for label in labels] == list(range(n))
     for images, labels in found:

@@ -15,10 +15,10 @@ from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from sstune.packing import pack
-from sstune.report.audit import WORDS, audit_table, audit_text
-from sstune.report.audit_figures import AGAINST_EPS, audit_figures, tried
+from sstune.report.audit import WORDS, audit_text
+from sstune.report.audit_figures import AGAINST_EPS, attack_records, audit_figures
 from sstune.report.audit_page import audit_page
-from sstune.report.measurements import frame
+from sstune.report.audit_table import audit_table
 from sstune.report.pairs import gap_table
 from sstune.report.tables import to_csv, to_text
 from sstune.statistics import wilson
@@ -159,7 +159,7 @@ MASKED (D1, D7): attacks through this network's own gradient overstate its robus
 
 class TestTable:
     def test_by_hand(self, row: Any) -> None:
-        assert to_csv(audit_table([row], frame([row]))) == (
+        assert to_csv(audit_table([row])) == (
             "backbone,dataset,rule,scale,variant,seed,n,clean,"
             "pgd 1/255 rule,pgd 1/255 exact,gap 1/255 points,worst case 1/255,"
             "pgd 2/255 rule,pgd 2/255 exact,gap 2/255 points,worst case 2/255,"
@@ -172,16 +172,16 @@ class TestTable:
     def test_what_is_amiss(self, row: Any) -> None:
         """Whether or not the verdict rests on it."""
         row["audit"]["checks"] += [check("D10", "warn"), check("D11", "error"), check("D12", "ok")]
-        assert audit_table([row], frame([row]))["amiss"].tolist() == ["D1 D7 D10 D11"]
+        assert audit_table([row])["amiss"].tolist() == ["D1 D7 D10 D11"]
 
     def test_nothing_without_audits(self, make: Any) -> None:
-        assert len(audit_table([make.attack(make.finetune())], frame([make.attack(make.finetune())]))) == 0
+        assert len(audit_table([make.attack(make.finetune())])) == 0
 
     def test_what_was_measured_is_in_the_tables_of_accuracy(self, row: Any) -> None:
-        text = to_text(frame([row]))
+        text = to_text([row])
         assert re.search(r"^usf( +[\d.]+)+ +25\.0 +0\.0$", text, re.MULTILINE)
         assert "audit: the worst case over all that an audit tried" in " ".join(text.split())
-        gaps = gap_table(frame([row]))
+        gaps = gap_table([row])
         assert list(zip(gaps["attack"], gaps["eps"], gaps["gap_points"], strict=True)) == [
             ("pgd", "1/255", pytest.approx(37.5)),
             ("pgd", "2/255", pytest.approx(50)),
@@ -189,7 +189,7 @@ class TestTable:
 
     def test_audits_in_two_ways_are_told_apart(self, row: Any, make: Any) -> None:
         other = {**row, "identity": "f" * 64, "config": {**row["config"], "audit": {"black_box_n": 9}}}
-        assert list(audit_table([row, other], frame([row, other]))["variant"]) == [
+        assert list(audit_table([row, other])["variant"]) == [
             "audit.black_box_n=6 audit.label_n=3 audit.skip=[]",
             "audit.black_box_n=9",
         ]
@@ -198,7 +198,7 @@ class TestTable:
 class TestTried:
     def test_the_parts_of_a_black_box_are_put_together(self, row: Any) -> None:
         """Square was made on two samples that PGD had left, and on the two others that were right."""
-        found = {(one.label, one.eps): one for one in tried(row)}
+        found = {(one.label, one.eps): one for one in attack_records(row)}
         square = found["square", "2/255"]
         assert (square.n, square.n_clean, square.entered, square.correct) == (6, 4, 4, 1)
         assert square.by_pgd == 2
@@ -206,17 +206,17 @@ class TestTried:
 
     def test_what_pgd_has_broken_stays_broken(self, row: Any) -> None:
         """RayS was made on two of the three samples that labels are asked of."""
-        (rays,) = [one for one in tried(row) if one.attack == "rays"]
+        (rays,) = [one for one in attack_records(row) if one.attack == "rays"]
         assert (rays.label, rays.series) == ("rays after PGD", "rays after PGD (3)")
         assert (rays.n, rays.n_clean, rays.entered, rays.correct, rays.by_pgd) == (3, 3, 2, 2, 2)
 
     def test_an_attack_on_all_samples_stands_beside_no_other(self, row: Any) -> None:
-        for one in tried(row):
+        for one in attack_records(row):
             if one.attack in ("pgd", "mifgsm", "audit"):
                 assert (one.n, one.n_clean, one.entered, one.by_pgd) == (8, 6, 6, None)
 
     def test_labels_and_order(self, row: Any) -> None:
-        labels = list(dict.fromkeys(one.label for one in tried(row)))
+        labels = list(dict.fromkeys(one.label for one in attack_records(row)))
         assert labels == [
             *("mifgsm, from bp@1", "pgd, rule", "pgd, exact", "pgd steps=40, rule"),
             *("square", "rays after PGD", "worst case"),

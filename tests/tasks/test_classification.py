@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from sstune import tasks
+from sstune.datasets import Batch
 from sstune.schema import ClassificationConfig, RequestError, TaskConfig
+from sstune.tasks.classification import Misclassification
 
 
 def log_softmax(outputs: np.ndarray) -> np.ndarray:
@@ -25,7 +27,8 @@ def test_loss_is_cross_entropy_with_smoothed_labels(n: int, classes: int, smooth
     target[np.arange(n), labels] += 1 - smoothing
     expected = -(target * log_softmax(outputs)).sum(1).mean()
     task = tasks.build(ClassificationConfig("classification", smoothing), classes)
-    loss = task.loss(torch.from_numpy(outputs), torch.from_numpy(labels))
+    batch = Batch(torch.zeros(n, 1, 1, 1), torch.from_numpy(labels), torch.arange(n))
+    loss = task.loss(torch.from_numpy(outputs), batch)
     assert loss.shape == ()
     assert float(loss) == pytest.approx(expected, rel=1e-12)
 
@@ -33,9 +36,33 @@ def test_loss_is_cross_entropy_with_smoothed_labels(n: int, classes: int, smooth
 def test_correct_is_the_largest_output_per_sample() -> None:
     outputs = torch.tensor([[0.1, 0.9, 0.0], [2.0, 1.0, 1.5], [-3.0, -2.0, -1.0], [0.0, 0.0, 0.1]])
     task = tasks.build(ClassificationConfig("classification"), 3)
-    correct = task.correct(outputs, torch.tensor([1, 2, 2, 0]))
-    assert correct.dtype == torch.bool
-    assert correct.tolist() == [True, False, True, False]
+    predictions, targets = task.predict(outputs), torch.tensor([1, 2, 2, 0])
+    assert predictions.tolist() == [1, 0, 2, 2]
+    score = task.score(predictions, targets)
+    assert score.each is not None
+    assert score.each.tolist() == [True, False, True, False]
+    assert (score.value, score.n, score.correct) == (0.5, 4, 2)
+    batch = Batch(torch.zeros(4, 1, 1, 1), targets, torch.arange(4))
+    assert torch.equal(task.batch_scores(outputs, batch), score.each)
+    assert torch.equal(task.attackable(score), score.each)
+
+
+def test_achieved_is_what_the_definitions_say() -> None:
+    """Of all predictions, labels and wanted classes of three."""
+    labels, predicted, wanted = (t.flatten() for t in torch.meshgrid(*[torch.arange(3)] * 3, indexing="ij"))
+    possible = wanted != labels
+    labels, predicted, wanted = labels[possible], predicted[possible], wanted[possible]
+    outputs = torch.nn.functional.one_hot(predicted, 3).float()
+    for goal in (None, wanted):
+        objective = Misclassification(labels, goal)
+        expected = [
+            float(p != t) if goal is None else 1.0 if p == w else 0.5 if p != t else 0.0
+            for t, p, w in zip(labels, predicted, wanted, strict=True)
+        ]
+        assert objective.achieved(outputs).tolist() == expected
+        assert objective.is_adversarial(outputs).tolist() == [value == 1 for value in expected]
+        some = torch.tensor([4, 1])
+        assert torch.equal(objective.take(some).achieved(outputs[some]), objective.achieved(outputs)[some])
 
 
 @pytest.mark.parametrize("classes", [2, 10, 200])

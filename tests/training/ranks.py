@@ -12,8 +12,8 @@ from processes import run_all
 
 from sstune import backbones, datasets, rules, tasks
 from sstune.commands import execute
-from sstune.composition import compose
-from sstune.training import build_optimizer, join, synchronise_normalisation
+from sstune.composition import Request, compose
+from sstune.training import Learner, build_optimizer, join, synchronise_normalisation
 from sstune.training.adversarial import adversary_of
 from sstune.training.step import Step
 from sstune.validation import validate
@@ -41,7 +41,7 @@ def run_lines(lines: list[list[str]]) -> None:
     for line in lines:
         config = compose("train", line)
         validate(config)
-        execute(config, set())
+        execute(Request(config))
 
 
 def train_in_float64(forms: dict[str, list[str]], steps: int, out: Path) -> None:
@@ -56,21 +56,21 @@ def train_in_float64(forms: dict[str, list[str]], steps: int, out: Path) -> None
         rules.convert(network.backbone, config.rule, 0, example=torch.zeros(2, *data.shape).double())
         if world.size > 1:
             assert synchronise_normalisation(network, CPU) == []
-        loader = datasets.Loader(
-            data.train, config.batch_size, CPU, 0, crop_padding=1, rank=world.rank, world_size=world.size
-        )
+        augmentation, shard = datasets.Augmentation(crop_padding=1), datasets.Shard(world.rank, world.size)
+        loader = datasets.Loader(data.train, config.batch_size, CPU, 0, augmentation, shard)
         optimizer = build_optimizer(config.optimizer, network)
         task = tasks.build(config.task, 10)
-        step = Step(config, network, task, optimizer, CPU, world, config.batch_size // world.size)
-        adversary = adversary_of(config, network, step.forward.size, CPU)
+        learner = Learner(config, network, task, optimizer, CPU, world)
+        step = Step(learner, config.batch_size // world.size)
+        adversary = adversary_of(learner, step.forward.size)
         network.train()
         done = 0
         while done < steps:
-            for number, (images, labels) in enumerate(loader.epoch(done)):
+            for number, batch in enumerate(loader.epoch(done)):
                 total = min(config.batch_size, len(data.train) - number * config.batch_size)
-                images = images.double()
+                batch = batch.with_images(batch.images.double())
                 if adversary is not None:
-                    images = adversary(images, labels, (done, number), loader.share(total))
-                step(images, labels, total)
+                    batch = adversary(batch, (done, number), loader.shard.of(total))
+                step(batch, total)
                 done += 1
         torch.save(network.state_dict(), out / f"{name}-{world.rank}-of-{world.size}.pt")

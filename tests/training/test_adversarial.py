@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from sstune import datasets, rules, tasks
 from sstune.backbones import Backbone, Network
 from sstune.composition import compose
-from sstune.datasets import Loader
+from sstune.datasets import Batch, Loader
 from sstune.interrupt import StopFlag
 from sstune.schema import RunConfig
 from sstune.seeding import seed_from
-from sstune.training import Progress, Trainer, build_optimizer
+from sstune.training import Learner, Progress, Trainer, build_optimizer
 from sstune.training.adversarial import Adversary, adversary_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,7 +32,7 @@ BASE = [
     "dataset.test_fraction=0.8",
     "dataset.val_fraction=0.2",
     "batch_size=50",
-    f"task.adversarial_eps={EPS}",
+    f"adversary.eps={EPS}",
 ]
 RULES = [["bp"], ["usf"], ["brsf"], ["brsf", "rule.redraw=forward"], ["dfa"], ["wm"], ["pfa"]]
 ATTACKS = ["fgsm", "pgd1", "pgd4"]
@@ -65,9 +65,8 @@ def trainer_of(config: RunConfig, network: Network, digits: datasets.Splits) -> 
     optimizer = build_optimizer(config.optimizer, network)
     loader = Loader(digits.train, config.batch_size, CPU, config.seed)
     task = tasks.build(config.task, 10)
-    return Trainer(
-        config, network, task, loader, digits.val, optimizer, CPU, lambda progress: None, StopFlag()
-    )
+    learner = Learner(config, network, task, optimizer, CPU)
+    return Trainer(learner, loader, digits, lambda progress: None, StopFlag())
 
 
 def adversary_on(network: Network, *overrides: str, size: int = 50) -> Adversary:
@@ -75,7 +74,8 @@ def adversary_on(network: Network, *overrides: str, size: int = 50) -> Adversary
     config = compose("train", [*BASE, *overrides])
     example = torch.zeros(2, 1, 8, 8).to(next(network.parameters()))
     rules.convert(network.backbone, config.rule, 0, example=example)
-    adversary = adversary_of(config, network, size, CPU)
+    task, optimizer = tasks.build(config.task, 10), build_optimizer(config.optimizer, network)
+    adversary = adversary_of(Learner(config, network, task, optimizer, CPU), size)
     assert adversary is not None
     return adversary
 
@@ -106,7 +106,15 @@ def written_out(
 
 
 def batch(digits: datasets.Splits, n: int = 50) -> tuple[Tensor, Tensor]:
+    assert isinstance(digits.train.images, Tensor)
     return digits.train.images[:n] / 255, digits.train.labels[:n]
+
+
+def moved(
+    adversary: Adversary, images: Tensor, labels: Tensor, key: tuple[int, int], positions: slice
+) -> Tensor:
+    """Adversarial images; which samples they are of plays no part."""
+    return adversary(Batch(images, labels, torch.randint(1000, (len(labels),))), key, positions).images
 
 
 class TestImages:
@@ -118,8 +126,8 @@ class TestImages:
         images, labels = batch(digits)
         key = (3, 2)
         network = copy.deepcopy(halfway).double()
-        adversary = adversary_on(network, f"rule={rule[0]}", *rule[1:], f"task.adversarial={attack}")
-        found = adversary(images.double(), labels, key, slice(0, 50))
+        adversary = adversary_on(network, f"rule={rule[0]}", *rule[1:], f"adversary.attack={attack}")
+        found = moved(adversary, images.double(), labels, key, slice(0, 50))
         expected = written_out(copy.deepcopy(halfway).double(), images.double(), labels, attack, key)
         # the start is drawn in float32
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-7)
@@ -131,11 +139,11 @@ class TestImages:
     def test_start_anew_at_each_step_and_each_position(
         self, halfway: Network, digits: datasets.Splits
     ) -> None:
-        adversary = adversary_on(copy.deepcopy(halfway), "task.adversarial=pgd1")
+        adversary = adversary_on(copy.deepcopy(halfway), "adversary.attack=pgd1")
         adversary.attack.step_size = "0"  # leaves the start
         images, labels = batch(digits)
         images = images[:1].expand(50, -1, -1, -1).contiguous()
-        starts = [adversary(images, labels, key, slice(0, 50)) for key in ((0, 0), (0, 1), (1, 0))]
+        starts = [moved(adversary, images, labels, key, slice(0, 50)) for key in ((0, 0), (0, 1), (1, 0))]
         assert len({tuple(start.flatten().tolist()) for some in starts for start in some}) == 3 * 50
 
     @settings(max_examples=25, deadline=None)
@@ -149,10 +157,11 @@ class TestImages:
             values.double() if values.is_floating_point() else values for values in batch(digits, n)
         )
         network = copy.deepcopy(halfway).double()
-        whole = adversary_on(network, "task.adversarial=pgd2", size=n)(images, labels, (0, 1), slice(0, n))
-        divided = adversary_on(network, "task.adversarial=pgd2", size=size)
+        at_once = adversary_on(network, "adversary.attack=pgd2", size=n)
+        whole = moved(at_once, images, labels, (0, 1), slice(0, n))
+        divided = adversary_on(network, "adversary.attack=pgd2", size=size)
         shares = [share for share in (slice(0, cut), slice(cut, n)) if share.start < share.stop]
-        found = [divided(images[share], labels[share], (0, 1), share) for share in shares]
+        found = [moved(divided, images[share], labels[share], (0, 1), share) for share in shares]
         torch.testing.assert_close(torch.cat(found), whole, rtol=0, atol=1e-12)
 
     def test_are_float32_in_the_ball_also_where_products_are_bf16(
@@ -163,8 +172,8 @@ class TestImages:
         network.backbone[5].register_forward_hook(  # type: ignore[index]
             lambda module, inputs, output: seen.add(output.dtype)
         )
-        adversary = adversary_on(network, "task.adversarial=pgd3", "precision=bf16")
-        found = adversary(images, labels, (0, 0), slice(0, 50))
+        adversary = adversary_on(network, "adversary.attack=pgd3", "precision=bf16")
+        found = moved(adversary, images, labels, (0, 0), slice(0, 50))
         assert seen == {torch.bfloat16}
         assert found.dtype == torch.float32
         assert float((found - images).abs().max()) <= EPS + 1e-7
@@ -177,13 +186,13 @@ class TestImages:
 @pytest.mark.parametrize("rule", RULES, ids=" ".join)
 def test_nothing_of_the_network_changes(rule: list[str], halfway: Network, digits: datasets.Splits) -> None:
     network = copy.deepcopy(halfway)
-    adversary = adversary_on(network, f"rule={rule[0]}", *rule[1:], "task.adversarial=pgd2")
+    adversary = adversary_on(network, f"rule={rule[0]}", *rule[1:], "adversary.attack=pgd2")
     network.train()
     network.backbone[1].eval()  # type: ignore[index]
     for parameter in network.backbone[0].parameters():  # type: ignore[index]
         parameter.requires_grad_(False)
     before = whole_state(network)
-    adversary(*batch(digits), (0, 0), slice(0, 50))
+    moved(adversary, *batch(digits), (0, 0), slice(0, 50))
     assert whole_state(network) == before
 
 
@@ -205,22 +214,23 @@ class TestTraining:
         self, halfway: Network, digits: datasets.Splits
     ) -> None:
         epochs = 2
-        config = compose("train", [*BASE, "rule=bp", "task.adversarial=pgd2", f"epochs={epochs}"])
+        config = compose("train", [*BASE, "rule=bp", "adversary.attack=pgd2", f"epochs={epochs}"])
         trainer = trainer_of(config, copy.deepcopy(halfway), digits)
         clean = [item for epoch in range(epochs) for item in trainer.loader.epoch(epoch)]
         step, checked = trainer.step, 0
 
-        def check(images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor]:
+        def check(batch: Batch, total: int) -> tuple[Tensor, Tensor]:
             nonlocal checked
             key = divmod(checked, len(trainer.loader))
-            before, theirs = clean[checked]
+            before, theirs = clean[checked].images, clean[checked].targets
             expected = written_out(copy.deepcopy(trainer.network), before, theirs, "pgd2", key)
-            assert torch.equal(labels, theirs)
+            assert torch.equal(batch.targets, theirs)
+            assert torch.equal(batch.samples, clean[checked].samples)
             # in float32 the sign of a gradient that is zero to rounding is anybody's guess
-            assert float(((images - expected).abs() < 1e-6).float().mean()) > 0.99
+            assert float(((batch.images - expected).abs() < 1e-6).float().mean()) > 0.99
             assert trainer.network.training
             checked += 1
-            return step(images, labels, total)
+            return step(batch, total)
 
         trainer.step = check  # type: ignore[assignment]
         trainer.fit(Progress())
@@ -230,8 +240,8 @@ class TestTraining:
         images, labels = digits.test.images[:300] / 255, digits.test.labels[:300]
         right, eps = {}, 0.15
         for adversarial in ("null", "pgd5"):
-            line = ["epochs=10", "optimizer.lr=0.05", f"task.adversarial={adversarial}"]
-            line += [f"task.adversarial_eps={eps}"]
+            line = ["epochs=10", "optimizer.lr=0.05", f"adversary.attack={adversarial}"]
+            line += [f"adversary.eps={eps}"]
             network = small_network()
             trainer_of(compose("train", [*BASE, *line]), network, digits).fit(Progress())
             attack = torchattacks.PGD(network.eval(), eps=eps, alpha=eps / 4, steps=20)
@@ -251,11 +261,12 @@ def test_compiled_it_is_the_eager_attack_and_compiles_no_more(digits: datasets.S
     images, labels = batch(digits, 37)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     network = Network(Backbone(module, head="3", stem="1"), [0.3], [0.35])
-    line = ["rule=brsf", "task.adversarial=pgd3"]
-    eager = adversary_on(copy.deepcopy(network), *line, size=37)(images, labels, (0, 0), slice(0, 37))
+    line = ["rule=brsf", "adversary.attack=pgd3"]
+    plain = adversary_on(copy.deepcopy(network), *line, size=37)
+    eager = moved(plain, images, labels, (0, 0), slice(0, 37))
     before = graphs()
     adversary = adversary_on(network, *line, "compile=default", size=37)
-    found = [adversary(images[:n], labels[:n], (0, 0), slice(0, n)) for n in (37, 37, 20)]
+    found = [moved(adversary, images[:n], labels[:n], (0, 0), slice(0, n)) for n in (37, 37, 20)]
     assert graphs() - before == 2  # with a gradient and, to judge the last step, without
     same = (found[0] - eager).abs() < 1e-6
     assert float(same.float().mean()) > 0.99  # but where a gradient is zero to rounding
@@ -264,4 +275,7 @@ def test_compiled_it_is_the_eager_attack_and_compiles_no_more(digits: datasets.S
 
 
 def test_without_one_images_are_as_they_are() -> None:
-    assert adversary_of(compose("train", BASE), small_network(), 50, CPU) is None
+    config, network = compose("train", BASE), small_network()
+    optimizer = build_optimizer(config.optimizer, network)
+    learner = Learner(config, network, tasks.build(config.task, 10), optimizer, CPU)
+    assert adversary_of(learner, 50) is None

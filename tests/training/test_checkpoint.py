@@ -5,14 +5,37 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from sstune import rules
-from sstune.schema import BrsfConfig, Redraw, Scale
-from sstune.training import Progress, load, save
+from sstune.composition import compose
+from sstune.schema import BrsfConfig, ClassificationConfig, Redraw, Scale
+from sstune.tasks import Task
+from sstune.tasks.classification import Classification
+from sstune.training import Learner, Progress, load, save
+
+
+class Remembers(Classification):
+    """A task whose loss has a state, as one with a bank of codes."""
+
+    def __init__(self) -> None:
+        super().__init__(ClassificationConfig("classification"), 3)
+        self.bank = torch.zeros(4)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"bank": self.bank}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.bank.copy_(state["bank"])
+
+
+def learner_of(network: nn.Module, optimizer: torch.optim.Optimizer, task: Task | None = None) -> Learner:
+    made: Any = network
+    return Learner(compose("train"), made, task or Remembers(), optimizer, torch.device("cpu"))
 
 
 def build(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -39,16 +62,20 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_loaded_goes_on_bit_by_bit(path: Path) -> None:
     network, optimizer = build(0)
     step(network, optimizer)
-    best = {"epoch": 1, "val_correct": 3, "network": network.state_dict()}
+    best = {"epoch": 1, "val_score": 0.3, "val": {"correct": 3}, "network": network.state_dict()}
     progress = Progress(1, 2, {"loss": 0.1}, [{"epoch": 1}], [{"angle": 3.0}], best, seconds=1.5)
-    save(path, "identity", progress, network, optimizer)
+    task = Remembers()
+    task.bank += 7
+    save(path, "identity", progress, learner_of(network, optimizer, task))
     step(network, optimizer)
     step(network, optimizer)
 
     other, its_optimizer = build(1)
     torch.manual_seed(17)
-    restored = load(path, "identity", other, its_optimizer)
+    learner = learner_of(other, its_optimizer)
+    restored = load(path, "identity", learner)
     assert restored is not None
+    assert torch.equal(learner.task.state_dict()["bank"], task.bank)
     for item in fields(Progress):
         if item.name != "best":
             assert getattr(restored, item.name) == getattr(progress, item.name)
@@ -63,7 +90,26 @@ def test_what_is_loaded_goes_on_bit_by_bit(path: Path) -> None:
 
 
 def test_nothing_there_is_none(path: Path) -> None:
-    assert load(path, "identity", *build(0)) is None
+    assert load(path, "identity", learner_of(*build(0))) is None
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(path: Path) -> None:
+    """It knew accuracy only, and no state of a task."""
+    network, optimizer = build(0)
+    history = [{"epoch": 1, "val_accuracy": 0.25}, {"epoch": 2, "val_accuracy": 0.75}]
+    progress = Progress(2, 3, {"loss": 9.5, "score": 6.0, "seen": 8}, history, best={"network": None})
+    plain = Classification(ClassificationConfig("classification"), 3)
+    learner = learner_of(network, optimizer, plain)
+    save(path, "identity", progress, learner)
+    state = torch.load(path, weights_only=True)
+    del state["task"]
+    state["progress"]["totals"] = {"loss": 9.5, "correct": 6, "seen": 8}
+    state["progress"]["best"] = {"epoch": 2, "val_correct": 3, "network": network.state_dict()}
+    torch.save(state, path)
+    found = load(path, "identity", learner)
+    assert found is not None
+    assert found.totals == progress.totals
+    assert (found.best["val_score"], found.best["val"]) == (0.75, {"correct": 3})
 
 
 Damage = Callable[[Path], None]
@@ -112,6 +158,9 @@ def directory(path: Path) -> None:
         flipped,
         without("optimizer"),
         without("rng"),
+        without("task"),
+        without("task", "bank"),
+        changed("task", {"bank": torch.zeros(5)}),
         without("network", "0.weight"),
         without("network", "4.feedback._extra_state"),
         without("progress", "best"),
@@ -131,12 +180,12 @@ def test_what_is_damaged_is_set_aside_and_loads_nothing(
     path: Path, damage: Damage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network, optimizer = build(0)
-    best = {"epoch": 1, "val_correct": 3, "network": network.state_dict()}
-    save(path, "a" * 64, Progress(1, 2, {}, [{"epoch": 1}], best=best), network, optimizer)
+    best = {"epoch": 1, "val_score": 0.3, "val": {"correct": 3}, "network": network.state_dict()}
+    save(path, "a" * 64, Progress(1, 2, {}, [{"epoch": 1}], best=best), learner_of(network, optimizer))
     damage(path)
     network, optimizer = build(1)
     before = copy.deepcopy([network.state_dict(), optimizer.state_dict(), torch.get_rng_state()])
-    assert load(path, "a" * 64, network, optimizer) is None
+    assert load(path, "a" * 64, learner_of(network, optimizer)) is None
     after = [network.state_dict(), optimizer.state_dict(), torch.get_rng_state()]
     assert repr(before) == repr(after)
     assert os.listdir(path.parent) == ["damaged.checkpoint.pt"]
@@ -147,19 +196,19 @@ def test_what_is_damaged_is_set_aside_and_loads_nothing(
 def test_the_file_holds_only_tensors_and_plain_python(path: Path) -> None:
     network, optimizer = build(0)
     step(network, optimizer)
-    save(path, "identity", Progress(), network, optimizer)
+    save(path, "identity", Progress(), learner_of(network, optimizer))
     state = torch.load(path, weights_only=True)
-    assert set(state) == {"identity", "progress", "network", "optimizer", "rng", "rng_cuda"}
+    assert set(state) == {"identity", "progress", "network", "optimizer", "task", "rng", "rng_cuda"}
     assert os.listdir(path.parent) == ["checkpoint.pt"]
 
 
 def test_a_failure_while_saving_leaves_the_previous_state(path: Path) -> None:
     network, optimizer = build(0)
-    save(path, "identity", Progress(step=1), network, optimizer)
+    save(path, "identity", Progress(step=1), learner_of(network, optimizer))
     unpicklable = Progress(epoch=2, best={"network": lambda: None})
     with pytest.raises(Exception, match="pickle"):
-        save(path, "identity", unpicklable, network, optimizer)
-    restored = load(path, "identity", network, optimizer)
+        save(path, "identity", unpicklable, learner_of(network, optimizer))
+    restored = load(path, "identity", learner_of(network, optimizer))
     assert restored is not None
     assert restored.step == 1
     assert os.listdir(path.parent) == ["checkpoint.pt"]
@@ -179,12 +228,12 @@ def test_a_device_that_fails_is_no_damage_of_the_file(
 ) -> None:
     network, optimizer = build(0)
     step(network, optimizer)
-    save(path, "identity", Progress(step=1), network, optimizer)
+    save(path, "identity", Progress(step=1), learner_of(network, optimizer))
 
     def fail(*arguments: object) -> None:
         raise error
 
     monkeypatch.setattr(optimizer, "load_state_dict", fail)
     with pytest.raises(MemoryError, match=str(error)[:20]):
-        load(path, "identity", network, optimizer)
+        load(path, "identity", learner_of(network, optimizer))
     assert os.listdir(path.parent) == [path.name]

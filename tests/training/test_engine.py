@@ -30,7 +30,7 @@ from sstune.datasets import Loader
 from sstune.interrupt import StopFlag, Stopped
 from sstune.runs import Run
 from sstune.schema import MultistepConfig, RunConfig
-from sstune.training import Progress, Trainer, build_optimizer, build_schedule
+from sstune.training import Learner, Progress, Trainer, build_optimizer, build_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # bit-equality holds for one number of threads
 
@@ -53,7 +53,7 @@ RULES = {
     "ema": ["rule=brsf", "ema=0.8"],
     "ema, drawing": ["rule=brsf", "rule.redraw=forward", "ema=0.8"],
     "accumulate": ["rule=brsf", "accumulate=3", "clip_norm=1"],
-    "adversarial": ["rule=brsf", "rule.redraw=forward", "task.adversarial=pgd2", "accumulate=2"],
+    "adversarial": ["rule=brsf", "rule.redraw=forward", "adversary.attack=pgd2", "accumulate=2"],
     "freeze": ["rule=usf", "optimizer.freeze=[stem,layer1]"],
     "lr_factors": ["rule=kp", "rule.start=random", "optimizer.lr_factors={head:4,layer1:0.1}"],
 }
@@ -221,7 +221,7 @@ class TestProcesses:
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=processes.PATIENCE)
         assert process.returncode == 143
-        assert error == "sstune: stopped by a signal; the same line goes on from here\n"
+        assert error == "sstune: stopped by a signal; run the same command to resume\n"
         state = torch.load(directory(tmp_path) / "checkpoint.pt", weights_only=True)
         assert state["progress"]["epoch"] * STEPS + state["progress"]["step"] >= 1
 
@@ -233,7 +233,10 @@ def right(run: Path, config: RunConfig) -> dict[str, int]:
     assert backbones.load_third_party(network, run / "model.pt") == []
     task = tasks.build(config.task, 10)
     splits = {"val": data.val, "test": data.test}
-    return {name: tasks.evaluate(network, task, split, CPU).n_correct for name, split in splits.items()}
+    return {
+        name: int(tasks.evaluate(network, task, split, CPU).score.correct or 0)
+        for name, split in splits.items()
+    }
 
 
 def spoiled(
@@ -348,7 +351,7 @@ def make(short: list[str]) -> Make:
         loader = Loader(data.train, config.batch_size, CPU, 0)
         task = tasks.build(config.task, 10)
         saved: list[Progress] = []
-        return Trainer(config, network, task, loader, data.val, optimizer, CPU, saved.append, StopFlag())
+        return Trainer(Learner(config, network, task, optimizer, CPU), loader, data, saved.append, StopFlag())
 
     return make
 
@@ -433,9 +436,9 @@ class TestSteps:
     def test_clipping_takes_no_account_of_trained_feedback_but_includes_it(self, make: Make) -> None:
         settings = ["rule=pfa", "rule.start=random", "rule.closed_form=false", "epochs=1"]
         trainers = [make(*settings, f"clip_norm={clip}") for clip in ("null", "0.01")]
-        images, labels = next(trainers[0].loader.epoch(0))
+        batch = next(trainers[0].loader.epoch(0))
         for trainer in trainers:
-            trainer.step(images, labels, len(labels))
+            trainer.step(batch, len(batch))
         free, clipped = (
             {name: p.grad for name, p in trainer.network.named_parameters() if p.grad is not None}
             for trainer in trainers
@@ -450,8 +453,8 @@ class TestSteps:
         trainer = make("rule=usf")
         order = trainer.loader.split.labels.argsort()
         by_class = Loader(trainer.loader.split.take(order), 50, CPU, 0)
-        again = Trainer(trainer.config, trainer.network, trainer.task, by_class, trainer.val,
-                        trainer.optimizer, CPU, trainer.save, StopFlag())  # fmt: skip
+        learner = Learner(trainer.config, trainer.network, trainer.task, trainer.optimizer, CPU)
+        again = Trainer(learner, by_class, trainer.splits, trainer.save, StopFlag())
         assert len(again.probe) == 128
         assert set(again.probe.labels.tolist()) == set(range(10))
 
@@ -488,9 +491,9 @@ class TestSteps:
     @pytest.mark.parametrize("smoothing", [0.0, 0.2])
     def test_the_loss_is_cross_entropy_with_label_smoothing(self, make: Make, smoothing: float) -> None:
         trainer = make(f"task.label_smoothing={smoothing}")
-        images, labels = next(trainer.loader.epoch(0))
-        outputs = trainer.network(images).detach()
-        loss, right = trainer.step(images, labels, len(labels))
+        batch = next(trainer.loader.epoch(0))
+        labels, outputs = batch.targets, trainer.network(batch.images).detach()
+        loss, right = trainer.step(batch, len(batch))
         assert int(right) == int((outputs.argmax(1) == labels).sum())
         picked = -F.log_softmax(outputs, 1)
         expected = (1 - smoothing) * picked[torch.arange(len(labels)), labels] + smoothing * picked.mean(1)
@@ -572,10 +575,11 @@ class TestAverage:
                 assert torch.equal(value, buffers[name]), name
         again = make("rule=usf").network
         again.load_state_dict(kept)
-        judged = tasks.evaluate(again, trainer.task, trainer.val, CPU)
-        assert progress.best["val_correct"] == judged.n_correct
+        judged = tasks.evaluate(again, trainer.task, trainer.splits.val, CPU)
+        assert progress.best["val"] == {"correct": judged.score.correct}
+        assert progress.best["val_score"] == judged.score.value
         assert progress.history[-1]["val_loss"] == pytest.approx(judged.loss, rel=1e-6)
-        raw = tasks.evaluate(trainer.network, trainer.task, trainer.val, CPU)
+        raw = tasks.evaluate(trainer.network, trainer.task, trainer.splits.val, CPU)
         assert progress.history[-1]["val_loss"] != pytest.approx(raw.loss, rel=1e-3)
 
     def test_the_stored_model_is_the_average(self, short: list[str], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ RULES = {
     "usf": ["rule=usf"],
     "brsf": ["rule=brsf"],
     "pfa": ["rule=pfa", "rule.start=random"],
-    "frsf": ["rule=frsf", "task.adversarial=pgd2"],  # against an adversary
+    "frsf": ["rule=frsf", "adversary.attack=pgd2"],  # against an adversary
 }
 STEPS = 20
 # 287 images: a last batch of 37, of which two processes cannot have equal shares

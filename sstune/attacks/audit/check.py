@@ -1,39 +1,23 @@
-"""One diagnostic's answer, and the verdict that all of them give."""
+"""The result of a check, the functions that make the checks, and the verdict over all results."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class Status(StrEnum):
-    """What a check says. ``not_run`` has a reason in its text."""
-
-    ok = "ok"
-    report = "report"
-    warn = "warn"
-    masked = "masked"
-    error = "error"
-    not_run = "not run"
-
-
-class Verdict(StrEnum):
-    """Whether what looks like robustness is only a gradient that misleads the attack."""
-
-    masked = "MASKED"
-    not_masked = "NOT MASKED"
-    inconclusive = "INCONCLUSIVE"
+from sstune.attacks.audit.evidence import Evidence
+from sstune.registry import Registry
+from sstune.schema.audit import DECIDING, DOUBTFUL_ON_WARNING, Status, Verdict
 
 
 @dataclass(frozen=True)
-class Check:
-    """The answer of one of D0 to D15; ``id`` and ``title`` are those of :data:`CHECKS`.
+class CheckResult:
+    """The answer of one check; ``id`` and ``title`` are those of :data:`sstune.schema.audit.CHECKS`.
 
     Args:
         figure: what was measured, in ``unit``; None where there is no single number.
-        threshold: what it was held against, in words.
-        n: samples it rests on.
+        threshold: what the figure is compared with, in words.
+        n: the number of samples.
         text: one sentence for a reader.
     """
 
@@ -47,34 +31,31 @@ class Check:
     title: str = ""
 
 
-# NOT MASKED rests on these; each can say MASKED.
-DECIDING = ("D1", "D5", "D7", "D8", "D13")
-# Where these warn, there is no telling: something seems to do better than the network's own gradient, or
-# gradients are missing or random, so that an attack may fail for that alone.
-UNSURE = ("D1", "D7", "D8", "D10", "D11", "D13")
+# id -> function of a check in :data:`sstune.schema.audit.CHECKS`.
+CHECK_FUNCTIONS: Registry[Callable[[Evidence], CheckResult]] = Registry("audit.skip")
 
 
-def verdict(checks: Sequence[Check], skipped: Sequence[str] = ()) -> tuple[Verdict, list[str]]:
+def verdict(results: Sequence[CheckResult], skipped: Collection[str] = ()) -> tuple[Verdict, list[str]]:
     """The overall verdict, and the ids of the checks that it rests on.
 
-    INCONCLUSIVE: the figures are invalid, or nobody has looked whether they are (D0); or nothing says MASKED,
-    but a deciding check did not run and was not ``skipped`` on purpose, none is left to decide, or one of
-    :data:`UNSURE` warns.
+    INCONCLUSIVE: a check failed or D0, whether the figures are valid, did not run; or nothing says MASKED,
+    but a deciding check did not run and was not ``skipped`` on purpose, no deciding check is left, or one of
+    :data:`DOUBTFUL_ON_WARNING` warns.
     """
 
-    def with_status(among: Sequence[str], *wanted: Status) -> list[str]:
-        return [check.id for check in checks if check.status in wanted and check.id in among]
+    def with_status(ids: Sequence[str], *wanted: Status) -> list[str]:
+        return [result.id for result in results if result.status in wanted and result.id in ids]
 
-    if invalid := [check.id for check in checks if check.status is Status.error]:
+    if invalid := [result.id for result in results if result.status is Status.error]:
         return Verdict.inconclusive, invalid
-    if unseen := with_status(["D0"], Status.not_run):
-        return Verdict.inconclusive, unseen
-    if masked := [check.id for check in checks if check.status is Status.masked]:
+    if not_validated := with_status(["D0"], Status.not_run):
+        return Verdict.inconclusive, not_validated
+    if masked := [result.id for result in results if result.status is Status.masked]:
         return Verdict.masked, masked
-    open_ = [name for name in with_status(DECIDING, Status.not_run) if name not in skipped]
-    open_ += with_status(UNSURE, Status.warn)
-    if doubtful := [check.id for check in checks if check.id in open_]:
-        return Verdict.inconclusive, doubtful
+    missing = [name for name in with_status(DECIDING, Status.not_run) if name not in skipped]
+    doubtful = {*missing, *with_status(DOUBTFUL_ON_WARNING, Status.warn)}
+    if doubtful:
+        return Verdict.inconclusive, [result.id for result in results if result.id in doubtful]
     if decided := with_status(DECIDING, Status.ok, Status.warn):
         return Verdict.not_masked, decided
     return Verdict.inconclusive, with_status(DECIDING, Status.not_run)

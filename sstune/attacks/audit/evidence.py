@@ -1,4 +1,4 @@
-"""What the checks look at: attacks on the same samples, each made once and remembered."""
+"""The attacks on the same samples that the checks compare, each made once and kept."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sstune.attacks.audit.paired import FEWEST
+from sstune.attacks.attack import ATTACKS, Attack
+from sstune.attacks.audit.comparison import FEWEST
 from sstune.attacks.evaluation import Victim, View
 from sstune.attacks.outcome import Outcome
-from sstune.attacks.registry import ATTACKS, Attack
 from sstune.datasets import spread
 from sstune.quantities import parse_eps
 from sstune.schema import (
@@ -29,25 +29,39 @@ from sstune.schema import (
 )
 
 STEPS = 20
-LARGE = ("64/255", "1.0")  # more than any network withstands, and every image whatever
-SMALLEST, HUGE = 1 / 64 / 255, parse_eps(LARGE[0])
-ALIKE = 1.1  # an eps is not looked for between two of a smaller ratio
+LARGE = ("64/255", "1.0")  # more than any network withstands, and any image at all
+SMALLEST, LARGEST = 1 / 64 / 255, parse_eps(LARGE[0])  # between which an informative eps is searched for
+CLOSEST = 1.1  # the search ends once the ratio of the two nearest eps is smaller
 
-# ``(key, victim, attack, view, eps) -> outcome``: makes an attack, or remembers that it was made.
+# ``(key, victim, attack, view, eps) -> outcome``: makes an attack, or returns its saved outcome.
 Run = Callable[[str, Victim, Attack, View, str], Outcome]
 
 
 @dataclass(frozen=True)
+class Subset:
+    """Some of the audit's samples.
+
+    Args:
+        index: (n,) those that are attacked.
+        stands_for: (m,) those that the attack's outcome is about; PGD has broken the others of them already.
+        part: which of them are attacked, as a word in the cell's key.
+    """
+
+    index: Tensor
+    stands_for: Tensor
+    part: str = ""
+
+
+@dataclass(frozen=True)
 class Cell:
-    """An attack that was made: with ``attack``, through ``gradient``, at ``eps``."""
+    """An attack that was made, on the samples of ``subset``; ``source`` is the name of a surrogate."""
 
     attack: str
     gradient: Gradient
     eps: str
     source: str
     outcome: Outcome
-    index: Tensor  # which of the audit's samples it was made on
-    among: Tensor  # which of them it stands for: the others of these PGD has broken already
+    subset: Subset
 
 
 @dataclass
@@ -55,16 +69,18 @@ class Evidence:
     """Attacks on ``victim``.
 
     Args:
-        own: the gradient that autograd gives for the network: the rule's, where it has feedback.
+        white_box: the gradient that autograd gives for the network: the rule's, if it has feedback.
         exact: the true gradient of the same weights.
-        surrogate: another network to transfer from, if there is one.
-        has_feedback: whether ``own`` and ``exact`` differ at all.
+        surrogate: another network to transfer from, or None.
+        has_feedback: whether ``white_box`` and ``exact`` differ.
         n_classes: of the dataset.
-        eps: those asked for, from small to large.
+        eps: those asked for, in ascending order.
+        seed: of the attacks.
+        cells: the attacks made so far, by key.
     """
 
     victim: Victim
-    own: View
+    white_box: View
     exact: View
     surrogate: View | None
     has_feedback: bool
@@ -77,7 +93,7 @@ class Evidence:
 
     @property
     def n(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(self.victim.clean)
 
     @property
@@ -86,69 +102,65 @@ class Evidence:
         return self.eps[-1]
 
     @cached_property
-    def telling(self) -> list[str]:
-        """The eps asked for, and others until one tells, from small to large.
+    def informative_eps(self) -> list[str]:
+        """The eps asked for and, if needed, others until one is informative, in ascending order.
 
-        Where the attack through the network's own gradient leaves nearly all or nearly nothing, so may any
-        other. So there shall be an eps at which it leaves a quarter to three quarters of what was right.
+        Where the white box leaves nearly all samples or nearly none, so may any other attack. At an
+        informative eps it leaves a quarter to three quarters of the correctly classified samples.
         """
         found = list(self.eps)
-        while radius := self._nearer(found):
+        while radius := self._next_eps(found):
             found = sorted([*found, f"{255 * radius:g}/255"], key=parse_eps)
         return found
 
-    def _nearer(self, tried: Sequence[str]) -> float | None:
-        """An eps that may tell, if none of ``tried`` does: doubled, halved or between two of them; None where
-        there is nothing left to try."""
-        share = {parse_eps(eps): 0.5 + self._beyond_half(eps) for eps in tried}
-        if any(0.25 <= left <= 0.75 for left in share.values()):
+    def _next_eps(self, tried: Sequence[str]) -> float | None:
+        """An eps that may be informative, if none of ``tried`` is: doubled, halved or between two of them;
+        None if the search has ended."""
+        survival = {parse_eps(eps): self._survival(eps) for eps in tried}
+        if any(0.25 <= share <= 0.75 for share in survival.values()):
             return None
-        small = max((radius for radius, left in share.items() if left > 0.75), default=0.0)
-        large = min((radius for radius, left in share.items() if left < 0.25), default=None)
+        small = max((radius for radius, share in survival.items() if share > 0.75), default=0.0)
+        large = min((radius for radius, share in survival.items() if share < 0.25), default=None)
         if large is None:
-            return min(max(2 * small, 1 / 255), HUGE) if small < HUGE else None
-        if large <= SMALLEST or large < ALIKE * small:
+            return min(max(2 * small, 1 / 255), LARGEST) if small < LARGEST else None
+        if large <= SMALLEST or large < CLOSEST * small:
             return None
         return large / 2 if large / 2 > small else (small + large) / 2
 
     @property
-    def middle(self) -> str:
-        """The eps at which the attack through the network's own gradient tells most: about half are left."""
-        return self._nearest_half(self.telling)
+    def eps_at_half(self) -> str:
+        """The informative eps at which the white box leaves the share of samples nearest to a half."""
+        return self._nearest_half(self.informative_eps)
 
     def _nearest_half(self, among: Sequence[str]) -> str:
-        return min(among, key=lambda eps: abs(self._beyond_half(eps)))
+        return min(among, key=lambda eps: abs(self._survival(eps) - 0.5))
 
-    def _beyond_half(self, eps: str) -> float:
-        """Which share of the samples that were right PGD leaves, less a half."""
-        return int(self.pgd(self.own, eps).right.sum()) / max(int(self.victim.clean.sum()), 1) - 0.5
+    def _survival(self, eps: str) -> float:
+        """The share of the correctly classified samples that PGD through the white box leaves."""
+        return int(self.pgd(self.white_box, eps).right.sum()) / max(int(self.victim.clean.sum()), 1)
 
-    @property
-    def constant(self) -> float:
-        """The share of the samples that a network gets right which always gives the same answer."""
-        return int(self.victim.split.labels.bincount().max()) / self.n
-
-    def contested(self, samples: Tensor) -> str:
-        """The largest eps at which the attack through the network's own gradient leaves enough of ``samples``
-        for another attack to show that it is stronger; the smallest, where it never does."""
-        left = {eps: int(self.pgd(self.own, eps).right[samples].sum()) for eps in self.telling}
-        return next((eps for eps in reversed(self.telling) if left[eps] >= FEWEST), self.telling[0])
+    def largest_eps_with_survivors(self, samples: Tensor) -> str:
+        """The largest informative eps at which the white box leaves enough of ``samples`` for another attack
+        to be significantly stronger; the smallest, if it never does."""
+        left = {eps: int(self.pgd(self.white_box, eps).right[samples].sum()) for eps in self.informative_eps}
+        enough = (eps for eps in reversed(self.informative_eps) if left[eps] >= FEWEST)
+        return next(enough, self.informative_eps[0])
 
     def pgd(self, view: View, eps: str, **changes: Any) -> Outcome:
-        """PGD-20 from one random start, steps of eps/4, unless ``changes`` say otherwise."""
+        """PGD-20 from one random start, steps of eps/4, with other settings in ``changes``."""
         config = replace(PgdConfig("pgd", [eps], steps=STEPS), **changes)
         label = " ".join(["pgd", *(f"{key}={value}" for key, value in changes.items())])
-        return self._attack(label, config, self._same(view), eps)
+        return self._attack(label, config, self._distinct(view), eps)
 
-    def shown(self) -> dict[str, Outcome]:
-        """PGD at the eps asked for that tells most, through each gradient there is; to be looked at."""
+    def pgd_for_images(self) -> dict[str, Outcome]:
+        """PGD through each gradient, at the eps asked for that is nearest to leaving half of the samples."""
         eps = self._nearest_half(self.eps)
-        views = (self.own, self.exact) if self.has_feedback else (self.own,)
+        views = (self.white_box, self.exact) if self.has_feedback else (self.white_box,)
         return {f"{view.gradient} {eps}": self.pgd(view, eps) for view in views}
 
     def fgsm(self, view: View, eps: str) -> Outcome:
         """One step of size eps."""
-        return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._same(view), eps)
+        return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._distinct(view), eps)
 
     def transfer(self, eps: str) -> Outcome:
         """MI-FGSM on the surrogate."""
@@ -158,18 +170,21 @@ class Evidence:
 
     def noise(self, eps: str) -> Outcome:
         """The best of 100 random perturbations, on the samples for black boxes."""
-        some = self.black_box_samples
-        return self._attack("noise", NoiseConfig("noise", [eps]), self._blind, eps, some, some)
+        samples = self.black_box_samples
+        subset = Subset(samples, samples)
+        return self._attack("noise", NoiseConfig("noise", [eps]), self._no_gradient, eps, subset)
 
     def square(self, eps: str, index: Tensor, part: str) -> Outcome:
-        """Square on the samples at ``index``, which are the ``part`` of those for black boxes."""
+        """Square on the samples at ``index``, the ``part`` of those for black boxes."""
         config = SquareConfig("square", [eps], queries=self.config.square_queries)
-        return self._attack("square", config, self._blind, eps, index, self.black_box_samples, part)
+        subset = Subset(index, self.black_box_samples, part)
+        return self._attack("square", config, self._no_gradient, eps, subset)
 
     def rays(self, eps: str, index: Tensor, part: str) -> Outcome:
-        """RayS on the samples at ``index``, which are the ``part`` of those for attacks by labels."""
+        """RayS on the samples at ``index``, the ``part`` of those for attacks by labels."""
         config = RaysConfig("rays", [eps], queries=self.config.label_queries)
-        return self._attack("rays", config, self._blind, eps, index, self.label_samples, part)
+        subset = Subset(index, self.label_samples, part)
+        return self._attack("rays", config, self._no_gradient, eps, subset)
 
     @property
     def black_box_samples(self) -> Tensor:
@@ -186,32 +201,26 @@ class Evidence:
         right, radius = self.victim.clean.clone(), parse_eps(eps)
         for cell in self.cells.values():
             if parse_eps(cell.eps) <= radius:
-                right[cell.index] &= cell.outcome.right
+                right[cell.subset.index] &= cell.outcome.right
         return right
 
     @property
-    def _blind(self) -> View:
-        return replace(self.own, gradient=Gradient.none)
+    def _no_gradient(self) -> View:
+        return replace(self.white_box, gradient=Gradient.none)
 
-    def _same(self, view: View) -> View:
-        """Without feedback there is one gradient, and its attacks need not be made twice."""
-        return view if self.has_feedback else self.own
+    def _distinct(self, view: View) -> View:
+        """Without feedback both gradients are the same, so that attacks need not be repeated."""
+        return view if self.has_feedback else self.white_box
 
     def _attack(
-        self,
-        label: str,
-        config: AttackConfig,
-        view: View,
-        eps: str,
-        index: Tensor | None = None,
-        among: Tensor | None = None,
-        part: str = "",
+        self, label: str, config: AttackConfig, view: View, eps: str, subset: Subset | None = None
     ) -> Outcome:
-        key = " ".join(filter(None, [label, view.gradient, view.source, eps, part]))
+        """The outcome of an attack on ``subset`` (None: all samples); made if there is none yet."""
+        if subset is None:
+            subset = Subset(torch.arange(self.n), torch.arange(self.n))
+        key = " ".join(filter(None, [label, view.gradient, view.source, eps, subset.part]))
         if key not in self.cells:
-            everything = torch.arange(self.n)
-            index, among = (everything if which is None else which for which in (index, among))
             attack = ATTACKS[config.name](config, self.seed)
-            outcome = self.run(key, self.victim.take(index), attack, view, eps)
-            self.cells[key] = Cell(label, view.gradient, eps, view.source, outcome, index, among)
+            outcome = self.run(key, self.victim.take(subset.index), attack, view, eps)
+            self.cells[key] = Cell(label, view.gradient, eps, view.source, outcome, subset)
         return self.cells[key].outcome

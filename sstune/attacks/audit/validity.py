@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sstune.attacks.ascent import loss_gradient
-from sstune.attacks.audit.check import Check, Status
+from sstune.attacks.attack import ATTACKS
+from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
+from sstune.attacks.audit.classification import are_probabilities, margin_pass, spread_batches
 from sstune.attacks.audit.evidence import Evidence
 from sstune.attacks.evaluation import attacked_through, check_zero_eps
-from sstune.attacks.registry import ATTACKS, Batch
 from sstune.attacks.validity import InvalidAttack, differ
-from sstune.datasets import batches
+from sstune.datasets import Batch
 from sstune.rules import eval_mode
-from sstune.schema import AttackLoss, PgdConfig
+from sstune.schema import PgdConfig
+from sstune.schema.audit import Status
 
 REPEATS = 5
 LOOKED_AT = 64
@@ -22,12 +23,12 @@ FEWEST_RIGHT = 24  # of fewer, not even a third less would be a significant diff
 
 def probe(evidence: Evidence, n: int = LOOKED_AT) -> Batch:
     """``n`` samples as one batch on the victim's device."""
-    victim = evidence.victim.some(n)
-    ((images, labels),) = batches(victim.split, n, victim.device)
-    return Batch(images, labels, None, victim.samples.tolist())
+    (batch,) = spread_batches(evidence.victim, n, n)
+    return batch
 
 
-def d0(evidence: Evidence) -> Check:
+@CHECK_FUNCTIONS.register("D0")
+def d0(evidence: Evidence) -> CheckResult:
     """Enough samples, eval mode, logits of a sample its own, passes without a trace, nothing at eps = 0."""
     network, batch = evidence.victim.network, probe(evidence)
     found = []
@@ -51,15 +52,16 @@ def d0(evidence: Evidence) -> Check:
         found.append("a sample's logits depend on the other samples of its batch")
     try:
         pgd = ATTACKS["pgd"](PgdConfig("pgd", [], steps=2), evidence.seed)
-        check_zero_eps(evidence.victim, pgd, evidence.own, LOOKED_AT)
+        check_zero_eps(evidence.victim, pgd, evidence.white_box, LOOKED_AT)
     except InvalidAttack as error:
         found.append(str(error))
     status = Status.error if found else Status.ok
     text = "; ".join(found) or "eval mode, finite logits, eps = 0 equals clean"
-    return Check(status, float(len(found)), "faults", "0", len(batch.images), text)
+    return CheckResult(status, float(len(found)), "faults", "0", len(batch.images), text)
 
 
-def d11(evidence: Evidence) -> Check:
+@CHECK_FUNCTIONS.register("D11")
+def d11(evidence: Evidence) -> CheckResult:
     """Random outputs or gradients: an attack must average over them.
 
     Where outputs are random, samples that were attacked together share a draw, and their figures its luck.
@@ -67,37 +69,37 @@ def d11(evidence: Evidence) -> Check:
     outputs, gradients = repeated(evidence)
     random = [name for name, values in (("outputs", outputs), ("input gradients", gradients)) if
               any(differ(values[0], other) for other in values[1:])]  # fmt: skip
-    averaged = evidence.own.eot > 1
+    averaged = evidence.white_box.eot > 1
     unfair = Status.error if "outputs" in random else Status.warn
     status = Status.ok if not random else Status.report if averaged else unfair
     text = "the same in every repeat"
     if random:
         text = f"{' and '.join(random)} differ from pass to pass"
-        text += f"; averaged over {evidence.own.eot}" if averaged else ": use attack.eot"
+        text += f"; averaged over {evidence.white_box.eot}" if averaged else ": use attack.eot"
         text += ", and attack.batch_size=1 if a draw is for a whole batch" if "outputs" in random else ""
-    return Check(status, float(len(random)), "of 2 vary", "0", len(outputs[0]), text)
+    return CheckResult(status, float(len(random)), "of 2 vary", "0", len(outputs[0]), text)
 
 
 def repeated(evidence: Evidence) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and own input gradients of the same images, five times over, drawn as the attack draws."""
     batch = probe(evidence)
-    subject = evidence.own.subject(evidence.seed, "repeat")
+    subject = evidence.white_box.subject(evidence.seed, "repeat")
     subject.eot = 1
-    with attacked_through(evidence.victim.network, evidence.own.gradient):
-        passes = [loss_gradient(subject, batch.images, batch, AttackLoss.margin) for _ in range(REPEATS)]
+    with attacked_through(evidence.victim.network, evidence.white_box.gradient):
+        passes = [margin_pass(evidence.victim, subject, batch) for _ in range(REPEATS)]
     return [outputs for outputs, _ in passes], [gradient for _, gradient in passes]
 
 
-def d12(evidence: Evidence) -> Check:
+@CHECK_FUNCTIONS.register("D12")
+def d12(evidence: Evidence) -> CheckResult:
     """A network that ends in a softmax has flat losses where it is sure."""
     batch = probe(evidence)
     with torch.no_grad(), eval_mode(evidence.victim.network):
         outputs = evidence.victim.network(batch.images)
-    sums = outputs.sum(1)
-    alike = bool((outputs >= 0).all()) and float((sums - 1).abs().max()) < 1e-3
-    text = "outputs are probabilities: attack the logits before the softmax" if alike else "logits"
-    status = Status.warn if alike else Status.ok
-    return Check(status, float(sums.mean()), "mean sum", "not 1", len(sums), text)
+    softmax = are_probabilities(outputs)
+    text = "outputs are probabilities: attack the logits before the softmax" if softmax else "logits"
+    status = Status.warn if softmax else Status.ok
+    return CheckResult(status, float(outputs.sum(1).mean()), "mean sum", "not 1", len(outputs), text)
 
 
 def _tensors(network: torch.nn.Module) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ def audited(test_split: Split) -> Audited:
             clean = judged(network, split)
         return Evidence(
             victim=Victim(network, split, torch.arange(len(split)), clean, CPU),
-            own=View(Gradient.rule, network, **(own or {})),
+            white_box=View(Gradient.rule, network, **(own or {})),
             exact=View(Gradient.exact, network),
             surrogate=None if surrogate is None else View(Gradient.surrogate, surrogate, "other"),
             has_feedback=bool(feedback_layers(network)),
@@ -85,7 +85,7 @@ def planned() -> Audited:
         split = Split(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), labels)
         return Evidence(
             victim=Victim(network, split, torch.arange(n), first(n if clean is None else clean, n), CPU),
-            own=View(Gradient.rule, network),
+            white_box=View(Gradient.rule, network),
             exact=View(Gradient.exact, network),
             surrogate=View(Gradient.surrogate, network, "other"),
             has_feedback=has_feedback,

@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sstune.attacks.registry import ATTACKS
 
-from sstune.attacks.audit import Check, Evidence, Status
+from sstune.attacks.audit import CheckResult, Evidence
 from sstune.attacks.audit.black_box import d7, d8, d13
 from sstune.attacks.evaluation import robust
-from sstune.attacks.registry import ATTACKS
 from sstune.backbones import Network
 from sstune.schema import SquareConfig
+from sstune.schema.audit import Status
 
 Audited = Callable[..., Evidence]
-Diagnostic = Callable[[Evidence], Check]
+Diagnostic = Callable[[Evidence], CheckResult]
 EPS = ["2/255", "8/255"]
 
 
@@ -91,12 +92,12 @@ def test_square_in_two_parts_is_square_on_all(converted: Callable[[str], Network
     check = d7(evidence)
     assert check.status is Status.masked
     some = evidence.black_box_samples
-    white = evidence.pgd(evidence.own, "64/255").right[some]
+    white = evidence.pgd(evidence.white_box, "64/255").right[some]
     square = ATTACKS["square"](SquareConfig("square", ["64/255"], queries=100), 0)
     clean = evidence.victim.clean[some]
     right = clean.clone()
     for part in (white, clean & ~white):
-        outcome = robust(evidence.victim.take(some[part]), square, evidence.own, 64 / 255, 128)
+        outcome = robust(evidence.victim.take(some[part]), square, evidence.white_box, 64 / 255, 128)
         right[part] = outcome.right
     assert check.figure == pytest.approx(100 * float(white.double().mean() - right.double().mean()))
 

@@ -39,7 +39,7 @@ def test_asks_for_what_it_takes_to_tell(
 ) -> None:
     """What is not in ``left`` must not be attacked."""
     evidence = planned({f"pgd rule {eps}": k for eps, k in left.items()}, 100, asked, clean=90)
-    assert evidence.telling == telling
+    assert evidence.informative_eps == telling
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -55,7 +55,7 @@ def test_ends_and_keeps_what_was_asked_for(k: int, asked: list[int], planned: Pl
             return k
 
     names = [f"{number / 4:g}/255" for number in asked]
-    telling = planned(Always(), 100, names, clean=90).telling
+    telling = planned(Always(), 100, names, clean=90).informative_eps
     radii = [parse_eps(eps) for eps in telling]
     assert radii == sorted(set(radii))
     assert set(names) <= set(telling)

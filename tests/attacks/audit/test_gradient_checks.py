@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sstune.attacks.audit import Evidence, Status
+from sstune.attacks.audit import Evidence
 from sstune.attacks.audit.gradients import d1, d2, d10
 from sstune.backbones import Network
 from sstune.datasets import Split
+from sstune.schema.audit import Status
 
 Audited = Callable[..., Evidence]
 Converted = Callable[[str], Network]

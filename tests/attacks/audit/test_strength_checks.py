@@ -10,12 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from sstune.attacks.audit import Cell, Evidence, Status, audit
+from sstune.attacks.audit import Cell, Evidence, audit
+from sstune.attacks.audit.evidence import Subset
 from sstune.attacks.audit.strength import d3, d4, d5, d6, d9, d14, d15
 from sstune.attacks.outcome import Outcome
 from sstune.backbones import Network
 from sstune.quantities import parse_eps
 from sstune.schema import Gradient
+from sstune.schema.audit import Status
 
 Audited = Callable[..., Evidence]
 TWO = ["2/255", "8/255"]
@@ -150,7 +152,7 @@ def test_d14_counts_what_the_last_step_has_lost(
     evidence = audited(converted("fa"))
     check = d14(evidence)
     kept, last = (
-        evidence.cells[f"pgd {key}rule {evidence.middle}"].outcome for key in ("", "early_exit=False ")
+        evidence.cells[f"pgd {key}rule {evidence.eps_at_half}"].outcome for key in ("", "early_exit=False ")
     )
     lost = last.right & ~kept.right
     assert lost.any()
@@ -173,7 +175,7 @@ class TestD15:
         for cell in evidence.cells.values():
             for eps in evidence.eps:
                 if parse_eps(eps) >= parse_eps(cell.eps):
-                    assert not (worst[eps][cell.index] & ~cell.outcome.right).any()
+                    assert not (worst[eps][cell.subset.index] & ~cell.outcome.right).any()
         assert check.figure == pytest.approx(100 * float(worst["64/255"].double().mean()))
 
     @given(data=st.data())
@@ -186,7 +188,8 @@ class TestD15:
         for number, (eps, on, broken) in enumerate(data.draw(cells)):
             index = torch.tensor(sorted(on), dtype=torch.long)
             outcome = Outcome.begin(torch.tensor([s not in broken for s in sorted(on)], dtype=torch.bool))
-            evidence.cells[str(number)] = Cell("pgd", Gradient.rule, eps, "", outcome, index, index)
+            subset = Subset(index, index)
+            evidence.cells[str(number)] = Cell("pgd", Gradient.rule, eps, "", outcome, subset)
             for larger in evidence.eps:
                 if parse_eps(eps) <= parse_eps(larger):
                     expected[larger] -= on & broken

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sstune.attacks.audit import Evidence, Status
+from sstune.attacks.audit import Evidence
 from sstune.attacks.audit.gradients import d10
 from sstune.attacks.audit.validity import d0, d11, d12
 from sstune.backbones import Network
 from sstune.schema import Draws
+from sstune.schema.audit import Status
 
 Audited = Callable[..., Evidence]
 faults: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[3] / "scripts" / "faults.py"))

@@ -8,20 +8,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sstune.attacks.audit import CHECKS, Check, Evidence, Status, Verdict, audit, verdict
-from sstune.attacks.audit.check import DECIDING
+from sstune.attacks.audit import CHECK_FUNCTIONS, CheckResult, Evidence, audit, verdict
 from sstune.backbones import Network
 from sstune.datasets import Split
+from sstune.schema.audit import CHECKS, DECIDING, Status, Verdict
 
 Audited = Callable[..., Evidence]
 
 
-def checks(**statuses: str) -> list[Check]:
+def checks(**statuses: str) -> list[CheckResult]:
     """All of them ok but those named."""
-    return [Check(Status(statuses.get(name, "ok").replace("_", " ")), id=name) for name in CHECKS]
+    return [CheckResult(Status(statuses.get(name, "ok").replace("_", " ")), id=name) for name in CHECKS]
 
 
 DECIDED = list(DECIDING)
+
+
+def test_each_check_of_the_table_has_one_function() -> None:
+    assert sorted(CHECK_FUNCTIONS) == sorted(CHECKS)
 
 
 class TestOfChecks:
@@ -64,7 +68,7 @@ class TestOfChecks:
 
 
 class TestOfNetworks:
-    def judge(self, evidence: Evidence) -> tuple[Verdict, list[str], dict[str, Check]]:
+    def judge(self, evidence: Evidence) -> tuple[Verdict, list[str], dict[str, CheckResult]]:
         found = {check.id: check for check in audit(evidence)}
         assert list(found) == [f"D{number}" for number in range(16)]
         assert all(check.title and check.text for check in found.values())

@@ -1,4 +1,4 @@
-"""What every command does around its work: answer from the row, lock, stop on a signal, record failure."""
+"""What every command does around its work: answer from the row, lock, stop on a signal, record a failure."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from sstune.training import World, join
 Work = Callable[[Run, torch.device, StopFlag], dict[str, Any]]
 
 
-def once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
+def run_once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
     """Do ``work`` unless the run is done, and return its row.
 
     Args:
-        work: measures what the row shall hold.
-        wait: for a process that works on this run already, instead of leaving it to that one.
+        work: returns the row's fields, except for those that every row has.
+        wait: for another process that works on this run, instead of raising ``Locked``.
 
     Raises:
         Locked: another process works on this run.
-        Stopped: a signal came; running the same line again goes on.
+        Stopped: a signal came; the same command resumes the run.
     """
     world = join()
     if row := world.told(run.answer()):
@@ -41,46 +41,59 @@ def once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
         return row
     device = prepare(run.config, world)
     with ExitStack() as stack:
-        reason = None
-        if world.first:
-            try:
-                stack.enter_context(run.lock(wait))
-            except Locked as error:
-                reason = str(error)
-        if reason := world.told(reason):
-            raise Locked(reason)
+        _lock(run, wait, world, stack)
         stop = stack.enter_context(stop_flag())
-        if row := world.told(run.answer()):  # finished while we waited to look
+        if row := world.told(run.answer()):  # another process finished it before we had the lock
             return row
         try:
-            print(f"{run.directory}", flush=True)
-            if world.first:
-                run.begin()
-            world.wait()
-            began = time.perf_counter()
-            with refusing_what_cannot_repeat():
-                measured = work(run, device, stop)
-            measured.setdefault("seconds", time.perf_counter() - began)
-            measured |= {
-                "device": _device_name(device),
-                "threads": torch.get_num_threads(),
-                "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
-            }
-            row = world.told(run.finish(**measured) if world.first else None)
+            row = _carry_out(run, work, device, stop, world)
         except Exception as error:
             _record(run, error)
             if stop:  # even if saving failed, a sweep must not go on to its next cell
                 raise stop.stop() from error
             raise
-        if stop:  # came in the last step: this run is done, but a sweep's next cell must not begin
+        if stop:  # it came in the last step: this run is done, but a sweep's next cell must not begin
             raise stop.stop()
         return row
 
 
-def _record(run: Run, error: Exception) -> None:
-    """Write a failure down, and show it, which a sweep would do only after its last cell.
+def _lock(run: Run, wait: bool, world: World, stack: ExitStack) -> None:
+    """Lock the run until ``stack`` closes, in the first of several processes; all raise what it raises."""
+    reason = None
+    if world.first:
+        try:
+            stack.enter_context(run.lock(wait))
+        except Locked as error:
+            reason = str(error)
+    if reason := world.told(reason):
+        raise Locked(reason)
 
-    A wrong request is no failure, nor is a reader of what we print who has gone (``| head``).
+
+def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world: World) -> dict[str, Any]:
+    """Do the work and write its row, which is returned in every process."""
+    print(f"{run.directory}", flush=True)
+    if world.first:
+        run.begin()
+    world.wait()
+    began = time.perf_counter()
+    with refusing_what_cannot_repeat():
+        measured = work(run, device, stop)
+    measured.setdefault("seconds", time.perf_counter() - began)
+    measured |= {
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
+    }
+    row = world.told(run.finish(**measured) if world.first else None)
+    assert row is not None
+    return row
+
+
+def _record(run: Run, error: Exception) -> None:
+    """Write ``failure.json``, and print the traceback of an error that is not understood.
+
+    Nothing is recorded of a wrong request, or of a closed output (``| head``). Diverged training and a full
+    disk are understood: their message is one line.
     """
     if isinstance(error, RequestError | BrokenPipeError):
         return
@@ -89,8 +102,8 @@ def _record(run: Run, error: Exception) -> None:
     with suppress(OSError):  # the disk may be what failed
         if not path.exists():  # of several processes, the first to fail knows why
             write_json(path, failure)
-    with suppress(OSError):  # or the terminal
-        if not isinstance(error, OSError):
+    if not isinstance(error, OSError | FloatingPointError):
+        with suppress(OSError):  # the terminal may be gone
             traceback.print_exc()
 
 

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from sstune import backbones, rules
-from sstune.commands import execute, planned
-from sstune.commands.source import Source, check_images, default_parent, inherit, open_source
-from sstune.composition import asked, compose
+from sstune.commands import execute
+from sstune.commands.lineage import Source, check_images, default_parent, inherit, open_source, resolve_run
+from sstune.commands.weights import Weights
+from sstune.composition import Request, compose, request
+from sstune.inheritance import INHERITED
 from sstune.runs import Run
 from sstune.schema import (
     BackboneConfig,
@@ -159,14 +161,15 @@ class TestLoad:
     ) -> None:
         source = open_source(finetuned)
         assert source.config is not None
-        assert source.load_weights(network) == []
+        weights = Weights(source)
+        assert weights.load_into(network) == []
         rules.convert(network.backbone, source.config.rule, seed=7)
         saved = torch.load(finetuned / "model.pt", weights_only=True)
         state = network.backbone.state_dict()
         assert not torch.equal(
             state["conv1.feedback.magnitude"], saved["feedback"]["conv1.feedback.magnitude"]
         )
-        source.load_feedback(network)
+        weights.load_feedback(network)
         state = network.backbone.state_dict()
         for name, value in {**saved["state_dict"], **saved["feedback"]}.items():
             assert (
@@ -177,7 +180,7 @@ class TestLoad:
         self, finetuned: Path, network: backbones.Network
     ) -> None:
         rule = RuleConfig(name="frsf", scale=Scale.weight_rms)
-        open_source(finetuned).load_weights(network)
+        Weights(open_source(finetuned)).load_into(network)
         rules.convert(network.backbone, rule, seed=0)
         saved = torch.load(finetuned / "model.pt", weights_only=True)["feedback"]
         first = network.backbone.state_dict()["conv1.feedback.magnitude"]
@@ -185,11 +188,9 @@ class TestLoad:
 
 
 class TestInherit:
-    SECTIONS = ("backbone", "dataset", "task", "rule", "seed")
-
-    @pytest.mark.parametrize("asked", [set(), {"rule"}, {"dataset", "seed"}, {"epochs", "attack"}])
-    def test_each_section_is_the_parents_unless_asked_for(
-        self, trained: Path, complete: Complete, asked: set[str]
+    @pytest.mark.parametrize("explicit", [set(), {"rule"}, {"dataset", "seed"}, {"epochs", "attack"}])
+    def test_each_section_is_the_parents_unless_set(
+        self, trained: Path, complete: Complete, explicit: set[str]
     ) -> None:
         source = open_source(trained)
         own = complete(
@@ -200,9 +201,9 @@ class TestInherit:
             dataset=DigitsConfig(name="digits", label="mine", mean=[0.5], std=[0.5]),
             task=ClassificationConfig(name="classification", label_smoothing=0.5),
         )
-        result = inherit(own, source, asked, self.SECTIONS)
+        result = inherit(Request(own, frozenset(explicit)), source, INHERITED["attack"])
         for item in fields(RunConfig):
-            theirs = item.name in self.SECTIONS and item.name not in asked
+            theirs = item.name in INHERITED["attack"] and item.name not in explicit
             expected = getattr(source.config if theirs else own, item.name)
             assert getattr(result, item.name) == expected, item.name
         assert own.seed == 9  # the request itself is not changed
@@ -212,24 +213,26 @@ class TestInherit:
         assert source.config is not None
         own = replace(complete("attack", rule="plain"), seed=5)
         own.rule.scale = Scale.unit
-        result = inherit(own, source, {"rule.scale"}, self.SECTIONS)
+        result = inherit(Request(own, frozenset({"rule.scale"})), source, INHERITED["attack"])
         assert result.rule == replace(source.config.rule, scale=Scale.unit)
         assert result.rule.name == "brsf"
         assert result.seed == source.config.seed
 
     def test_a_key_the_run_has_not_is_refused(self, trained: Path, complete: Complete) -> None:
-        with pytest.raises(RequestError, match=r"rule\.redraw: the run's rule has no such key; say rule="):
-            inherit(complete("attack", rule="brsf"), open_source(trained), {"rule.redraw"}, self.SECTIONS)
+        own = Request(complete("attack", rule="brsf"), frozenset({"rule.redraw"}))
+        with pytest.raises(RequestError, match=r"rule\.redraw: the run's rule has no such key; add rule="):
+            inherit(own, open_source(trained), INHERITED["attack"])
 
     def test_a_file_has_nothing_to_inherit(self, trained: Path, complete: Complete) -> None:
         config = complete("attack")
-        assert inherit(config, open_source(trained / "model.pt"), set(), self.SECTIONS) == config
+        assert inherit(Request(config), open_source(trained / "model.pt"), INHERITED["attack"]) == config
 
     def test_another_backbone_is_refused(self, trained: Path, complete: Complete) -> None:
         config = replace(complete("attack"), backbone=BackboneConfig(name="resnet32"))
-        with pytest.raises(RequestError, match="are a resnet20's, leave backbone= away"):
-            inherit(config, open_source(trained), {"backbone"}, self.SECTIONS)
-        assert inherit(config, open_source(trained), set(), self.SECTIONS).backbone.name == "resnet20"
+        with pytest.raises(RequestError, match="are a resnet20's, remove backbone="):
+            inherit(Request(config, frozenset({"backbone"})), open_source(trained), INHERITED["attack"])
+        inherited = inherit(Request(config), open_source(trained), INHERITED["attack"])
+        assert inherited.backbone.name == "resnet20"
 
 
 class TestDefaultParent:
@@ -245,21 +248,21 @@ class TestDefaultParent:
     def test_of_finetune_is_the_default_training_of_the_same_data_and_network(self) -> None:
         config = compose("finetune", [*self.OVERRIDES, "epochs=9", "rule=frsf", "attack.n=3"])
         shared = [override for override in self.OVERRIDES if not override.startswith("force")]
-        assert default_parent(config) == compose("train", shared)
+        assert default_parent(Request(config)) == Request(compose("train", shared))
 
     def test_of_attack_is_the_finetuning_of_the_same_settings(self) -> None:
         overrides = [*self.OVERRIDES, "epochs=9", "rule=frsf", "attack.n=3"]
         expected = replace(compose("finetune", overrides), force=False)
-        assert default_parent(compose("attack", overrides)) == expected
+        explicit = frozenset({"rule"})
+        assert default_parent(Request(compose("attack", overrides), explicit)) == Request(expected, explicit)
 
 
-class TestPlanned:
+class TestResolve:
     """The run that is foreseen is the run that is made."""
 
     @staticmethod
     def plan(command: str, overrides: list[str]) -> Run | None:
-        config = compose(command, overrides)
-        return planned(config, asked(command, config, overrides))
+        return resolve_run(request(command, overrides))
 
     def test_is_what_each_line_of_a_chain_made(self, chain: Any) -> None:
         data = [word for word in chain.line if word.startswith(("dataset", "threads", "device", "out"))]
@@ -297,7 +300,7 @@ class TestPlanned:
         line = [*small, *(re.sub("TRAIN|FILE", lambda found: names[found[0]], each) for each in overrides)]
         config = compose(command, line)
         before = self.plan(command, line)
-        run = execute(config, asked(command, config, line))
+        run = execute(Request.of(config, line))
         after = self.plan(command, line)
         assert after is not None
         assert (after.directory, after.identity, after.config) == (run.directory, run.identity, run.config)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sstune import tasks
@@ -41,11 +42,12 @@ def test_equals_the_whole_split_in_one_batch(n: int) -> None:
     with torch.no_grad():
         outputs = model.eval()(data.images / 255)
         expected = outputs.argmax(1) == data.labels
-    assert torch.equal(judged.correct, expected)
-    assert judged.correct.dtype == torch.bool
-    assert judged.n_correct == int(expected.sum())
-    assert isinstance(judged.n_correct, int)
-    assert judged.loss == pytest.approx(float(TASK.loss(outputs, data.labels)), rel=1e-5)
+    assert judged.score.each is not None
+    assert torch.equal(judged.score.each, expected)
+    assert judged.score.correct == int(expected.sum())
+    assert torch.equal(judged.predictions, outputs.argmax(1))
+    loss = F.cross_entropy(outputs, data.labels, label_smoothing=0.1)
+    assert judged.loss == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_needs_no_gradients_and_draws_nothing() -> None:

@@ -16,7 +16,7 @@ import processes
 import pytest
 import torch
 
-from sstune.commands.execution import once, prepare
+from sstune.commands.run_once import prepare, run_once
 from sstune.composition import compose
 from sstune.interrupt import StopFlag, Stopped
 from sstune.runs import Run
@@ -86,8 +86,8 @@ def test_a_failure_is_shown_at_once_and_written_down(
 ) -> None:
     answer = ask("train", *small, "optimizer.lr=1e30")
     assert answer.status == 1
-    assert answer.errors[0].startswith("Traceback")
-    assert answer.errors[-1].startswith("sstune: failed: FloatingPointError: the training loss is nan")
+    (error,) = answer.errors  # the loss has diverged: no traceback is needed to understand that
+    assert error.startswith("sstune: failed: FloatingPointError: the training loss is nan")
     (run,) = (tmp_path / "runs" / "train").iterdir()
     failure = json.loads((run / "failure.json").read_text())
     assert failure["error"].startswith("FloatingPointError: the training loss is nan in epoch 1")
@@ -123,7 +123,7 @@ def test_a_signal_in_the_last_step_ends_a_sweep_although_the_run_is_done(
         return {"measurements": []}
 
     with pytest.raises(Stopped) as stopped:
-        once(run, work)
+        run_once(run, work)
     assert stopped.value.code == 143
     assert run.result() is not None
 
@@ -138,7 +138,7 @@ def test_who_waits_for_another_process_takes_its_result(tmp_path: Path, small: l
         raise AssertionError("the other one does it")
 
     assert run.result() is None
-    row = once(run, work, wait=True)
+    row = run_once(run, work, wait=True)
     assert row == run.result()
     assert row["epochs_trained"] == 5
     assert processes.wait(other) == 0
@@ -209,7 +209,7 @@ def test_deterministic_algorithms_are_used_when_asked_for(
         }
 
     try:
-        row = once(run, work)
+        row = run_once(run, work)
     finally:
         torch.use_deterministic_algorithms(False)
     assert row["found"] == [deterministic, False]  # only training looks for the fastest algorithm

@@ -1,4 +1,7 @@
-"""What a run starts from: another run, a third-party file, or what another command makes by default."""
+"""Which run a command makes: the weights it starts from, what it inherits with them, its identity.
+
+Imports no torch, except for a network that ``model.factory`` names.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
-from torch import nn
 
-from sstune import rules
-from sstune.backbones import Network, load_third_party
-from sstune.commands import imported
-from sstune.composition import compose, restore, restored_section
+from sstune.composition import Request, compose, restore
 from sstune.datasets import earlier_fingerprint, fingerprint
 from sstune.identity import TRAINING_KEYS, semantic
+from sstune.inheritance import INHERITED, SHARED_WITH_DEFAULT_PARENT
 from sstune.runs import CONFIG, CURE, Run, name_of, read_result
 from sstune.schema import (
     BackboneConfig,
@@ -33,21 +32,22 @@ from sstune.schema import (
 from sstune.storage import check_zip, file_digest, in_short
 from sstune.validation import validate
 
+if TYPE_CHECKING:
+    from torch import nn
+
 MODEL = "model.pt"
-# Sections of a run's configuration that its descendants keep, unless the command line asks for others.
-INHERITED_BY = {
-    "finetune": ("backbone", "dataset", "task"),
-    "attack": ("backbone", "dataset", "task", "rule", "seed"),
-}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights to start from, and where they came from.
+    """Weights to start from, and where they come from; :class:`sstune.commands.weights.Weights` reads them.
 
-    ``config`` is that of the run that made them, None for a third-party file. ``lineage`` lists all
-    ancestors, oldest first. ``network`` is there already where somebody else's code makes it. ``datasets``:
-    number and digest of the images of each split that the run had.
+    Attributes:
+        path: the file of the weights; for a network of ``model.factory``, its ``module:factory``.
+        lineage: all ancestors, oldest first.
+        config: of the run that made the weights; None for a third-party file.
+        network: of ``model.factory``; None where the weights are in a file.
+        datasets: number and digest of the images of each split that the run used.
     """
 
     path: Path
@@ -55,26 +55,6 @@ class Source:
     config: RunConfig | None
     network: nn.Module | None = None
     datasets: dict[str, Any] = field(default_factory=dict)
-
-    def load_weights(self, network: Network) -> list[str]:
-        """Load forward weights only, into a network not yet converted; notes on what was replaced."""
-        return load_third_party(network, self.path)
-
-    def settled(self, backbone: BackboneConfig) -> BackboneConfig:
-        """``backbone`` with what the run that made the weights settled by its images, if left open."""
-        if self.config is None:
-            return backbone
-        return cast(BackboneConfig, restored_section(backbone, self._part("settled")))
-
-    def load_feedback(self, network: Network) -> None:
-        """Load the feedback that the run was trained with, into a network converted by the same rule."""
-        state = {**rules.plain_state_dict(network.backbone), **self._part("feedback")}
-        network.backbone.load_state_dict(state)
-
-    def _part(self, name: str) -> dict[str, Any]:
-        """What a run's file holds besides the forward weights."""
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
-        return dict(content.get(name, {}))
 
 
 def open_source(path: Path) -> Source:
@@ -138,60 +118,67 @@ def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
     return config
 
 
-def inherit(config: RunConfig, source: Source, asked: set[str], sections: tuple[str, ...]) -> RunConfig:
-    """``config`` with the ``sections`` of the source's run that the command line does not ask for itself.
+def inherit(request: Request, source: Source, sections: Sequence[str]) -> RunConfig:
+    """The configuration of ``request`` with those ``sections`` of the source's run that it does not set.
 
-    Where it asks for single keys of a section ("rule.scale"), only those differ from the run's.
+    Where the command line sets single keys of a section ("rule.scale"), only those differ from the run's.
 
     Raises:
         RequestError: the run's section has no such key, or its weights are another backbone's.
     """
+    config = request.config
     if source.config is None:
         return config
     taken = {}
     for name in sections:
-        if name in asked:
+        if name in request.explicit:
             continue
         taken[name] = getattr(source.config, name)
-        for key in sorted(asked):
+        for key in sorted(request.explicit):
             section, _, part = key.partition(".")
             if section == name and not hasattr(taken[name], part):
-                raise RequestError(f"{key}: the run's {name} has no such key; say {name}=… as well")
+                raise RequestError(f"{key}: the run's {name} has no such key; add {name}=… to the command")
             if section == name:
                 taken[name] = replace(taken[name], **{part: getattr(getattr(config, name), part)})
     if source.config.backbone != taken.get("backbone", config.backbone):
         raise RequestError(
             f"backbone: the weights of {source.path.parent} are a {source.config.backbone.name}'s, "
-            f"leave backbone= away"
+            f"remove backbone="
         )
     return replace(config, **taken)
 
 
-def descend(config: RunConfig, asked: set[str], parent: Run | None) -> tuple[Run, Source]:
+def derive_run(request: Request, parent: Run | None) -> tuple[Run, Source]:
     """The run of a command that starts from other weights, and those weights.
 
     Args:
         parent: the finished run to start from where the configuration names none.
 
     Raises:
-        RequestError: the source is no finished run or checkpoint, or does not go with what is asked for.
+        RequestError: the source is no finished run or checkpoint, or does not fit the request.
     """
-    idle = sorted(key for key in asked if key.partition(".")[0] in TRAINING_KEYS)
-    if config.command == "attack" and parent is None and idle:
-        raise RequestError(f"{idle[0]}: attack trains nothing when init_from or model.import is given")
-    if config.model["import"] is not None:
-        config, source = descend_from_import(config, asked)
+    config = request.config
+    unused = unused_training_keys(request)
+    if config.command == "attack" and parent is None and unused:
+        raise RequestError(f"{unused[0]}: attack trains nothing when init_from or model.factory is given")
+    if config.model.factory is not None:
+        config, source = _imported(request)
         return run_of(config, source.lineage, surrogate_names(config)), source
     if parent:
         config = replace(config, init_from=str(parent.directory))
     source = open_source(Path(str(config.init_from)))
-    if parent and config.command == "attack":  # made for this configuration, all of it
+    if parent and config.command == "attack":  # the parent was made of this very configuration
         config = replace(config, dataset=parent.config.dataset)
     else:
-        config = inherit(config, source, asked, INHERITED_BY[config.command])
-        validate(config)  # what is inherited has to go with what is asked for
+        config = inherit(replace(request, config=config), source, INHERITED[config.command])
+        validate(config)  # the inherited sections have to fit the others
         check_images(config, source)
     return run_of(config, source.lineage, surrogate_names(config)), source
+
+
+def unused_training_keys(request: Request) -> list[str]:
+    """Keys on the command line that only training reads."""
+    return sorted(key for key in request.explicit if key.partition(".")[0] in TRAINING_KEYS)
 
 
 def check_images(config: RunConfig, source: Source) -> None:
@@ -217,17 +204,20 @@ def _channels(dataset: DatasetConfig) -> int | None:
     return 1 if isinstance(dataset, DigitsConfig | MnistConfig) else None
 
 
-def descend_from_import(config: RunConfig, asked: set[str]) -> tuple[RunConfig, Source]:
-    """The configuration of an attack on ``model.import``'s network, and that network.
+def _imported(request: Request) -> tuple[RunConfig, Source]:
+    """The configuration of an attack on ``model.factory``'s network, and that network.
 
     Raises:
-        RequestError: it cannot be made, or a backbone is asked for besides.
+        RequestError: it cannot be made, or the command line sets a backbone besides.
     """
-    spec = str(config.model["import"])
-    if any(key.partition(".")[0] == "backbone" for key in asked):
-        raise RequestError(f"backbone: the network is the one of model.import={spec}, leave backbone= away")
+    from sstune.commands import imported  # torch: the network has to be made to be identified
+
+    config = request.config
+    spec = str(config.model.factory)
+    if request.sets("backbone"):
+        raise RequestError(f"backbone: the network is the one of model.factory={spec}, remove backbone=")
     network = imported.make(spec)
-    rule = config.rule if any(key.partition(".")[0] == "rule" for key in asked) else RuleConfig(name="bp")
+    rule = config.rule if request.sets("rule") else RuleConfig(name="bp")
     config = replace(config, backbone=BackboneConfig(name=spec), rule=rule)
     lineage = [{"file": spec, "sha256": imported.digest(spec, network)}]
     return config, Source(Path(spec), lineage, None, network)
@@ -244,10 +234,10 @@ def run_of(config: RunConfig, lineage: list[dict[str, Any]], surrogates: Sequenc
 
 
 def surrogate_names(config: RunConfig) -> list[str]:
-    """Identities of the runs, or sha256 of the files, that an attack looks through besides its victim.
+    """Identities of the runs, or sha256 of the files, whose gradients an attack uses besides its victim's.
 
     Raises:
-        RequestError: one of them is none, or was trained on other data.
+        RequestError: one of them is no run or checkpoint, or was trained on other data.
     """
     paths = [*config.attack.surrogates]
     if config.attack.name == "audit" and config.audit.surrogate is not None:
@@ -256,15 +246,15 @@ def surrogate_names(config: RunConfig) -> list[str]:
 
 
 def stand_in(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
-    """The configuration of another network on the same classes that an attack looks through, and its weights.
+    """The configuration of a surrogate, a network for the same task and classes, and its weights.
 
     Raises:
         RequestError: no finished run or checkpoint, or not for images and classes like these.
     """
-    with named_after(config):
+    with rename_error_key(config):
         source = open_source(Path(path))
-        taken = inherit(config, source, set(), ("backbone", "dataset", "rule", "seed"))
-        if source.config is None and config.model["import"] is not None:
+        taken = inherit(Request(config), source, INHERITED["attack"])
+        if source.config is None and config.model.factory is not None:
             raise RequestError(f"init_from: {path} does not say what network it is for; name a run instead")
         if taken.dataset.label != config.dataset.label:
             raise RequestError(
@@ -274,8 +264,8 @@ def stand_in(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
 
 
 @contextmanager
-def named_after(config: RunConfig) -> Iterator[None]:
-    """Inside, what is said of ``init_from`` is said of the key that names surrogates."""
+def rename_error_key(config: RunConfig) -> Iterator[None]:
+    """Inside, an error about ``init_from`` names the key of the surrogates instead."""
     key = "audit.surrogate" if config.attack.name == "audit" else "attack.surrogates"
     try:
         yield
@@ -283,34 +273,45 @@ def named_after(config: RunConfig) -> Iterator[None]:
         raise RequestError(str(error).replace("init_from", key)) from error
 
 
-def planned(config: RunConfig, asked: set[str]) -> Run | None:
-    """The run that a configuration stands for; None while one that it starts from has yet to be made."""
-    if config.command == "train":
-        return run_of(config, [])
-    parent = None
-    if starts_from_default(config):
-        parent = planned(default_parent(config), asked)
-        if parent is None or parent.result() is None:
-            return None
-    return descend(config, asked, parent)[0]
+def resolve_runs(request: Request) -> list[Run]:
+    """The run of a request, after those that it starts from by default, oldest first.
 
-
-def starts_from_default(config: RunConfig) -> bool:
-    """Whether nothing says which weights to start from."""
-    return config.init_from is None and config.model["import"] is None
-
-
-def default_parent(config: RunConfig) -> RunConfig:
-    """The run that a command without ``init_from`` starts from; checked, as nobody has seen it.
-
-    ``finetune``: what ``sstune train`` makes of the same backbone, dataset, task and seed. ``attack``: what
-    ``sstune finetune`` makes of the same configuration.
+    Empty while one of those has yet to be made, as the run's identity depends on theirs.
     """
-    shared = ("backbone", "dataset", "task", "seed", "device", "threads", "out")
+    if request.config.command == "train":
+        return [run_of(request.config, [])]
+    ancestors = []
+    if has_default_parent(request.config):
+        ancestors = resolve_runs(default_parent(request))
+        if not ancestors or ancestors[-1].result() is None:
+            return []
+    run, _ = derive_run(request, ancestors[-1] if ancestors else None)
+    return [*ancestors, run]
+
+
+def resolve_run(request: Request) -> Run | None:
+    """The run of a request; None while one that it starts from by default has yet to be made."""
+    runs = resolve_runs(request)
+    return runs[-1] if runs else None
+
+
+def has_default_parent(config: RunConfig) -> bool:
+    """Whether no key says which weights to start from."""
+    return config.init_from is None and config.model.factory is None
+
+
+def default_parent(request: Request) -> Request:
+    """The request of the run that a command without ``init_from`` starts from, validated.
+
+    ``finetune``: the default training of the same backbone, dataset, task and seed. ``attack``: the
+    fine-tuning of the same configuration.
+    """
+    config = request.config
     if config.command == "finetune":
-        parent: RunConfig = replace(compose("train"), **{name: getattr(config, name) for name in shared})
+        shared = {name: getattr(config, name) for name in SHARED_WITH_DEFAULT_PARENT}
+        parent = Request(replace(compose("train"), **shared))
     else:
         values = {item.name: getattr(config, item.name) for item in fields(config)}
-        parent = FinetuneConfig(**{**values, "command": "finetune", "force": False})
-    validate(parent)
+        parent = replace(request, config=FinetuneConfig(**{**values, "command": "finetune", "force": False}))
+    validate(parent.config)
     return parent

@@ -1,0 +1,27 @@
+"""The names of :mod:`sstune.datasets` that need torch; the sources of images register themselves."""
+
+from sstune.datasets import small, trees  # noqa: F401
+from sstune.datasets.augmentation import Augmentation
+from sstune.datasets.batch import Batch
+from sstune.datasets.decoding import Preprocessing
+from sstune.datasets.files import ImageFiles, default_workers
+from sstune.datasets.loader import Loader, Shard, batches
+from sstune.datasets.sources import SOURCES, load
+from sstune.datasets.splits import SPLIT_SEED, Split, Splits, spread
+
+__all__ = [
+    "SOURCES",
+    "SPLIT_SEED",
+    "Augmentation",
+    "Batch",
+    "ImageFiles",
+    "Loader",
+    "Preprocessing",
+    "Shard",
+    "Split",
+    "Splits",
+    "batches",
+    "default_workers",
+    "load",
+    "spread",
+]

@@ -1,0 +1,67 @@
+"""The masking audit's checks, statuses and verdicts, for whoever runs, validates or reports an audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """The answer of a check. ``not_run`` has its reason in the check's text."""
+
+    ok = "ok"
+    report = "report"
+    warn = "warn"
+    masked = "masked"
+    error = "error"
+    not_run = "not run"
+
+
+class Verdict(StrEnum):
+    """Whether measured robustness is gradient masking: the gradient only misleads the attack."""
+
+    masked = "MASKED"
+    not_masked = "NOT MASKED"
+    inconclusive = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True)
+class CheckSpec:
+    """A check of the audit.
+
+    Args:
+        deciding: whether NOT MASKED rests on it; such a check can also say MASKED.
+        doubtful_on_warning: whether its warning makes the verdict INCONCLUSIVE: something seems stronger
+            than the network's own gradient, or gradients are missing or random.
+    """
+
+    id: str
+    title: str
+    deciding: bool = False
+    doubtful_on_warning: bool = False
+
+
+# In the order in which they run. Each one's function, in sstune/attacks/audit/, is registered by its id.
+CHECKS: dict[str, CheckSpec] = {
+    spec.id: spec
+    for spec in (
+        CheckSpec("D0", "valid to measure"),
+        CheckSpec("D1", "rule and exact gradient attack alike", deciding=True, doubtful_on_warning=True),
+        CheckSpec("D2", "rule and exact gradient point alike"),
+        CheckSpec("D3", "PGD stronger than FGSM"),
+        CheckSpec("D4", "PGD has converged"),
+        CheckSpec("D5", "a huge eps leaves nothing", deciding=True),
+        CheckSpec("D6", "accuracy falls with eps"),
+        CheckSpec("D7", "white box beats scores (Square)", deciding=True, doubtful_on_warning=True),
+        CheckSpec("D8", "white box beats transfer", deciding=True, doubtful_on_warning=True),
+        CheckSpec("D9", "PGD stronger than noise"),
+        CheckSpec("D10", "gradients are there", doubtful_on_warning=True),
+        CheckSpec("D11", "deterministic", doubtful_on_warning=True),
+        CheckSpec("D12", "outputs are logits"),
+        CheckSpec("D13", "white box beats labels (RayS)", deciding=True, doubtful_on_warning=True),
+        CheckSpec("D14", "success not at the last step"),
+        CheckSpec("D15", "worst case per sample"),
+    )
+}
+DECIDING = tuple(spec.id for spec in CHECKS.values() if spec.deciding)
+DOUBTFUL_ON_WARNING = tuple(spec.id for spec in CHECKS.values() if spec.doubtful_on_warning)

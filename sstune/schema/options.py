@@ -1,0 +1,48 @@
+"""Options of config groups that another package adds, as the files under ``conf/`` add ours.
+
+A package registers its class with the registry of the group (for example ``sstune.attacks.ATTACKS``), the
+traits of an attack with :func:`sstune.schema.register_attack`, and here the option that a command line names.
+It does so before ``sstune.cli.main`` is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from sstune.schema.groups import GROUPS
+
+
+@dataclass(frozen=True)
+class AddedOption:
+    """An option: its dataclass, and the values that its file under ``conf/`` would have."""
+
+    schema: type
+    values: Mapping[str, Any]
+
+
+# group -> option -> what was registered
+ADDED: dict[str, dict[str, AddedOption]] = {group: {} for group in GROUPS}
+
+
+def register_option(group: str, name: str, schema: type, values: Mapping[str, Any] | None = None) -> None:
+    """Make ``group=name`` an option of the command line.
+
+    Args:
+        schema: the dataclass of its keys, derived from the group's own (``AttackConfig``, ``RuleConfig``,
+            ``DatasetConfig`` ...).
+        values: of its keys, where they differ from the dataclass's defaults; ``name`` is the option's.
+
+    Raises:
+        ValueError: the group has no options, or has one of this name.
+        TypeError: ``schema`` is not a dataclass.
+    """
+    if group not in GROUPS:
+        raise ValueError(f"{group!r} is no config group, known: {', '.join(GROUPS)}")
+    if not is_dataclass(schema):
+        raise TypeError(f"{group}={name}: {schema!r} is not a dataclass")
+    if name in GROUPS[group]:
+        raise ValueError(f"{group}={name}: there is such an option already")
+    GROUPS[group][name] = schema
+    ADDED[group][name] = AddedOption(schema, {"name": name, **(values or {})})

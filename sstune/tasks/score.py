@@ -1,0 +1,62 @@
+"""How well a network does on a set of samples, in a task's metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A metric's value for N samples; larger is better.
+
+    Args:
+        value: in [0,1]; NaN of no samples.
+        n: samples.
+        each: (N,) on the CPU. bool, where samples are counted (accuracy): ``value`` is the share of True.
+            float, where each has a value of its own (average precision): ``value`` is the mean. None, where
+            a set has a value and a sample has none (COCO's AP).
+        interval: 95 % interval of ``value``, for a metric without a value for each sample.
+        more: further figures, by name.
+    """
+
+    value: float
+    n: int
+    each: Tensor | None = None
+    interval: tuple[float, float] | None = None
+    more: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def count(cls, correct: Tensor) -> Score:
+        """From (N,) bool, which samples are correct."""
+        n = len(correct)
+        return cls(int(correct.sum()) / n if n else math.nan, n, correct)
+
+    @classmethod
+    def mean(cls, values: Tensor, **more: float) -> Score:
+        """From (N,) float in [0,1], the value of each sample."""
+        return cls(float(values.double().mean()), len(values), values, more=more)
+
+    @property
+    def correct(self) -> int | None:
+        """How many samples are correct, where they are counted."""
+        return int(self.each.sum()) if self.each is not None and self.each.dtype is torch.bool else None
+
+    def __str__(self) -> str:
+        if self.correct is not None:
+            return f"{self.correct}/{self.n} correct"
+        return f"{self.value:.3f} on {self.n} samples"
+
+    def fields(self, metric: str) -> dict[str, Any]:
+        """For a measurement of a row: ``correct`` where samples are counted, else the metric's value."""
+        if self.correct is not None:
+            return {"correct": self.correct}
+        found: dict[str, Any] = {"metric": metric, "value": self.value}
+        if self.interval is not None:
+            found["interval"] = list(self.interval)
+        return found | ({"more": dict(self.more)} if self.more else {})

@@ -1,0 +1,15 @@
+"""The processes that torchrun started, as its environment variables describe them. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_distributed() -> bool:
+    """Whether several processes share one run."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def is_main_process() -> bool:
+    """Whether this process prints for all of them."""
+    return not is_distributed() or os.environ.get("RANK", "0") == "0"
