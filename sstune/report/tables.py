@@ -16,15 +16,8 @@ from typing import Any
 import pandas as pd
 
 from sstune.metric import metric_named
-from sstune.report.measurements import (
-    CELL,
-    LINE,
-    attack_rank,
-    by_metric,
-    cell_order,
-    columns_for,
-    interval,
-)
+from sstune.report.measurements import CELL, LINE, by_metric, columns_for, interval
+from sstune.report.order import attack_rank, cell_order
 from sstune.report.variants import LABELS, joined
 from sstune.schema import shown
 
