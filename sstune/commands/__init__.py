@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from sstune.composition import Request
 from sstune.runs import Run
 from sstune.schema import traits_of
 from sstune.torchrun import is_distributed
+
+if TYPE_CHECKING:
+    from sstune.composition import Request
 
 
 def execute(request: Request) -> Run:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from sstune.packing import unpack
 from sstune.report.effort import UNITS, Curve, accuracy_after, complete, effort_figure, kind_of
 from sstune.report.looks import CHANCE, STYLE, legend_beside, style_of
-from sstune.report.measurements import GRADIENTS, attack_rank, rank
+from sstune.report.order import GRADIENTS, attack_rank, rank
 from sstune.report.rows import eps_value
 from sstune.report.variants import joined
 from sstune.row import Row

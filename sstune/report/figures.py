@@ -26,7 +26,8 @@ from sstune.report.looks import (
     save,
     style_of,
 )
-from sstune.report.measurements import GRADIENTS, LINE, RULES, attack_rank, by_metric, rank
+from sstune.report.measurements import LINE, by_metric
+from sstune.report.order import GRADIENTS, RULES, attack_rank, rank
 from sstune.report.tables import lines
 
 

@@ -9,18 +9,20 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.typing import LineStyleType
 
 from sstune.metric import ACCURACY, metric_named
-from sstune.report.measurements import RULES, rank
+from sstune.report.order import RULES, rank
 from sstune.schema import traits_of
 from sstune.storage import write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Okabe and Ito's colours, told apart under any colour blindness
 COLOURS = {

@@ -12,6 +12,7 @@ import pandas as pd
 
 from sstune.metric import ACCURACY, metric_named
 from sstune.packing import unpack_values
+from sstune.report.order import RULES, cell_order, metric_rank, rank
 from sstune.report.rows import TOLERANCE, eps_value, norm_of, unique
 from sstune.report.variants import (
     LABELS,
@@ -23,16 +24,11 @@ from sstune.report.variants import (
     without_seeds,
 )
 from sstune.row import Measurement, Row, is_counted, metric_of, value_of
-from sstune.schema import ATTACK_TRAITS, Norm, RequestError
+from sstune.schema import Norm, RequestError
 from sstune.statistics import mean_interval, wilson
 
 LINE = [*LABELS, "variant"]
 CELL = ["attack", "eps", "gradient", "source"]
-
-RULES = (
-    "bp", "sham", "usf", "frsf", "brsf", "fa", "fa_signed", "dfa", "kp", "wm", "pfa", "pfa_o",
-)  # fmt: skip
-GRADIENTS = ("rule", "exact", "surrogate")
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
@@ -143,20 +139,23 @@ def _or_nan(figure: float | None) -> float:
     return math.nan if figure is None else figure
 
 
-def interval(seeds: pd.DataFrame) -> tuple[float, float]:
+def interval(seeds: Sequence[Mapping[Hashable, Any]]) -> tuple[float, float]:
     """95 % interval of the mean value of one cell's seeds, in [0, 1], for another draw of the samples.
 
     All seeds are measured on the same samples, so that they are not pooled: the interval is that of the mean
     over seeds for each sample, which holds as the variance of a mean over networks is at most that of one of
     them. Wilson's for counts, of the mean count; Student's t for values of each sample; otherwise the
     interval that was measured, of several the mean of their ends; NaN where there is none.
+
+    Args:
+        seeds: lines of :func:`frame` that differ in nothing but seeds.
     """
-    n = int(seeds["n"].iloc[0])
-    if seeds["counted"].all():
-        return wilson(float(seeds["value"].mean()) * n, n)
-    if (seeds["values"] != "").all() and seeds["samples"].nunique() == 1:
-        return mean_interval(np.mean([unpack_values(text, n) for text in seeds["values"]], axis=0))
-    known = [ends for ends in seeds["interval"] if ends is not None]
+    n = seeds[0]["n"]
+    if all(seed["counted"] for seed in seeds):
+        return wilson(float(np.mean([seed["value"] for seed in seeds])) * n, n)
+    if all(seed["values"] for seed in seeds) and len({seed["samples"] for seed in seeds}) == 1:
+        return mean_interval(np.mean([unpack_values(seed["values"], n) for seed in seeds], axis=0))
+    known = [seed["interval"] for seed in seeds if seed["interval"] is not None]
     if len(known) < len(seeds):
         return math.nan, math.nan
     low, high = np.mean(known, axis=0)
@@ -176,34 +175,6 @@ def columns_for(cells: pd.DataFrame, columns: Sequence[str]) -> list[str]:
         return list(columns)
     place = columns.index("variant") + 1
     return [*columns[:place], "metric", *columns[place:]]
-
-
-def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
-    """Sort key: ``known`` names in their order, then the others by alphabet."""
-    return (known.index(name) if name in known else len(known), name)
-
-
-def attack_rank(attack: str) -> tuple[int, str]:
-    """Sort key: clean first, then attacks as in :data:`ATTACK_TRAITS`; of one attack Linf before L2."""
-    return rank(attack.partition(" ")[0], ("clean", *ATTACK_TRAITS))[0], attack
-
-
-def metric_rank(name: str) -> tuple[int, str]:
-    """Sort key: accuracy, then other metrics by alphabet."""
-    return rank(name, (ACCURACY.name,))
-
-
-def cell_order(record: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Sort key: clean first, then attack, eps by value, gradient, its source, n."""
-    eps = record["eps_value"]
-    return (
-        attack_rank(record["attack"]),
-        -1.0 if math.isnan(eps) else eps,
-        record["eps"],
-        rank(record["gradient"], GRADIENTS),
-        record["source"],
-        record["n"],
-    )
 
 
 def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -142,7 +142,11 @@ def _problem(found: Any) -> str | None:
             return f"measurements: {problem}"
     if problem := misfit(found):
         return problem
-    row: Row = cast(Row, found)
+    return _contradiction(cast(Row, found))
+
+
+def _contradiction(row: Row) -> str | None:
+    """What in a row of the right types cannot be, or None."""
     if not row["n_classes"] > 0:
         return f"n_classes: expected > 0, found {row['n_classes']}"
     for ancestor in row["lineage"]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from types import NoneType, UnionType
-from typing import Annotated, Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
+from types import NoneType
+from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
 from sstune.row import Row
 
@@ -16,32 +17,22 @@ def misfit(value: Any, kind: Any = Row, key: str = "") -> str | None:
 
     Keys that are not required may also be null, and keys that the type does not have may hold anything.
     """
-    origin, arguments = get_origin(kind), get_args(kind)
+    if kind in (str, int, float, bool):
+        return None if _is_scalar(value, [kind]) else _expected(key, _names([kind]), value)
     if is_typeddict(kind):
         return _misfit_of_keys(value, kind, key)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (list, dict):
+        return _misfit_of_entries(value, origin, arguments[-1], key)
     if origin is Annotated:
         length, (inner,) = kind.__metadata__[0], get_args(kind.__origin__)
-        if _is_list_of(value, inner, length):
-            return None
-        return _expected(key, f"list of {length} {_names([inner])}", value)
-    if origin is list:
-        if not isinstance(value, list):
-            return _expected(key, "list", value)
-        return next((problem for each in value if (problem := misfit(each, arguments[0], key))), None)
-    if kind is dict or origin is dict:
-        if not isinstance(value, dict):
-            return _expected(key, "dict", value)
-        inner = arguments[1] if arguments else Any
-        return next((problem for each in value.values() if (problem := misfit(each, inner, key))), None)
-    if kind is Any:
+        named = f"list of {length} {_names([inner])}"
+        return None if _is_list_of(value, inner, length) else _expected(key, named, value)
+    if kind is Any or (value is None and NoneType in arguments):
         return None
-    choices = arguments if origin in (Union, UnionType) else (kind,)
-    others = [choice for choice in choices if choice is not NoneType]
-    if len(choices) > len(others) and value is None:
-        return None
-    if is_typeddict(others[0]):
-        return misfit(value, others[0], key)
-    return None if _is_scalar(value, others) else _expected(key, _names(choices), value)
+    if is_typeddict(arguments[0]):
+        return misfit(value, arguments[0], key)
+    return None if _is_scalar(value, arguments) else _expected(key, _names(arguments), value)
 
 
 @cache
@@ -65,20 +56,28 @@ def _misfit_of_keys(value: Any, kind: Any, key: str) -> str | None:
     return None if isinstance(value, dict) else _expected(key, "dict", value)
 
 
+def _misfit_of_entries(value: Any, container: type[list] | type[dict], kind: Any, key: str) -> str | None:
+    """Of a list, or of the values of a dictionary."""
+    if not isinstance(value, container):
+        return _expected(key, container.__name__, value)
+    entries = value.values() if isinstance(value, dict) else value
+    return next((problem for each in entries if (problem := misfit(each, kind, key))), None)
+
+
 def _is_list_of(value: Any, kind: Any, length: int) -> bool:
     return (
         isinstance(value, list) and len(value) == length and all(_is_scalar(each, [kind]) for each in value)
     )
 
 
-def _is_scalar(value: Any, kinds: list[Any]) -> bool:
+def _is_scalar(value: Any, kinds: Sequence[Any]) -> bool:
     """Whether ``value`` is of one of ``kinds``; a whole number passes for a float, a bool only for a bool."""
     if type(value) not in kinds and not (type(value) is int and float in kinds):
         return False
     return not isinstance(value, int | float) or abs(value) <= _LARGEST
 
 
-def _names(kinds: Any) -> str:
+def _names(kinds: Sequence[Any]) -> str:
     names = {NoneType: "null", float: "int or float"}
     return " or ".join(names.get(kind, kind.__name__) for kind in kinds)
 

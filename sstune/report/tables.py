@@ -16,15 +16,8 @@ from typing import Any
 import pandas as pd
 
 from sstune.metric import metric_named
-from sstune.report.measurements import (
-    CELL,
-    LINE,
-    attack_rank,
-    by_metric,
-    cell_order,
-    columns_for,
-    interval,
-)
+from sstune.report.measurements import CELL, LINE, by_metric, columns_for, interval
+from sstune.report.order import attack_rank, cell_order
 from sstune.report.variants import LABELS, joined
 from sstune.schema import shown
 
@@ -216,8 +209,11 @@ def _over_seeds(cells: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     grouped = cells.groupby(keys, sort=False, dropna=False)
     found = grouped["value"].agg(["size", "mean", "std"]).rename(columns={"size": "seeds"}).reset_index()
     found["chance"] = grouped["chance"].last().to_numpy()
-    intervals = [interval(seeds) for _, seeds in grouped]
-    found["low"], found["high"] = zip(*intervals, strict=True)
+    seeds: list[list[Any]] = [[] for _ in range(len(found))]
+    measured = cells[["n", "counted", "value", "values", "samples", "interval"]].to_dict("records")
+    for number, record in zip(grouped.ngroup(), measured, strict=True):
+        seeds[number].append(record)
+    found["low"], found["high"] = zip(*map(interval, seeds), strict=True)
     return found
 
 

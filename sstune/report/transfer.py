@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from sstune.metric import metric_named
 from sstune.report.looks import STYLE, file_name, metric_suffix, save
-from sstune.report.measurements import attack_rank, by_metric
+from sstune.report.measurements import by_metric
+from sstune.report.order import attack_rank
 from sstune.report.variants import joined
 
 PANEL = ["attack", "attack_variant", "eps"]

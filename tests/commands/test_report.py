@@ -16,6 +16,7 @@ import pytest
 import sstune
 from sstune.commands.report import run
 from sstune.packing import pack
+from sstune.report.measurements import frame
 from sstune.schema import RequestError
 
 WRITTEN = ["accuracy.png", "accuracy.svg", "gap.csv", "rows.jsonl", "table.csv", "table.tex", "wide.csv"]
@@ -95,6 +96,20 @@ def test_outcomes_make_pairs_and_steps(runs: Path) -> None:
     assert {path.name for path in Path("results/first").iterdir()} == {*WRITTEN, *more}
     pair = "digits,0,,pgd,8/255,,usf unit,rule,usf unit,exact,10,0,5,0,5,50.000000,"
     assert pair in Path("results/first/paired.csv").read_text()
+
+
+def test_the_frame_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(rows: Any) -> Any:
+        calls.append(rows)
+        return frame(rows)
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("sstune.report.")]:
+        if hasattr(module, "frame"):
+            monkeypatch.setattr(module, "frame", counted)
+    assert run(["--out", "results/first"]) == 0
+    assert len(calls) == 1
 
 
 def test_a_report_of_its_own_rows_is_the_same_report() -> None:

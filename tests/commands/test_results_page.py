@@ -17,7 +17,7 @@ import pytest
 import sstune
 import sstune.row
 from sstune.report import alignment, pairs, tables
-from sstune.report.audit import audit_table
+from sstune.report.audit_table import audit_table
 from sstune.report.measurements import LINE, frame
 from sstune.report.rows import read_rows
 from sstune.row import AuditCell, ConfigEntry, Details, Measurement, Row, measurement, metric_of, value_of

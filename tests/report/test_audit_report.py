@@ -19,6 +19,7 @@ from sstune.report.audit import WORDS, audit_text
 from sstune.report.audit_figures import AGAINST_EPS, attack_records, audit_figures
 from sstune.report.audit_page import audit_page
 from sstune.report.audit_table import audit_table
+from sstune.report.measurements import frame
 from sstune.report.pairs import gap_table
 from sstune.report.tables import to_csv, to_text
 from sstune.statistics import wilson
@@ -159,7 +160,7 @@ MASKED (D1, D7): attacks through this network's own gradient overstate its robus
 
 class TestTable:
     def test_by_hand(self, row: Any) -> None:
-        assert to_csv(audit_table([row])) == (
+        assert to_csv(audit_table([row], frame([row]))) == (
             "backbone,dataset,rule,scale,variant,seed,n,clean,"
             "pgd 1/255 rule,pgd 1/255 exact,gap 1/255 points,worst case 1/255,"
             "pgd 2/255 rule,pgd 2/255 exact,gap 2/255 points,worst case 2/255,"
@@ -172,16 +173,16 @@ class TestTable:
     def test_what_is_amiss(self, row: Any) -> None:
         """Whether or not the verdict rests on it."""
         row["audit"]["checks"] += [check("D10", "warn"), check("D11", "error"), check("D12", "ok")]
-        assert audit_table([row])["amiss"].tolist() == ["D1 D7 D10 D11"]
+        assert audit_table([row], frame([row]))["amiss"].tolist() == ["D1 D7 D10 D11"]
 
     def test_nothing_without_audits(self, make: Any) -> None:
-        assert len(audit_table([make.attack(make.finetune())])) == 0
+        assert len(audit_table([make.attack(make.finetune())], frame([make.attack(make.finetune())]))) == 0
 
     def test_what_was_measured_is_in_the_tables_of_accuracy(self, row: Any) -> None:
-        text = to_text([row])
+        text = to_text(frame([row]))
         assert re.search(r"^usf( +[\d.]+)+ +25\.0 +0\.0$", text, re.MULTILINE)
         assert "audit: the worst case over all that an audit tried" in " ".join(text.split())
-        gaps = gap_table([row])
+        gaps = gap_table(frame([row]))
         assert list(zip(gaps["attack"], gaps["eps"], gaps["gap_points"], strict=True)) == [
             ("pgd", "1/255", pytest.approx(37.5)),
             ("pgd", "2/255", pytest.approx(50)),
@@ -189,7 +190,7 @@ class TestTable:
 
     def test_audits_in_two_ways_are_told_apart(self, row: Any, make: Any) -> None:
         other = {**row, "identity": "f" * 64, "config": {**row["config"], "audit": {"black_box_n": 9}}}
-        assert list(audit_table([row, other])["variant"]) == [
+        assert list(audit_table([row, other], frame([row, other]))["variant"]) == [
             "audit.black_box_n=6 audit.label_n=3 audit.skip=[]",
             "audit.black_box_n=9",
         ]

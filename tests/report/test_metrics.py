@@ -16,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from sstune.packing import pack, pack_values
+from sstune.packing import pack, pack_values, unpack_values
 from sstune.report.effort import metric_against_effort
 from sstune.report.figures import metric_against_eps
 from sstune.report.looks import CHANCE
@@ -159,6 +159,26 @@ class TestMixed:
             ]
             assert found == expected
 
+    def test_metrics_of_one_network_are_not_mixed(self, make: Any) -> None:
+        """The same attacks on the same samples, counted and as averages."""
+        average, hits = retrieval(make), retrieval(make)
+        for entry in hits["measurements"]:
+            outcomes = unpack_values(entry.pop("values"), N) > 0.5
+            del entry["metric"], entry["value"]
+            entry |= {"correct": int(outcomes.sum()), "outcomes": pack(outcomes)}
+        matches = json.loads(json.dumps(hits))
+        for entry in matches["measurements"]:
+            entry["metric"] = "exact match"
+        alone = {"accuracy": hits, "exact match": matches, "mAP": average}
+        together = [entry for row in alone.values() for entry in row["measurements"]]
+        for make_table in (table, gap_table, paired_table):
+            found = make_table(frame([average | {"measurements": together}]))
+            assert list(dict.fromkeys(found["metric"])) == list(alone)
+            for metric, row in alone.items():
+                part = found[found["metric"] == metric].drop(columns="metric").reset_index(drop=True)
+                expected = make_table(frame([row])).drop(columns="metric", errors="ignore")
+                pd.testing.assert_frame_equal(part, expected, check_dtype=False)
+
     def test_text_and_latex_have_a_block_for_each(self, cells: pd.DataFrame) -> None:
         accuracy, average = to_text(cells).split("mean average precision in %")[0].split("accuracy in %")
         assert "87.5" in accuracy
@@ -284,4 +304,4 @@ class TestReading:
 def test_other_samples_of_a_seed_have_no_common_interval(make: Any) -> None:
     cells = frame([retrieval(make, seed=seed) for seed in (0, 1)])
     clean = cells[cells["attack"] == "clean"].assign(samples=["a", "b"])
-    assert np.isnan(interval(clean)).all()
+    assert np.isnan(interval(clean.to_dict("records"))).all()
