@@ -64,8 +64,9 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     if attack.eot > 1 and not (climbs or attack.name.startswith(("apgd", "audit"))):
         yield f"attack.eot: is for fgsm, pgd, mifgsm, apgd, apgd_t and audit, not for {attack.name}"
     draws = attack.redraw or getattr(config.rule, "redraw", None)
-    if attack.eot > 1 and config.rule.name == "brsf" and draws != Draws.forward:
-        yield "attack.eot: averages gradients of different draws, so brsf needs attack.redraw=forward"
+    if attack.eot > 1 and hasattr(config.rule, "redraw") and draws != Draws.forward:
+        rule = config.rule.name
+        yield f"attack.eot: averages gradients of different draws, so {rule} needs attack.redraw=forward"
     if attack.name == "audit":
         usual = AttackConfig()
         for key in ("gradient", "cascade", "eight_bit"):
