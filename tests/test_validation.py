@@ -190,7 +190,7 @@ class TestValidate:
             (
                 {"attack": "square"},
                 {"attack.gradient": ["exact"]},
-                ["attack.gradient: square uses none, leave it away"],
+                ["attack.gradient: square uses none, remove this key"],
             ),
             (
                 {"attack": "apgd"},
@@ -200,12 +200,12 @@ class TestValidate:
             (
                 {"attack": "square"},
                 {"attack.gradient": ["surrogate"], "attack.surrogates": ["."]},
-                ["attack.gradient: square uses none, leave it away"],
+                ["attack.gradient: square uses none, remove this key"],
             ),
             (
                 {"attack": "audit"},
                 {"attack.gradient": ["surrogate"], "attack.surrogates": ["."]},
-                ["attack.gradient: the audit chooses its attacks itself, leave it away"],
+                ["attack.gradient: the audit chooses its attacks itself, remove this key"],
             ),
             (
                 {"attack": "apgd"},

@@ -20,7 +20,8 @@ from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images, differ, to_8bit
 from sstune.datasets import Batch, Split, batches, spread
 from sstune.finite import check_outputs_finite
-from sstune.rules import eval_mode, exact_gradients, frozen_feedback
+from sstune.modes import eval_mode
+from sstune.rules import exact_gradients, frozen_feedback
 from sstune.schema import Draws, Gradient
 from sstune.seeding import seed_from
 from sstune.tasks import Objective, Score, Task, evaluate

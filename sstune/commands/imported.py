@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sstune.finite import first_not_finite
-from sstune.rules import eval_mode
+from sstune.modes import eval_mode
 from sstune.schema import RequestError, nearest
 
 # Others' code may raise anything; sys.exit() in it ends nothing of ours.

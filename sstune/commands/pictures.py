@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sstune.attacks import Outcome, Victim
 from sstune.datasets import Split, batches
+from sstune.modes import eval_mode
 from sstune.quantities import parse_eps
 from sstune.report.grid import Attacked, image_grid
-from sstune.rules import eval_mode, frozen_feedback
+from sstune.rules import frozen_feedback
 from sstune.schema import AttackConfig
 from sstune.storage import write_bytes
 

@@ -16,7 +16,6 @@ from sstune.rules.convert import (
     resolve,
 )
 from sstune.rules.feedback import FEEDBACKS, Feedback
-from sstune.rules.observation import eval_mode
 
 __all__ = [
     "FEEDBACKS",
@@ -27,7 +26,6 @@ __all__ = [
     "begin_step",
     "convert",
     "direct",
-    "eval_mode",
     "exact_gradients",
     "feedback_alignment",
     "feedback_layers",

@@ -1,22 +1,21 @@
-"""How far each layer's feedback V is from its weight W, and the rule's update from the true gradient."""
+"""Alignment of each layer's feedback V with its weight W, and of the rule's update with the true gradient."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sstune.rules.convert import exact_gradients, feedback_layers
-from sstune.rules.observation import eval_mode
+from sstune.modes import eval_mode
+from sstune.rules.convert import exact_gradients, feedback_layers, unchanged_feedback
 
 
 @dataclass(frozen=True)
 class LayerAlignment:
-    """One layer's comparison; NaN where a figure is not defined or was not asked for.
+    """Alignment of one layer; NaN where a value is undefined or was not requested.
 
     ``angle`` between W and V in degrees, share of entries with equal signs, and RMS(V)/RMS(W);
     ``update_cosine``: cosine of dW under the rule and the true dL/dW.
@@ -30,12 +29,12 @@ class LayerAlignment:
 
 
 def alignment(model: nn.Module, loss: Callable[[], Tensor] | None = None) -> list[LayerAlignment]:
-    """Measure every converted layer, with the V of its latest forward pass; empty for a plain network.
+    """Alignment of every converted layer, with the V of its latest forward pass; empty for a plain network.
 
     Args:
-        loss: gives the loss of ``model`` on a probe batch, twice: once for the gradients under the rule and
-            once for the true ones. Both in eval mode, and the feedback's own draws are taken back, so
-            measuring changes nothing that a training run does. None leaves ``update_cosine`` out.
+        loss: returns the loss of ``model`` on a probe batch. It is called twice in eval mode, once for the
+            gradients under the rule and once for the true ones; the feedback's state is restored afterwards,
+            so that measuring does not change a training run. None: ``update_cosine`` is not measured.
     """
     layers = feedback_layers(model)
     cosines = _update_cosines(model, [layer.weight for layer in layers.values()], loss)
@@ -63,7 +62,7 @@ def _update_cosines(
     trained = [weight for weight in weights if weight.requires_grad]
     if loss is None or not trained:
         return [math.nan] * len(weights)
-    with _as_found(model), torch.enable_grad():
+    with eval_mode(model), unchanged_feedback(model), torch.enable_grad():
         by_rule = torch.autograd.grad(loss(), trained, allow_unused=True)
         with exact_gradients(model):
             exact = torch.autograd.grad(loss(), trained, allow_unused=True)
@@ -73,19 +72,6 @@ def _update_cosines(
         if one is not None and two is not None
     }
     return [cosines.get(id(weight), math.nan) for weight in weights]
-
-
-@contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module's mode and every feedback's draws are as they were."""
-    feedback = [layer.feedback for layer in feedback_layers(model).values()]
-    states = [dict(each.__dict__, _buffers=dict(each._buffers)) for each in feedback]
-    try:
-        with eval_mode(model):
-            yield
-    finally:
-        for each, state in zip(feedback, states, strict=True):
-            each.__dict__.update(state)
 
 
 def _cosine(one: Tensor, two: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Turn a network's layers into feedback layers, in place, and back to exact derivatives for a while."""
+"""Convert a network's layers to feedback layers, in place, and switch their feedback off or freeze it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from sstune.rules.direct import Broadcast, DirectFeedback
 from sstune.rules.feedback import FEEDBACKS, warn_of_steps_not_begun
 from sstune.rules.layers import CONVERTED, FeedbackLayer, converted_class
-from sstune.rules.observation import Observed, observe
-from sstune.rules.sign_symmetry import BatchwiseRandomSign
-from sstune.schema import Redraw, RequestError, RuleConfig, nearest
+from sstune.rules.observation import observe
+from sstune.schema import RequestError, RuleConfig, nearest
 from sstune.schema.typed import typed
 
 # Reads its projections' weights without calling the layers that own them: converting those would do nothing.
@@ -52,13 +50,13 @@ def convert(
         rule: which rule, scale and layers (glob patterns on module names).
         seed: of the run; draws are keyed by (seed, layer name).
         aliases: names that patterns may use for modules, e.g. ``{"head": "fc", "stem": "conv1"}``.
-        example: a batch of inputs, on which ``model`` is run once in eval mode to see that every converted
-            layer is really called. dfa needs it, for the sizes of its feedback.
+        example: a batch of inputs. ``model`` is run on it once, in eval mode, to check that every converted
+            layer is called. Direct rules need it for the shapes of their feedback.
 
     Raises:
         RequestError: ``rule`` holds a value of another type than its key's, a pattern matches nothing or
             names a layer that cannot be converted, or a layer's weights are used without calling it.
-        ValueError: dfa without an example.
+        ValueError: a direct rule without an example.
     """
     modules = {name: module for name, module in model.named_modules() if name}
     if rule.name == "bp":
@@ -77,30 +75,9 @@ def convert(
         layer.__class__ = converted_class(layer)
         if layer.feedback.each_step and layer.weight.requires_grad:
             warn_of_steps_not_begun(layer.feedback, layer.weight, rule.name)
-    if issubclass(feedback, DirectFeedback):
-        _connect(model, observed)
+    feedback.connect(model, {name: modules[name] for name in selected}, observed)
     rest = {name: module for name, module in model.named_modules() if name not in selected}
     return Conversion(converted, _with_parameters(rest))
-
-
-def _connect(model: nn.Module, observed: Observed | None) -> None:
-    """Give each layer of a dfa network its matrix, and the network the hooks that deliver the error."""
-    if observed is None:
-        raise ValueError("dfa needs an example batch: its feedback has the sizes of the layers' inputs")
-    if observed.outputs is None or len(observed.outputs) != 2:
-        found = "no tensor" if observed.outputs is None else tuple(observed.outputs)
-        raise RequestError(f"rule.name: dfa needs outputs (N, classes), the network gives {found}")
-    broadcast = Broadcast()
-    for name, layer in feedback_layers(model).items():
-        assert isinstance(layer.feedback, DirectFeedback)
-        if not observed.samples[name]:
-            raise RequestError(
-                f"rule.include: {name} has inputs of several sizes, or without a leading batch, which dfa "
-                f"cannot serve; add it to rule.exclude"
-            )
-        layer.feedback.connect(broadcast, observed.samples[name], observed.outputs[1], layer.weight)
-    model.register_forward_pre_hook(broadcast.begin)
-    model.register_forward_hook(broadcast.deliver, always_call=True)
 
 
 def _with_parameters(modules: dict[str, nn.Module]) -> dict[str, str]:
@@ -190,34 +167,38 @@ def exact_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def begin_step(model: nn.Module) -> None:
-    """Tell every feedback that an optimiser step begins (brsf then draws, wm mirrors)."""
+    """Update feedback that changes from step to step; call it before each step's forward pass."""
     for layer in feedback_layers(model).values():
         layer.feedback.begin_step(layer.weight)
         layer.feedback.begun_with = layer.weight._version
 
 
 def redraw(model: nn.Module, key: int) -> None:
-    """Have brsf's magnitudes drawn as ``key`` says; every other feedback stays as it is."""
+    """Draw all random feedback anew, seeded by ``key``; other feedback does not change."""
     for layer in feedback_layers(model).values():
         layer.feedback.redraw(key)
 
 
 @contextmanager
-def frozen_feedback(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes draw nothing, only :func:`redraw` does; afterwards the feedback is as before."""
-    random = [
-        layer.feedback
-        for layer in feedback_layers(model).values()
-        if isinstance(layer.feedback, BatchwiseRandomSign)
-    ]
-    before = [(feedback.redraw_when, feedback.magnitude) for feedback in random]
+def unchanged_feedback(model: nn.Module) -> Iterator[None]:
+    """On exit, restore the state of every layer's feedback: its attributes, and which tensors it holds."""
+    feedback = [layer.feedback for layer in feedback_layers(model).values()]
+    states = [dict(each.__dict__, _buffers=dict(each._buffers)) for each in feedback]
     try:
-        for feedback in random:
-            feedback.redraw_when = Redraw.step
         yield
     finally:
-        for feedback, (when, magnitude) in zip(random, before, strict=True):
-            feedback.redraw_when, feedback.magnitude = when, magnitude
+        for each, state in zip(feedback, states, strict=True):
+            each.__dict__.update(state)
+
+
+@contextmanager
+def frozen_feedback(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes draw no feedback, only :func:`redraw` does; on exit its state is restored."""
+    with unchanged_feedback(model):
+        for layer in feedback_layers(model).values():
+            if layer.feedback.is_random:
+                layer.feedback.is_frozen = True
+        yield
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:

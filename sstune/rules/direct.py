@@ -1,10 +1,10 @@
 """Direct feedback alignment: the output error goes to every layer at once (Nokland 2016, arXiv 1609.01596).
 
-With e = dL/dlogits, the gradient at the input of layer l is B_l^T e; nothing travels from layer to layer. In
-autograd terms: each converted layer cuts its input off the graph, and adds to the logits a zero whose
-derivative with respect to that input is B_l. So e is always that of the very forward pass that is being
-differentiated (training, evaluation or attack, any batch size), and what lies between layers (activations,
-normalisation, residual additions) keeps its exact derivative.
+With e = dL/dlogits, the gradient at the input of layer l is B_l^T e; no error is passed from layer to layer.
+Each converted layer detaches its input from the graph, and adds to the logits a zero whose derivative with
+respect to that input is B_l. So e always belongs to the forward pass that is differentiated (in training,
+evaluation or an attack, with any batch size), and the operations between layers (activations, normalisation,
+residual additions) keep their exact derivatives.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sstune.rules.feedback import FEEDBACKS, Feedback, constant_scale, draw, weight_of
-from sstune.schema import DfaConfig, Spread
+from sstune.rules.observation import Observed
+from sstune.schema import RequestError, RuleConfig, Spread
 
 
 class _Projection(torch.autograd.Function):
@@ -42,9 +43,10 @@ class _Projection(torch.autograd.Function):
 
 
 class Broadcast:
-    """Brings the zeros of one forward pass to the logits; its methods are the network's forward hooks."""
+    """Adds the zeros of one forward pass to the logits, by forward hooks of the network."""
 
-    def __init__(self) -> None:
+    def __init__(self, rule: str) -> None:
+        self.rule = rule
         self.zeros: list[Tensor] = []
         self.running = False
 
@@ -54,7 +56,7 @@ class Broadcast:
         self.running = True
 
     def deliver(self, network: nn.Module, args: tuple[Any, ...], logits: Tensor | None) -> Tensor | None:
-        """After the network's forward; without logits if it failed."""
+        """After the network's forward; ``logits`` is None if it failed."""
         if logits is not None:
             for zero in self.zeros:
                 logits = logits + zero.view_as(logits).to(logits.dtype)
@@ -63,22 +65,22 @@ class Broadcast:
         return logits
 
     def add(self, zero: Tensor, layer: str) -> None:
-        """Called by a layer within the forward.
+        """Called by a layer during the network's forward.
 
         Raises:
-            RuntimeError: there are no logits to reach.
+            RuntimeError: the layer is called elsewhere, so that no logits follow.
         """
         if self.running:
             self.zeros.append(zero)
         elif torch._C._current_graph_task_id() == -1:
             raise RuntimeError(
-                f"dfa: {layer} was called outside the network's forward, where no output error exists"
+                f"{self.rule}: {layer} was called outside the network's forward, where no output error exists"
             )
         elif torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             raise RuntimeError(
-                f"dfa: {layer} is run again in a backward pass, where the error has no way to it; "
+                f"{self.rule}: {layer} is run again in a backward pass, where the error has no way to it; "
                 f"checkpoint activations with use_reentrant=False"
-            )  # with saved-tensor hooks it is that very form, which runs a layer again for its tensors only
+            )  # with saved-tensor hooks it is use_reentrant=False, which runs a layer again for its tensors
 
 
 @FEEDBACKS.register("dfa")
@@ -87,41 +89,79 @@ class DirectFeedback(Feedback):
 
     ``spread=unit``: B has an entry for every unit of the input and every output of the network (Nokland).
     ``spread=channel``: one for every channel, the same at all positions, which also fits 1,000 classes.
+    A subclass may override :meth:`initial_projection`.
     """
 
-    direct = True
+    is_direct = True
+    sample: torch.Size
+    broadcast: Broadcast
     projection: Tensor
 
-    def __init__(self, module: nn.Module, rule: DfaConfig, seed: int, layer: str) -> None:
+    def __init__(self, module: nn.Module, rule: RuleConfig, seed: int, layer: str) -> None:
         super().__init__(module, rule, seed, layer)
-        self.spread = rule.spread
+        self.spread = getattr(rule, "spread", Spread.unit)
         self.channel = -1 if isinstance(module, nn.Linear) else 1 - weight_of(module).dim()
 
-    def connect(self, broadcast: Broadcast, sample: torch.Size, outputs: int, weight: Tensor) -> None:
-        """Draw B for inputs of ``sample`` shape (without the batch) and logits of ``outputs`` columns."""
-        self.broadcast = broadcast
-        self.sample = sample
+    @classmethod
+    def connect(cls, network: nn.Module, layers: dict[str, nn.Module], observed: Observed | None) -> None:
+        """Give each layer its B, and the network the hooks that pass the error on to the layers.
+
+        Raises:
+            ValueError: no example batch was given.
+            RequestError: the outputs are not (N, classes), or a layer has inputs of several shapes.
+        """
+        rule = _feedback_of(next(iter(layers.values()))).rule_name
+        if observed is None:
+            raise ValueError(f"{rule} needs an example batch, for the shapes of the layers' inputs")
+        if observed.outputs is None or len(observed.outputs) != 2:
+            found = "no tensor" if observed.outputs is None else tuple(observed.outputs)
+            raise RequestError(f"rule.name: {rule} needs outputs (N, classes), the network gives {found}")
+        broadcast = Broadcast(rule)
+        for name, layer in layers.items():
+            if not observed.samples[name]:
+                raise RequestError(
+                    f"rule.include: {name} has inputs of several sizes, or without a leading batch, which "
+                    f"{rule} cannot serve; add it to rule.exclude"
+                )
+            feedback = _feedback_of(layer)
+            feedback.broadcast, feedback.sample = broadcast, observed.samples[name]
+            matrix = feedback.initial_projection(feedback.sample, observed.outputs[1], weight_of(layer))
+            feedback.register_buffer("projection", matrix)
+        network.register_forward_pre_hook(broadcast.begin)
+        network.register_forward_hook(broadcast.deliver, always_call=True)
+
+    def initial_projection(self, sample: torch.Size, outputs: int, weight: Tensor) -> Tensor:
+        """Draw B.
+
+        Args:
+            sample: the shape of the layer's input without the batch dimension.
+            outputs: number of the network's outputs.
+            weight: the layer's, whose dtype and device B has.
+
+        Returns:
+            (``outputs``, *``sample``); a dimension of ``sample`` may be 1, and is then expanded.
+        """
         shape = sample
         if self.spread is Spread.channel:
             channels = range(len(sample))[self.channel]
             shape = torch.Size(size if axis == channels else 1 for axis, size in enumerate(sample))
-        flat = weight.detach().new_empty(outputs, shape.numel())
+        flat = weight.new_empty(outputs, shape.numel())
         draw(flat, self.scale, False, self.seed, "feedback", self.layer, 0)
         self.constant = constant_scale(flat.shape, self.scale, outputs)
-        self.register_buffer("projection", flat.view(outputs, *shape))
+        return flat.view(outputs, *shape)
 
     def cut(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``x`` off the graph, with a zero in its place at the logits.
+        """``x`` detached from the graph; the zero that takes its place is added to the logits.
 
         Raises:
-            RuntimeError: ``x`` is of another size than at conversion, or the error could not reach it.
+            RuntimeError: ``x`` has another shape than at conversion, or the error cannot reach it.
         """
         if not (x.requires_grad and torch.is_grad_enabled()):
             return x
         inner = self.sample[1:]  # the first size may be folded into the batch
         if self.sample not in (x.shape, x.shape[1:]) and (x.shape[1:] != inner or len(x) % self.sample[0]):
             raise RuntimeError(
-                f"dfa: {self.layer} was given {tuple(x.shape)}, its feedback is for samples of "
+                f"{self.rule_name}: {self.layer} was given {tuple(x.shape)}, its feedback is for samples of "
                 f"{tuple(self.sample)}"
             )
         scale = self.scale_now(weight)
@@ -129,5 +169,10 @@ class DirectFeedback(Feedback):
         return x.detach()
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """dfa has no V of the weight's shape: NaN throughout, so that no angle is claimed."""
+        """NaN throughout: there is no V of the weight's shape, hence no angle to it."""
         return torch.full_like(weight, torch.nan)
+
+
+def _feedback_of(layer: nn.Module) -> DirectFeedback:
+    assert isinstance(layer.feedback, DirectFeedback)
+    return layer.feedback

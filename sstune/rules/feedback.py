@@ -1,7 +1,7 @@
-"""What every rule's feedback has in common: the answer to "where does V come from" for one layer.
+"""Base class of a layer's feedback, and the helpers that rules share.
 
-V itself is never stored: the backward pass forms it from a few operands (:class:`Pathway`), so a rule costs
-no memory beyond its operands and, for a moment, one layer's V.
+V itself is never stored: the backward pass computes it from a few operands (:class:`Pathway`), so a rule
+needs no memory beyond its operands and, during the backward pass, one layer's V.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from torch import Tensor, nn
 from torch.nn.init import _calculate_fan_in_and_fan_out
 
 from sstune.registry import Registry
-from sstune.schema import RuleConfig, Scale
+from sstune.rules.observation import Observed
+from sstune.schema import Redraw, RuleConfig, Scale
 from sstune.seeding import seed_from
 
 
 class Pathway(NamedTuple):
-    """How a backward pass gets V, and what trained feedback learns from it.
+    """How a backward pass computes V, and the gradients of trained feedback.
 
-    ``V = form(W, *operands)``, of W's shape and dtype. ``learn(dW, *operands)`` gives the gradients of the
-    operands; None where nothing of them is trained.
+    ``V = form(W, *operands)``, of W's shape and dtype. ``operand_grads(dW, *operands)`` returns the gradients
+    of the operands; None if no operand is trained.
     """
 
     form: Callable[..., Tensor]
     operands: tuple[Tensor | None, ...] = ()
-    learn: Callable[..., tuple[Tensor | None, ...]] | None = None
+    operand_grads: Callable[..., tuple[Tensor | None, ...]] | None = None
 
 
-def itself(weight: Tensor) -> Tensor:
+def identity(weight: Tensor) -> Tensor:
     """V = W."""
     return weight
 
 
 def signed(weight: Tensor, scale: Tensor | None, magnitude: Tensor | None) -> Tensor:
-    """V = s M sign(W), with sign(0) = 0; a factor that is None is left out."""
+    """V = s M sign(W), with sign(0) = 0; a factor of None counts as 1."""
     matrix = torch.sign(weight)
     matrix = matrix if magnitude is None else matrix.mul_(magnitude)
     return matrix if scale is None else matrix.mul_(scale)
@@ -105,34 +106,61 @@ def draw(into: Tensor, scale: Scale, positive: bool, *key: int | str) -> Tensor:
 
 
 class Feedback(nn.Module):
-    """The feedback of one layer.
+    """The feedback of one layer: base class of all rules.
+
+    A rule overrides :meth:`forward`, which returns the pathway of V. A direct rule instead sets ``is_direct``
+    and overrides :meth:`connect` and :meth:`cut`. A rule whose configuration has a key ``redraw`` is random:
+    it is frozen for evaluation and redrawn by attacks. It overrides :meth:`redraw` and, if :meth:`forward`
+    draws, :meth:`current_pathway`.
 
     Args:
-        module: the layer, as it is at conversion.
-        rule: the rule's settings, its scale among them.
+        module: the layer before its conversion.
+        rule: the rule's configuration.
         seed: of the run.
-        layer: the layer's name; draws are keyed by (seed, layer).
+        layer: the layer's name; draws are seeded by (seed, layer).
     """
 
-    direct = False  # whether the error comes from the output at once (dfa), not through a V
-    each_step = False  # whether V changes at each optimiser step by begin_step alone
+    is_direct = False  # the error comes from the network's output, through `cut`, instead of through V
+    each_step = False  # V changes only in begin_step, once per optimiser step
 
     def __init__(self, module: nn.Module, rule: RuleConfig, seed: int, layer: str) -> None:
         super().__init__()
+        self.rule_name = rule.name
+        self.is_random = hasattr(rule, "redraw")
+        self.is_frozen = False  # then forward passes use current_pathway; see sstune.rules.frozen_feedback
+        if getattr(rule, "redraw", None) is Redraw.step:
+            self.each_step = True
         self.scale = rule.scale
         self.seed = seed
         self.layer = layer
         self.constant = constant_scale(weight_of(module).shape, rule.scale, n_outputs(module))
-        self.begun_with: int | None = None  # version of the weight that the present step began with
+        self.begun_with: int | None = None  # version of the weight at the latest begin_step
+
+    @classmethod
+    def connect(cls, network: nn.Module, layers: dict[str, nn.Module], observed: Observed | None) -> None:
+        """Called once after the conversion of ``network``, for rules that need it as a whole.
+
+        Args:
+            layers: the converted layers by name; each holds its ``feedback``.
+            observed: shapes seen in a forward pass of the example batch, None if none was given.
+        """
+
+    def cut(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's input ``x`` as a direct rule passes it to the layer's own forward."""
+        return x
 
     def begin_step(self, weight: Tensor) -> None:
-        """Called once before each optimiser step's forward."""
+        """Called once before the forward pass of each optimiser step."""
 
     def redraw(self, key: int) -> None:
-        """Make the draw that ``key`` names, if this feedback is drawn anew at all; leaves no other trace."""
+        """Draw random feedback anew, seeded by (seed, layer, ``key``).
+
+        Replaces tensors instead of changing them: a pending backward pass uses the old ones, and
+        :func:`sstune.rules.frozen_feedback` restores them. Does not count as one of the rule's own draws.
+        """
 
     def magnitude_now(self, weight: Tensor) -> Tensor | None:
-        """M for the forward pass that is running."""
+        """M for the present forward pass; None for 1."""
         return None
 
     def scale_now(self, weight: Tensor) -> Tensor | None:
@@ -144,29 +172,29 @@ class Feedback(nn.Module):
         return torch.full((), self.constant, dtype=weight.dtype, device=weight.device)
 
     def forward(self, weight: Tensor) -> Pathway:
-        """The pathway of a forward pass with ``weight`` as it is now."""
+        """The pathway for a forward pass with the present ``weight``; called in every forward pass."""
         return Pathway(signed, (self.scale_now(weight), self.magnitude_now(weight)))
 
-    def last(self, weight: Tensor) -> Pathway:
-        """The pathway of the latest forward pass; unlike a forward, it never draws."""
+    def current_pathway(self, weight: Tensor) -> Pathway:
+        """The pathway with the latest draw: as :meth:`forward`, but it never draws."""
         return self.forward(weight)
 
     @torch.no_grad()
     def matrix(self, weight: Tensor) -> Tensor:
-        """The V in use, of ``weight``'s shape, detached."""
-        form, operands, _ = self.last(weight)
+        """The present V, of ``weight``'s shape, detached."""
+        form, operands, _ = self.current_pathway(weight)
         return form(weight.detach(), *operands)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # A plain network's state dict knows no feedback: what was made at conversion then stays.
+        # The state dict of an unconverted network has no feedback: that of the conversion is kept.
         if any(key.startswith(prefix) for key in state_dict):
             super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def warn_of_steps_not_begun(feedback: Feedback, weight: Tensor, rule: str) -> None:
-    """Have training warn if ``weight`` is updated from step to step and no step is begun.
+    """Warn in training if ``weight`` is updated from step to step without calls of ``begin_step``.
 
-    The gradient's arrival is where this shows: compiled or not, a training loop comes by there.
+    Checked when the gradient arrives, which happens in every training loop, compiled or not.
     """
     known = weakref.ref(feedback)
 
@@ -194,4 +222,4 @@ class Sham(Feedback):
     """V = W through the feedback path: a control that must equal bp to rounding."""
 
     def forward(self, weight: Tensor) -> Pathway:
-        return Pathway(itself)
+        return Pathway(identity)

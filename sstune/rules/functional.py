@@ -1,4 +1,4 @@
-"""The two autograd paths: a linear map and a convolution whose input gradient travels through V.
+"""Autograd functions: a linear map and a convolution whose input gradient travels through V.
 
 With ``delta = dL/dy``: ``dW`` and ``db`` are the exact local gradients, ``dx = V^T delta``. Forward passes
 are the ordinary ones. Both functions equal, in float64, the autograd of
@@ -35,14 +35,14 @@ class _Linear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         form: Callable[..., Tensor],
-        learn: Callable[..., tuple[Tensor | None, ...]] | None,
+        operand_grads: Callable[..., tuple[Tensor | None, ...]] | None,
         *operands: Tensor | None,
     ) -> Tensor:
         return F.linear(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.form, ctx.learn, *operands = inputs
+        x, weight, _, ctx.form, ctx.operand_grads, *operands = inputs
         ctx.save_for_backward(x, weight, *operands)
 
     @staticmethod
@@ -57,7 +57,8 @@ class _Linear(torch.autograd.Function):
             grad_weight = rows.t() @ x.reshape(-1, weight.shape[1])
         if ctx.needs_input_grad[2]:
             grad_bias = rows.sum(0)
-        return grad_x, grad_weight, grad_bias, None, None, *_learned(ctx.learn, grad_weight, operands)
+        of_operands = _operand_grads(ctx.operand_grads, grad_weight, operands)
+        return grad_x, grad_weight, grad_bias, None, None, *of_operands
 
 
 class _Convolution(torch.autograd.Function):
@@ -68,14 +69,14 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         geometry: Geometry,
         form: Callable[..., Tensor],
-        learn: Callable[..., tuple[Tensor | None, ...]] | None,
+        operand_grads: Callable[..., tuple[Tensor | None, ...]] | None,
         *operands: Tensor | None,
     ) -> Tensor:
         return torch.ops.aten.convolution.default(x, weight, bias, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, ctx.geometry, ctx.form, ctx.learn, *operands = inputs
+        x, weight, bias, ctx.geometry, ctx.form, ctx.operand_grads, *operands = inputs
         ctx.save_for_backward(x, weight, *operands)
         ctx.bias_sizes = None if bias is None else list(bias.shape)
 
@@ -87,7 +88,7 @@ class _Convolution(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
         if needs_x:
-            # V has no name here, so it is gone before dW takes the same room: no memory beyond bp's.
+            # V is not bound to a name, so its memory is free before dW is computed: no more memory than bp.
             grad_x, _, _ = convolution_backward(
                 delta,
                 x,
@@ -101,23 +102,23 @@ class _Convolution(torch.autograd.Function):
             _, grad_weight, grad_bias = convolution_backward(
                 delta, x, weight, ctx.bias_sizes, *ctx.geometry, mask
             )
-        learned = _learned(ctx.learn, grad_weight, operands)
-        return grad_x, grad_weight, grad_bias, None, None, None, *learned
+        of_operands = _operand_grads(ctx.operand_grads, grad_weight, operands)
+        return grad_x, grad_weight, grad_bias, None, None, None, *of_operands
 
 
-def _learned(
-    learn: Callable[..., tuple[Tensor | None, ...]] | None,
+def _operand_grads(
+    operand_grads: Callable[..., tuple[Tensor | None, ...]] | None,
     grad_weight: Tensor | None,
     operands: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the feedback's operands: trained feedback follows its layer, and rests where that does."""
-    if learn is None or grad_weight is None:
+    """Gradients of the feedback's operands; None for all where the layer itself is not trained."""
+    if operand_grads is None or grad_weight is None:
         return tuple(None for _ in operands)
-    return learn(grad_weight, *operands)
+    return operand_grads(grad_weight, *operands)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Cast as autocast would: it does not reach the operands of a custom function by itself."""
+    """Cast as autocast would, which does not cast the operands of a custom function."""
     device = next(t.device.type for t in tensors if t is not None)
     if not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -128,7 +129,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, pathway: Pathway) -> Tensor:
     """``y = x W^T + b`` for x of shape (..., in), with ``dx = delta V``."""
     x_, weight_, bias_ = _autocast(x, weight, bias)
-    return _Linear.apply(x_, weight_, bias_, pathway.form, pathway.learn, *pathway.operands)
+    return _Linear.apply(x_, weight_, bias_, pathway.form, pathway.operand_grads, *pathway.operands)
 
 
 def convolution(
@@ -144,7 +145,7 @@ def convolution(
         bias_,
         geometry,
         pathway.form,
-        pathway.learn,
+        pathway.operand_grads,
         *pathway.operands,
     )
     return y.squeeze(0) if unbatched else y

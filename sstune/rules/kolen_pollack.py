@@ -4,10 +4,10 @@ With dV = dW through the same optimiser with the same settings, only weight deca
 
     V_t = W_t + c_t (V_0 - W_0),
 
-where c_t is what the optimiser makes of the number 1 when its gradient is zero. It is kept as a parameter
-that rides in the optimiser with gradient zero, so every schedule of learning rate and weight decay applies by
-itself, provided that the parameter is in its weight's group (recipes that spare parameters without axes
-from weight decay must not spare this one). This is exact for SGD (linear in the gradient) and for AdamW
+where c_t is the number 1 after t optimiser steps with gradient zero. It is a parameter of the optimiser whose
+gradient is zero, so that every schedule of learning rate and weight decay applies to it, provided that it is
+in the parameter group of its weight (recipes that exempt parameters without axes from weight decay must not
+exempt this one). This is exact for SGD (linear in the gradient) and for AdamW
 (equal gradients give equal steps), and V needs neither a gradient nor optimiser state of its own.
 """
 
@@ -22,7 +22,7 @@ from sstune.rules.feedback import (
     Pathway,
     constant_scale,
     draw,
-    itself,
+    identity,
     n_outputs,
     rms,
     weight_of,
@@ -30,13 +30,13 @@ from sstune.rules.feedback import (
 from sstune.schema import Scale, Start, TrainedConfig
 
 
-def following(weight: Tensor, decay: Tensor, difference: Tensor) -> Tensor:
+def weight_plus_offset(weight: Tensor, decay: Tensor, difference: Tensor) -> Tensor:
     """V = W + c D."""
     return weight + (decay * difference).to(weight.dtype)
 
 
 def no_gradient(grad_weight: Tensor, decay: Tensor, *rest: Tensor) -> tuple[Tensor | None, ...]:
-    """Zero for c, so that the optimiser visits it and applies weight decay alone."""
+    """Zero for c, so that the optimiser applies weight decay alone to it."""
     return torch.zeros_like(decay), *(None for _ in rest)
 
 
@@ -54,13 +54,13 @@ class TrainedFeedback(Feedback):
         return drawn * (rms(weight) if by_weight else constant_scale(shape, self.scale, outputs))
 
 
-class FollowingFeedback(TrainedFeedback):
-    """V = W + c D, with D set by the subclass; D = 0 needs no state at all."""
+class OffsetFeedback(TrainedFeedback):
+    """V = W + c D, with the offset D set by the subclass; None stands for D = 0."""
 
     decay: nn.Parameter
     difference: Tensor | None
 
-    def set_difference(self, difference: Tensor | None) -> None:
+    def set_offset(self, difference: Tensor | None) -> None:
         self.register_buffer("difference", difference)
         if difference is not None:
             # float64: a step takes less off it than float32 resolves near 1
@@ -68,18 +68,18 @@ class FollowingFeedback(TrainedFeedback):
 
     def forward(self, weight: Tensor) -> Pathway:
         if self.difference is None:
-            return Pathway(itself)
-        return Pathway(following, (self.decay, self.difference), no_gradient)
+            return Pathway(identity)
+        return Pathway(weight_plus_offset, (self.decay, self.difference), no_gradient)
 
 
 @FEEDBACKS.register("kp")
-class KolenPollack(FollowingFeedback):
+class KolenPollack(OffsetFeedback):
     """V trained by dV = dW and the same weight decay; started at W it stays there, and the rule is bp."""
 
     def __init__(self, module: nn.Module, rule: TrainedConfig, seed: int, layer: str) -> None:
         super().__init__(module, rule, seed, layer)
         weight = weight_of(module)
         if self.start is Start.weights:
-            self.set_difference(None)
+            self.set_offset(None)
         else:
-            self.set_difference(self.random_start(weight, weight.shape, n_outputs(module)) - weight)
+            self.set_offset(self.random_start(weight, weight.shape, n_outputs(module)) - weight)

@@ -1,4 +1,4 @@
-"""Layers whose backward pass uses feedback: torch's own classes, with another path for the input gradient."""
+"""Layers whose backward pass uses feedback: torch's layers with another path for the input gradient."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sstune.rules import functional
-from sstune.rules.direct import DirectFeedback
-from sstune.rules.feedback import Feedback
+from sstune.rules.feedback import Feedback, Pathway
 from sstune.rules.functional import Geometry
 
 
 class FeedbackLayer(nn.Module):
-    """What every converted layer has: its feedback, and a switch back to the exact derivative."""
+    """Base class of converted layers: their feedback, and a switch back to the exact derivative."""
 
     feedback: Feedback
     weight: Tensor
     exact: bool = False
 
     @property
-    def plain(self) -> bool:
-        """Whether the layer's own forward will do: with exact derivatives, and where no V is used (dfa)."""
-        return self.exact or self.feedback.direct
+    def uses_own_forward(self) -> bool:
+        """Whether torch's forward is used: with exact derivatives, or under a direct rule, which has no V."""
+        return self.exact or self.feedback.is_direct
 
     def cut(self, input: Tensor) -> Tensor:
-        """The input of a plain forward: off the graph under dfa."""
-        if self.exact:
-            return input
-        assert isinstance(self.feedback, DirectFeedback)
-        return self.feedback.cut(input, self.weight)
+        """The input of torch's forward: as the rule passes it, or unchanged with exact derivatives."""
+        return input if self.exact else self.feedback.cut(input, self.weight)
+
+    def pathway(self, weight: Tensor) -> Pathway:
+        """The pathway of V for this forward pass."""
+        return self.feedback.current_pathway(weight) if self.feedback.is_frozen else self.feedback(weight)
 
 
 class FeedbackLinear(FeedbackLayer, nn.Linear):
     """nn.Linear with ``dx = delta V``."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.plain:
+        if self.uses_own_forward:
             return super().forward(self.cut(input))
-        return functional.linear(input, self.weight, self.bias, self.feedback(self.weight))
+        return functional.linear(input, self.weight, self.bias, self.pathway(self.weight))
 
 
 class _FeedbackConv(FeedbackLayer):
     """Mixed into nn.Conv1d/2d/3d, whose forward calls ``_conv_forward``."""
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.plain:
+        if self.uses_own_forward:
             return super()._conv_forward(self.cut(input), weight, bias)  # type: ignore[misc]
         padding = self.padding
         if self.padding_mode != "zeros" or padding == "same":
@@ -56,7 +56,7 @@ class _FeedbackConv(FeedbackLayer):
         elif padding == "valid":
             padding = (0,) * len(self.kernel_size)
         geometry = Geometry(self.stride, padding, self.dilation, False, self.output_padding, self.groups)
-        return functional.convolution(input, weight, bias, self.feedback(weight), geometry)
+        return functional.convolution(input, weight, bias, self.pathway(weight), geometry)
 
 
 class FeedbackConv1d(_FeedbackConv, nn.Conv1d):
@@ -75,14 +75,14 @@ class _FeedbackConvTranspose(FeedbackLayer):
     """Mixed into nn.ConvTranspose1d/2d/3d."""
 
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.plain:
+        if self.uses_own_forward:
             return super().forward(self.cut(input), output_size)
         spatial = len(self.kernel_size)
         output_padding = self._output_padding(
             input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
         )
         geometry = Geometry(self.stride, self.padding, self.dilation, True, output_padding, self.groups)
-        return functional.convolution(input, self.weight, self.bias, self.feedback(self.weight), geometry)
+        return functional.convolution(input, self.weight, self.bias, self.pathway(self.weight), geometry)
 
 
 class FeedbackConvTranspose1d(_FeedbackConvTranspose, nn.ConvTranspose1d):
@@ -113,6 +113,6 @@ _ALIKE: dict[str, type[FeedbackLayer]] = {"timm.layers.linear.Linear": FeedbackL
 
 
 def converted_class(layer: nn.Module) -> type[FeedbackLayer] | None:
-    """What ``layer`` becomes, or None where its own class may compute something else."""
+    """The converted class of ``layer``, or None if its own class may compute something else."""
     kind = type(layer)
     return CONVERTED.get(kind) or _ALIKE.get(f"{kind.__module__}.{kind.__qualname__}")

@@ -1,32 +1,24 @@
-"""What one forward pass shows of a network: which layers are really called, and with inputs of which size."""
+"""One forward pass of a network: which layers it calls, and the shapes of their inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from sstune.modes import eval_mode
 from sstune.schema import RequestError
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, the whole network is in eval mode; afterwards each module is in its own mode again."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Each layer's input without the batch, empty if it has no one size; the outputs' shape, if a tensor."""
+    """Shapes of one forward pass.
+
+    ``samples``: of each layer's input without the batch dimension; empty if its inputs have several shapes.
+    ``outputs``: of the network's output, None if that is no tensor.
+    """
 
     samples: dict[str, torch.Size]
     outputs: torch.Size | None

@@ -22,20 +22,22 @@ import torch
 from torch import Tensor, nn
 
 from sstune.rules.feedback import FEEDBACKS, Pathway, weight_of
-from sstune.rules.kolen_pollack import FollowingFeedback, no_gradient
+from sstune.rules.kolen_pollack import OffsetFeedback, no_gradient
 from sstune.rules.layout import Layout
 from sstune.schema import OrthogonalPfaConfig, PfaConfig, Start
 from sstune.seeding import seed_from
 
 
-def mixed(weight: Tensor, mix: Tensor, layout: Layout) -> Tensor:
+def projected(weight: Tensor, mix: Tensor, layout: Layout) -> Tensor:
     """V = P W."""
     return layout.weight(mix.to(weight.dtype) @ layout.matrices(weight), weight)
 
 
-def mixed_following(weight: Tensor, decay: Tensor, difference: Tensor, mix: Tensor, layout: Layout) -> Tensor:
+def projected_plus_offset(
+    weight: Tensor, decay: Tensor, difference: Tensor, mix: Tensor, layout: Layout
+) -> Tensor:
     """V = P W + c D."""
-    return mixed(weight, mix, layout) + (decay * difference).to(weight.dtype)
+    return projected(weight, mix, layout) + (decay * difference).to(weight.dtype)
 
 
 def product(weight: Tensor, fixed: Tensor, trained: Tensor, mask: Tensor | None, layout: Layout) -> Tensor:
@@ -43,7 +45,7 @@ def product(weight: Tensor, fixed: Tensor, trained: Tensor, mask: Tensor | None,
     return layout.weight(fixed.to(weight.dtype) @ trained.to(weight.dtype), weight)
 
 
-def learn(
+def operand_grads(
     grad_weight: Tensor, fixed: Tensor, trained: Tensor, mask: Tensor | None, layout: Layout
 ) -> tuple[Tensor | None, ...]:
     """dR = B^T dW, where R is not masked."""
@@ -52,7 +54,7 @@ def learn(
 
 
 @FEEDBACKS.register("pfa")
-class ProductFeedbackAlignment(FollowingFeedback):
+class ProductFeedbackAlignment(OffsetFeedback):
     """V = B R; R starts at B^T W or at random (``rule.start``).
 
     ``expansion`` is e. With ``density`` p < 1 that share of B's and of R's entries exists, chosen at random.
@@ -70,9 +72,9 @@ class ProductFeedbackAlignment(FollowingFeedback):
         generator = torch.Generator(weight.device)
         generator.manual_seed(seed_from(seed, "product", layer))
         fixed, mask = self.draw(rule, self.layout.matrices(weight), generator)
-        trained = self.first(fixed, weight)
+        trained = self.initial(fixed, weight)
         if self.closed_form:
-            self.follow(fixed, trained, weight)
+            self.set_closed_form(fixed, trained, weight)
         else:
             self.register_buffer("fixed", fixed)
             self.register_buffer("mask", mask)
@@ -92,28 +94,28 @@ class ProductFeedbackAlignment(FollowingFeedback):
         kept = matrices.new_empty(groups, out + inputs, mid).uniform_(generator=generator) < rule.density
         return fixed * kept[:, :out], kept[:, out:].mT.contiguous()
 
-    def first(self, fixed: Tensor, weight: Tensor) -> Tensor:
+    def initial(self, fixed: Tensor, weight: Tensor) -> Tensor:
         """R_0, (groups, mid, inputs)."""
         if self.start is Start.weights:
             return fixed.mT @ self.layout.matrices(weight)
         shape = self.layout.shape(weight, fixed.shape[2])
         return self.layout.matrices(self.random_start(weight, shape, fixed.shape[0] * fixed.shape[2]))
 
-    def follow(self, fixed: Tensor, trained: Tensor, weight: Tensor) -> None:
-        """Keep P and D in place of B and R."""
+    def set_closed_form(self, fixed: Tensor, trained: Tensor, weight: Tensor) -> None:
+        """Store P and D instead of B and R."""
         mix = fixed @ fixed.mT
         self.register_buffer("mix", mix)
-        away = self.layout.weight(fixed @ trained - mix @ self.layout.matrices(weight), weight)
-        self.set_difference(None if self.start is Start.weights else away)
+        offset = self.layout.weight(fixed @ trained - mix @ self.layout.matrices(weight), weight)
+        self.set_offset(None if self.start is Start.weights else offset)
 
     def forward(self, weight: Tensor) -> Pathway:
         if not self.closed_form:
-            form, learning = partial(product, layout=self.layout), partial(learn, layout=self.layout)
-            return Pathway(form, (self.fixed, self.trained, self.mask), learning)
+            form, grads = partial(product, layout=self.layout), partial(operand_grads, layout=self.layout)
+            return Pathway(form, (self.fixed, self.trained, self.mask), grads)
         if self.difference is None:
-            return Pathway(partial(mixed, layout=self.layout), (self.mix,))
+            return Pathway(partial(projected, layout=self.layout), (self.mix,))
         operands = (self.decay, self.difference, self.mix)
-        return Pathway(partial(mixed_following, layout=self.layout), operands, no_gradient)
+        return Pathway(partial(projected_plus_offset, layout=self.layout), operands, no_gradient)
 
 
 @FEEDBACKS.register("pfa_o")
@@ -128,9 +130,9 @@ class OrthogonalProductFeedbackAlignment(ProductFeedbackAlignment):
         gaussian = matrices.new_empty(groups, out, out, dtype=torch.float64).normal_(generator=generator)
         return torch.linalg.qr(gaussian).Q.to(matrices.dtype), None
 
-    def follow(self, fixed: Tensor, trained: Tensor, weight: Tensor) -> None:
-        away = self.layout.weight(fixed @ trained, weight) - weight
-        self.set_difference(None if self.start is Start.weights else away)
+    def set_closed_form(self, fixed: Tensor, trained: Tensor, weight: Tensor) -> None:
+        offset = self.layout.weight(fixed @ trained, weight) - weight
+        self.set_offset(None if self.start is Start.weights else offset)
 
     def forward(self, weight: Tensor) -> Pathway:
-        return FollowingFeedback.forward(self, weight) if self.closed_form else super().forward(weight)
+        return OffsetFeedback.forward(self, weight) if self.closed_form else super().forward(weight)

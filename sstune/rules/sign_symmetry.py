@@ -1,4 +1,4 @@
-"""Sign-symmetric feedback: V has the signs of W, and magnitudes of its own (Liao, Leibo, Poggio 2016)."""
+"""Sign-symmetric feedback: V has the signs of W, but other magnitudes (Liao, Leibo, Poggio 2016)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FixedRandomSign(Feedback):
         self.redraw_into(self.magnitude)
 
     def redraw_into(self, magnitude: Tensor) -> None:
-        """Fill ``magnitude`` with the next draw and let it be M."""
+        """Fill ``magnitude`` with the next draw and make it M."""
         draw(magnitude, self.scale, True, self.seed, "feedback", self.layer, self.draws)
         self.magnitude = magnitude
         self.draws += 1
@@ -36,7 +36,7 @@ class FixedRandomSign(Feedback):
         return self.magnitude
 
     def get_extra_state(self) -> dict[str, int]:
-        """The number of draws made, so that a resumed run goes on with the next one."""
+        """The number of draws so far, so that a resumed run continues with the next one."""
         return {"draws": self.draws}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
@@ -45,7 +45,7 @@ class FixedRandomSign(Feedback):
 
 @FEEDBACKS.register("brsf")
 class BatchwiseRandomSign(FixedRandomSign):
-    """Batchwise random magnitudes: as frsf with M drawn anew for every mini-batch (Liao et al. 2016).
+    """Batchwise random magnitudes: as frsf, with a new M for every mini-batch (Liao et al. 2016).
 
     ``redraw=step``: once per optimiser step; evaluation keeps the last draw.
     ``redraw=forward``: in every forward pass, evaluation and attack steps included, as BioTorch does.
@@ -54,7 +54,6 @@ class BatchwiseRandomSign(FixedRandomSign):
     def __init__(self, module: nn.Module, rule: BrsfConfig, seed: int, layer: str) -> None:
         super().__init__(module, rule, seed, layer)
         self.redraw_when = rule.redraw
-        self.each_step = rule.redraw is Redraw.step
 
     def begin_step(self, weight: Tensor) -> None:
         if self.redraw_when is Redraw.step:
@@ -62,12 +61,12 @@ class BatchwiseRandomSign(FixedRandomSign):
 
     def magnitude_now(self, weight: Tensor) -> Tensor:
         if self.redraw_when is Redraw.forward:
-            self.redraw_into(torch.empty_like(self.magnitude))  # a pending backward holds the old one
+            self.redraw_into(torch.empty_like(self.magnitude))  # a pending backward pass uses the old one
         return self.magnitude
 
     def redraw(self, key: int) -> None:
-        magnitude = torch.empty_like(self.magnitude)  # a pending backward holds the old one
+        magnitude = torch.empty_like(self.magnitude)  # a pending backward pass uses the old one
         self.magnitude = draw(magnitude, self.scale, True, self.seed, "feedback", self.layer, "redraw", key)
 
-    def last(self, weight: Tensor) -> Pathway:
+    def current_pathway(self, weight: Tensor) -> Pathway:
         return Pathway(signed, (self.scale_now(weight), self.magnitude))

@@ -1,4 +1,4 @@
-"""The weight mirror: V learns W from what the layer makes of noise (Akrout et al. 2019, arXiv 1904.05391)."""
+"""Weight mirror: V learns W from the layer's response to noise (Akrout et al. 2019, arXiv 1904.05391)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class WeightMirror(TrainedFeedback):
         return Pathway(fixed, (None, self.mirrored))
 
     def get_extra_state(self) -> dict[str, int]:
-        """The number of phases so far, so that a resumed run goes on with the next noise."""
+        """The number of phases so far, so that a resumed run continues with the next noise."""
         return {"phases": self.phases}
 
     def set_extra_state(self, state: dict[str, int]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sstune.arithmetic import check_exact
 from sstune.datasets import Split, batches
 from sstune.finite import check_outputs_finite
-from sstune.rules import eval_mode
+from sstune.modes import eval_mode
 from sstune.tasks.score import Score
 from sstune.tasks.task import Task
 

@@ -57,7 +57,7 @@ def _lists(attack: AttackConfig) -> Iterator[str]:
 def _gradient(attack: AttackConfig) -> Iterator[str]:
     if not traits_of(attack.name).uses_gradient:
         if attack.gradient != [Gradient.none]:
-            yield f"attack.gradient: {attack.name} uses none, leave it away"
+            yield f"attack.gradient: {attack.name} uses none, remove this key"
     elif not attack.gradient or Gradient.none in attack.gradient:
         yield "attack.gradient: needs rule, exact or both, or surrogate"
 
@@ -87,13 +87,14 @@ def _unsupported(config: RunConfig) -> Iterator[str]:
         able = [name for name, each in ATTACK_TRAITS.items() if each.eot]
         yield f"attack.eot: is for {_joined(able)}, not for {attack.name}"
     draws = attack.redraw or getattr(config.rule, "redraw", None)
-    if attack.eot > 1 and config.rule.name == "brsf" and draws != Draws.forward:
-        yield "attack.eot: averages gradients of different draws, so brsf needs attack.redraw=forward"
+    if attack.eot > 1 and hasattr(config.rule, "redraw") and draws != Draws.forward:
+        rule = config.rule.name
+        yield f"attack.eot: averages gradients of different draws, so {rule} needs attack.redraw=forward"
     if traits.suite:
         default = AttackConfig()
         for key in _SET_BY_SUITE:
             if getattr(attack, key) != getattr(default, key):
-                yield f"attack.{key}: the {attack.name} chooses its attacks itself, leave it away"
+                yield f"attack.{key}: the {attack.name} chooses its attacks itself; remove this key"
     if traits.whole_batches and attack.batch_size is None:
         yield f"attack.batch_size: {attack.name} draws for whole batches, so their size must be said"
 

@@ -159,7 +159,7 @@ def test_is_reported(answers: tuple[Path, dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("gradient", "attack.gradient: brightness uses none, leave it away"),
+        ("gradient", "attack.gradient: brightness uses none, remove this key"),
         ("norm", "attack.norm: brightness works in Linf only"),
         ("eot", "attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for brightness"),
         ("key", "attack.level: no such key, did you mean 'attack.levels'?"),

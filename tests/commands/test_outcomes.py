@@ -321,7 +321,7 @@ class TestStopped:
         """It said neither whose it was nor what the network says of a sample."""
         clean = torch.tensor([True, True, True, False])
         victim = victim_of(torch.arange(4), clean)
-        arrays = {name: value for name, value in victim.begin().arrays().items()}
+        arrays = dict(victim.begin().arrays())
         del arrays["achieved"], arrays["predictions"]
         # of the first three, one is still right, one is wrong, one has reached its target
         arrays |= {"right": np.array([1, 0, 0, 0], bool), "broken": np.array([0, 0, 1, 1], bool)}

@@ -40,7 +40,7 @@ def train(form: str, rank: int, ranks: int) -> dict[str, Any]:
     feedback: dict[str, Tensor] = {}
     for name, layer in feedback_layers(network).items():
         used: Any = layer.feedback
-        feedback[name] = used.projection if used.direct else used.matrix(layer.weight)
+        feedback[name] = used.projection if used.is_direct else used.matrix(layer.weight)
     return {"state": network.state_dict(), "feedback": feedback}
 
 

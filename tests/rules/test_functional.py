@@ -16,7 +16,7 @@ from torch.func import functional_call
 from variants import LOCAL
 
 from sstune.rules import convert
-from sstune.rules.feedback import Pathway, fixed, itself
+from sstune.rules.feedback import Pathway, fixed, identity
 from sstune.rules.functional import Geometry, convolution, linear
 from sstune.schema import RuleConfig, Scale
 
@@ -37,7 +37,7 @@ def gaussian(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape)).requires_grad_()
 
 
-SHAM = Pathway(itself)
+SHAM = Pathway(identity)
 
 
 class TestGradcheck:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sstune import tasks
 from sstune.datasets import Split
-from sstune.rules import eval_mode
+from sstune.modes import eval_mode
 from sstune.schema import ClassificationConfig
 from sstune.tasks import evaluate
 from sstune.tasks.evaluation import BATCH_SIZE

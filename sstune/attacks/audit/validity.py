@@ -12,7 +12,7 @@ from sstune.attacks.audit.evidence import Evidence
 from sstune.attacks.evaluation import attacked_through, check_zero_eps
 from sstune.attacks.validity import InvalidAttack, differ
 from sstune.datasets import Batch
-from sstune.rules import eval_mode
+from sstune.modes import eval_mode
 from sstune.schema import PgdConfig
 from sstune.schema.audit import Status
 
