@@ -5,6 +5,7 @@ from sstune.attacks.attack import ATTACKS, Attack, Attempt
 from sstune.attacks.evaluation import (
     Victim,
     View,
+    attack_batches,
     attacked_through,
     check_zero_eps,
     drawing_anew,
@@ -25,6 +26,7 @@ __all__ = [
     "Victim",
     "View",
     "ascent",
+    "attack_batches",
     "attacked_through",
     "autoattack",
     "check_images",

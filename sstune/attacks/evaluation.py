@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,21 +150,28 @@ def robust(
     eps: float,
     batch_size: int,
     begun: Outcome | None = None,
-    save: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Outcome:
-    """Attack the samples on which there is something to gain; every image is checked, every success judged
-    anew by the victim itself.
+    """The outcome of an attack, from where ``begun`` left it; see :func:`attack_batches`."""
+    outcome = begun or victim.begin()
+    with closing(attack_batches(victim, attack, view, eps, batch_size, outcome)) as batches_done:
+        for _ in batches_done:
+            pass
+    return outcome
 
-    Args:
-        begun: where to go on.
-        save: called after each batch.
+
+def attack_batches(
+    victim: Victim, attack: Attack, view: View, eps: float, batch_size: int, outcome: Outcome
+) -> Generator[None]:
+    """Attack the samples on which there is something to gain, batch by batch; each batch updates ``outcome``.
+
+    Every image is checked, and every success is judged anew by the victim itself. Close the generator when it
+    is left before its end: only then is the network as it was.
 
     Raises:
         InvalidAttack: an image left [0,1] or the ball, or it or an output for it is NaN or infinite.
         RuntimeError: torch would compute float32 products in another precision.
     """
     check_exact(victim.device)
-    outcome = begun or victim.begin()
     run = _Run(victim, attack, view, eps)
     bar = tqdm(
         desc=f"{attack.name} {view.gradient} eps {255 * eps:.4g}/255",
@@ -186,9 +193,8 @@ def robust(
                 outcome.seconds += time.perf_counter() - began
                 bar.set_postfix_str(f"robust {int(outcome.right.sum())}/{len(outcome.right)}")
                 bar.update(len(batch))
-                save(outcome)
+                yield
             outcome.part, outcome.done, outcome.entered = outcome.part + 1, 0, ~outcome.broken
-    return outcome
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
-from sstune.attacks import Attack, Outcome, Victim, View, robust
+from sstune.attacks import Attack, Outcome, Victim, View, attack_batches
 from sstune.commands.outcomes import Outcomes
 from sstune.interrupt import StopFlag
 from sstune.quantities import parse_eps
@@ -32,7 +33,7 @@ class CellRunner:
 
         Raises:
             Stopped: a signal came; the last batch is saved.
-            InvalidAttack: see :func:`sstune.attacks.robust`.
+            InvalidAttack: see :func:`sstune.attacks.attack_batches`.
         """
         begun = self.outcomes.get(key)
         if begun is not None and begun.part == len(self.attack.parts):
@@ -44,10 +45,10 @@ class CellRunner:
         elif begun is None:
             begun = self.victim.begin(n_images)
 
-        def save(outcome: Outcome) -> None:
-            self.outcomes.save(key, outcome, self.stop)
-
         radius = parse_eps(eps, self.attack.config.norm)
-        outcome = robust(self.victim, self.attack, self.view, radius, self.batch_size, begun, save)
-        self.outcomes.finish(key, outcome)
-        return outcome
+        steps = attack_batches(self.victim, self.attack, self.view, radius, self.batch_size, begun)
+        with closing(steps):
+            for _ in steps:
+                self.outcomes.save(key, begun, self.stop)
+        self.outcomes.finish(key, begun)
+        return begun

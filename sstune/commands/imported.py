@@ -29,22 +29,7 @@ def make(spec: str) -> nn.Module:
         RequestError: there is no such factory, it fails, gives no torch module, or one with a
             parameter that is NaN or infinite.
     """
-    module_name, colon, name = spec.partition(":")
-    if not (module_name and colon and name):
-        raise RequestError(f"model.factory: {spec!r} is not of the form package.module:factory")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except _ANYTHING as error:
-        raise RequestError(f"model.factory: {module_name} cannot be imported ({_said(error)})") from error
-    try:
-        found = getattr(module, name)
-    except AttributeError as error:
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise RequestError(f"model.factory: {module_name} has no {name!r}, {nearest(name, known)}") from error
-    except _ANYTHING as error:  # a module may look its names up by code
-        raise RequestError(f"model.factory: {spec} raised {_said(error)}") from error
+    found = _named(spec)
     if not callable(found):
         raise RequestError(
             f"model.factory: {spec} is a {type(found).__name__}, expected what makes a network"
@@ -57,13 +42,33 @@ def make(spec: str) -> nn.Module:
         raise RequestError(f"model.factory: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
     if bad := first_not_finite(made.named_parameters()):
         raise RequestError(f"model.factory: {spec} has weights that are no numbers: {bad}")
-    try:  # it will be converted in place, and theirs may be asked for again
+    try:  # it will be converted in place, and the original may be asked for again
         return copy.deepcopy(made).cpu()
     except _ANYTHING as error:  # a module with weight_norm, a lock, an open file, ... has no copy
         if made is found:
             what = f"model.factory: {spec} cannot be copied"
             raise RequestError(f"{what}; name a function that makes it") from error
         return made.cpu()
+
+
+def _named(spec: str) -> Any:
+    """The object that ``package.module:name`` names; modules of the working directory are found."""
+    module_name, colon, name = spec.partition(":")
+    if not (module_name and colon and name):
+        raise RequestError(f"model.factory: {spec!r} is not of the form package.module:factory")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except _ANYTHING as error:
+        raise RequestError(f"model.factory: {module_name} cannot be imported ({_said(error)})") from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RequestError(f"model.factory: {module_name} has no {name!r}, {nearest(name, known)}") from error
+    except _ANYTHING as error:  # a module may look its names up by code
+        raise RequestError(f"model.factory: {spec} raised {_said(error)}") from error
 
 
 def _said(error: BaseException) -> str:

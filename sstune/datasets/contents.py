@@ -115,14 +115,9 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                 name = prefix + entry.name
                 if _is_hidden(entry.name):
                     continue
-                try:
-                    status = entry.stat()
-                except OSError as error:
-                    if entry.is_dir(follow_symlinks=False):
-                        raise
-                    if is_image(name):
-                        raise _refused(name, root, f"cannot be read ({error.strerror})") from error
-                    continue  # whatever it is, no image
+                status = _status(entry, name, root)
+                if status is None:
+                    continue
                 if stat.S_ISDIR(status.st_mode):
                     if _identity(status) in above:
                         raise _refused(name, root, "is a link to a folder that contains it")
@@ -132,6 +127,18 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                         raise _refused(name, root, f"is a {kind_of(status)}, not an image file")
                     refuse_oversized(root, name, status.st_size)
                     yield name, status
+
+
+def _status(entry: os.DirEntry[str], name: str, root: Path) -> os.stat_result | None:
+    """Of what the entry links to; None where it cannot be read and is no image."""
+    try:
+        return entry.stat()
+    except OSError as error:
+        if entry.is_dir(follow_symlinks=False):
+            raise
+        if is_image(name):
+            raise _refused(name, root, f"cannot be read ({error.strerror})") from error
+        return None
 
 
 def refuse_oversized(root: Path, name: str, size: int) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from victims import batch_of, labelled, objective_of, victim_of
+from victims import batch_of, labelled, objective_of, stopped, victim_of
 
 from sstune.attacks import (
     Attempt,
-    Outcome,
     Subject,
     View,
     attacked_through,
@@ -113,22 +112,10 @@ class TestResuming:
     def test_goes_on_after_any_batch(self, stop: int, network: Network, test_split: Split) -> None:
         """Killed after so many batches; from there each batch is attacked once, and all ends the same."""
 
-        class Killed(Exception):
-            pass
-
-        saved: list[Outcome] = []
-
-        def save(outcome: Outcome) -> None:
-            saved.append(Outcome.from_arrays(outcome.arrays()))
-            if len(saved) == stop:
-                raise Killed
-
         victim, view = victim_of(network, test_split), View(Gradient.exact, network)
         whole, first, second = short(), short(), short()
         expected = robust(victim, whole, view, 0.07, BATCH)
-        with pytest.raises(Killed):
-            robust(victim, first, view, 0.07, BATCH, save=save)
-        found = robust(victim, second, view, 0.07, BATCH, begun=saved[-1])
+        found = robust(victim, second, view, 0.07, BATCH, stopped(victim, first, view, 0.07, BATCH, stop))
         assert first.batches + second.batches == whole.batches
         assert torch.equal(found.right, expected.right)
         assert first.kept | second.kept != {}

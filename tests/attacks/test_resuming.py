@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from victims import attacked, make, victim_of
+from victims import attacked, make, stopped, victim_of
 
 from sstune.attacks import Attack, Outcome, Victim, View, robust
 from sstune.backbones import Network
@@ -26,10 +26,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd-targeted": ("pgd", {"steps": 2, "restarts": 2, "targeted": Target.random}),
     "mifgsm": ("mifgsm", {"steps": 2, "eight_bit": True}),
 }
-
-
-class Killed(Exception):
-    """By somebody outside."""
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -60,20 +56,6 @@ def begun(victim: Victim) -> Outcome:
     return victim.begin(30)
 
 
-def interrupted(victim: Victim, attack: Attack, view: View, batch_size: int, batches: int) -> Outcome:
-    """What is saved of an attack that is killed after so many batches."""
-    saved: list[dict[str, Any]] = []
-
-    def save(outcome: Outcome) -> None:
-        saved.append(copy.deepcopy(outcome.arrays()))
-        if len(saved) == batches:
-            raise Killed
-
-    with pytest.raises(Killed):
-        robust(victim, attack, view, EPS, batch_size, begun(victim), save)
-    return Outcome.from_arrays(saved[-1])
-
-
 @pytest.fixture
 def victim(converted: Converted, test_split: Split) -> Victim:
     return victim_of(converted("brsf"), test_split, torch.arange(120) + 1000)
@@ -98,7 +80,7 @@ class TestResumed:
         assert len(expected.images) == 30
         for kill_at in range(1, len(whole.tried) + 1):
             attack = self.attack(method)
-            left = interrupted(victim, attack, view, 40, kill_at)
+            left = stopped(victim, attack, view, EPS, 40, kill_at)
             seconds = left.seconds
             found = robust(victim, attack, view, EPS, 40, left)
             assert same(found, expected)
@@ -112,7 +94,7 @@ class TestResumed:
         expected = robust(victim, self.attack(method), view, EPS, 120, begun(victim))
         for before, after in ((30, 120), (50, 7), (120, 1)):
             attack = self.attack(method)
-            found = robust(victim, attack, view, EPS, after, interrupted(victim, attack, view, before, 1))
+            found = robust(victim, attack, view, EPS, after, stopped(victim, attack, view, EPS, before, 1))
             assert same(found, expected)
             for part in attack.parts:
                 tried = [sample for name, samples in attack.tried if name == part for sample in samples]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sstune.attacks import ATTACKS, Attack, Attempt, Outcome, Subject, Victim, View, robust
+from sstune.attacks import (
+    ATTACKS,
+    Attack,
+    Attempt,
+    Outcome,
+    Subject,
+    Victim,
+    View,
+    attack_batches,
+    robust,
+)
 from sstune.datasets import Batch, Split
 from sstune.schema import GROUPS, AttackConfig, ClassificationConfig, Gradient
 from sstune.tasks import Objective, Score, evaluate
@@ -103,6 +115,15 @@ def attacked(
 
 def right(network: nn.Module, attack: Attack, split: Split, eps: float, *args: Any, **kwargs: Any) -> Tensor:
     return attacked(network, attack, split, eps, *args, **kwargs).right
+
+
+def stopped(victim: Victim, attack: Attack, view: View, eps: float, size: int, n: int) -> Outcome:
+    """What is left of an attack that is stopped after ``n`` batches, as a file would hold it."""
+    outcome = victim.begin(30)
+    with closing(attack_batches(victim, attack, view, eps, size, outcome)) as batches_done:
+        for _ in range(n):
+            next(batches_done)
+        return Outcome.from_arrays(copy.deepcopy(outcome.arrays()))
 
 
 class Spy(Attack):
