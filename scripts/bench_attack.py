@@ -23,7 +23,7 @@ from sstune import attacks, datasets
 from sstune.attacks.ascent import Pgd
 from sstune.commands.lineage import open_source
 from sstune.commands.run_once import prepare
-from sstune.commands.victim import own, victim_of
+from sstune.commands.victim import load_victim, own
 from sstune.composition import compose
 from sstune.datasets import Batch
 from sstune.quantities import parse_eps
@@ -101,8 +101,8 @@ def _lines(arguments: argparse.Namespace, rule: str, gradient: Gradient) -> list
     )
     device = prepare(config, ALONE)
     data = datasets.load(config.dataset)
-    victim = victim_of(config, open_source(arguments.checkpoint), data, device)
-    view = own(config, victim, gradient)
+    victim = load_victim(config, open_source(arguments.checkpoint), data, device)
+    gradient_source = own(config, victim, gradient)
     starts = torch.empty(len(data.test), *data.shape)
     starts.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     named = sorted(arguments.eps, key=parse_eps)
@@ -117,9 +117,9 @@ def _lines(arguments: argparse.Namespace, rule: str, gradient: Gradient) -> list
             found: list[attacks.Outcome] = []
             for eps in epsilons:
                 begun = found[-1].at_larger_eps() if config.cascade and found else None
-                size = arguments.batch_size or attacks.largest_batch(share, view)
-                found.append(attacks.robust(share, method, view, eps, size, begun))
-            return [outcome.right for outcome in found]
+                size = arguments.batch_size or attacks.largest_batch(share, gradient_source)
+                found.append(attacks.run_attack(share, method, gradient_source, eps, size, begun))
+            return [outcome.robust for outcome in found]
 
         return run
 
@@ -184,9 +184,9 @@ def _plain_loop(
     right = []
     pgd = Plain(network, eps=eps, alpha=eps / 4, steps=arguments.steps)
     split = share.split.to(share.device)
-    images, labels = split.images, split.labels
+    images, labels = split.images, split.targets
     assert isinstance(images, Tensor)
-    with attacks.attacked_through(network, gradient):
+    with attacks.gradient_mode(network, gradient):
         for index in torch.arange(len(split)).split(arguments.batch_size or BATCH):
             x, y = images[index].float() / 255, labels[index]
             pgd.noise = starts[share.samples[index]].to(x)

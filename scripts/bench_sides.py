@@ -97,7 +97,7 @@ class InMemory(Dataset[tuple[Tensor, int]]):
     def __init__(self, split: Split, config: RunConfig) -> None:
         assert isinstance(split.images, Tensor)
         self.images = split.images.permute(0, 2, 3, 1).numpy()
-        self.labels = split.labels.tolist()
+        self.targets = split.targets.tolist()
         self.transform = transforms.Compose(
             [
                 transforms.RandomCrop(split.images.shape[-1], padding=config.dataset.crop_padding),
@@ -108,10 +108,10 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+        return self.transform(Image.fromarray(self.images[index])), self.targets[index]
 
 
 class Plain(Turns):

@@ -1,9 +1,9 @@
-"""AutoAttack and its four parts as they are run here, beside the authors' own (PyPI package pyautoattack).
+"""AutoAttack and its four stages as they are run here, beside the authors' own (PyPI package pyautoattack).
 
     python scripts/compare_autoattack.py --data cifar10.tar.xz --checkpoint resnet20-12fca82f.th
 
-``autoattack`` must be a direct call's equal, sample by sample. Each part alone, whoever provides it, must
-leave a robust accuracy within 0.5 points of the reference's same part from the same seed; it has
+``autoattack`` must be a direct call's equal, sample by sample. Each stage alone, whoever provides it, must
+leave a robust accuracy within 0.5 points of the reference's same stage from the same seed; it has
 every sample that is right without an attack. Both sides run in one process on the same images, through
 the exact gradient. A few hours on one CPU core, mostly Square's. What is done is kept in parity.json, so the
 same command goes on. Exit status 1: a line is off.
@@ -25,10 +25,19 @@ from pyautoattack import AutoAttack
 from torch import Tensor
 
 from sstune import backbones, datasets
-from sstune.attacks import ATTACKS, Attack, Attempt, Subject, Victim, View, attacked_through, robust
+from sstune.attacks import (
+    ATTACKS,
+    Attack,
+    AttackedModel,
+    AttackResult,
+    GradientSource,
+    Victim,
+    gradient_mode,
+    run_attack,
+)
 from sstune.commands.lineage import derive_run
 from sstune.commands.run_once import prepare
-from sstune.commands.victim import victim_of
+from sstune.commands.victim import load_victim
 from sstune.composition import Request, compose
 from sstune.datasets import Batch
 from sstune.quantities import parse_eps
@@ -61,13 +70,13 @@ class Kept(Attack):
 
     def __init__(self, attack: Attack, victim: Victim) -> None:
         super().__init__(attack.config, attack.seed)
-        self.attack, self.parts, self.loss = attack, attack.parts, attack.loss
+        self.attack, self.stages, self.loss = attack, attack.stages, attack.loss
         self.images, self.samples = pixels(victim), victim.samples  # ascending
 
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
-        attempt = self.attack(part, subject, batch, objective, eps)
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
+        attempt = self.attack(stage, model, batch, objective, eps)
         self.images[torch.searchsorted(self.samples, batch.samples)] = attempt.images
         return attempt
 
@@ -75,8 +84,8 @@ class Kept(Attack):
 def ours(victim: Victim, forward: Forward, name: str, eps: float, seed: int) -> tuple[Tensor, Tensor]:
     """Which samples stay right, (n,) bool, and the images found, (n, C, H, W)."""
     attack = Kept(ATTACKS[name](config_of(name), seed), victim)
-    view = View(Gradient.exact, victim.network, forward=forward)
-    return robust(victim, attack, view, eps, BATCH_SIZE).right, attack.images
+    gradient_source = GradientSource(Gradient.exact, victim.network, forward=forward)
+    return run_attack(victim, attack, gradient_source, eps, BATCH_SIZE).robust, attack.images
 
 
 def config_of(name: str) -> AttackConfig:
@@ -88,8 +97,8 @@ def theirs(victim: Victim, forward: Forward, name: str, eps: float, seed: int) -
     """The same by the reference, which is given nothing of ours but what computes the network's outputs."""
     reference = AutoAttack(forward, norm="Linf", eps=eps, version="standard", seed=seed)
     reference.attacks_to_run = PARTS[name]
-    labels = victim.split.labels
-    with attacked_through(victim.network, Gradient.exact):
+    labels = victim.split.targets
+    with gradient_mode(victim.network, Gradient.exact):
         images, predicted = reference.run_standard_evaluation(pixels(victim), labels, batch_size=BATCH_SIZE)
     return predicted == labels, images
 
@@ -135,7 +144,7 @@ def the_victim(data: Path, checkpoint: Path, n: int) -> Victim:
     device = prepare(config, ALONE)
     run, source = derive_run(Request(config), None)
     splits = datasets.load(run.config.dataset, backbones.preprocessing(run.config.backbone))
-    return victim_of(run.config, source, splits, device)
+    return load_victim(run.config, source, splits, device)
 
 
 def goes_on(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:

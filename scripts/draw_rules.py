@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from sstune import backbones, rules
 from sstune.composition import compose
-from sstune.report.looks import COLOURS, STYLE, save
+from sstune.report.styles import COLOURS, STYLE, save
 
 SPECIMENS = [
     "usf",

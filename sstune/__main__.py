@@ -8,7 +8,7 @@ import sys
 from io import TextIOWrapper
 from types import FrameType
 
-from sstune.interrupt import GOES_ON, unheard
+from sstune.interrupt import RESUME_HINT, unheard
 
 
 def main() -> int:
@@ -41,7 +41,7 @@ def _prepare_streams() -> None:
 
 def _end(number: int, frame: FrameType | None) -> None:
     try:
-        os.write(2, f"sstune: {GOES_ON}\n".encode())
+        os.write(2, f"sstune: {RESUME_HINT}\n".encode())
     finally:
         os._exit(128 + number)
 

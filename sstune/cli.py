@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 
 from sstune import __version__
-from sstune.interrupt import GOES_ON, Stopped
+from sstune.interrupt import RESUME_HINT, Stopped
 from sstune.locking import Locked
 from sstune.schema import COMMANDS, GROUPS, RequestError, error_line, nearest
 from sstune.storage import BEGAN, StorageError
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except Stopped as stopped:
         if is_main_process():
-            _say(GOES_ON)
+            _say(RESUME_HINT)
         return int(str(stopped.code))
     except KeyboardInterrupt:
         _say("interrupted")

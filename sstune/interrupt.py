@@ -14,7 +14,7 @@ from types import FrameType
 # SIGUSR2 is how Slurm says, as submitit asks it to, that a job's time is nearly over.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
-GOES_ON = "stopped by a signal; run the same command to resume"
+RESUME_HINT = "stopped by a signal; run the same command to resume"
 
 
 class Stopped(SystemExit):

@@ -36,10 +36,10 @@ _WRITTEN = (
 )  # fmt: skip
 # What every row holds that others start from.
 _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}
-CURE = "move it away and make that run again"
+REPAIR_HINT = "move it away and make that run again"
 
 
-def name_of(ancestor: dict[str, Any]) -> str | None:
+def ancestor_id(ancestor: dict[str, Any]) -> str | None:
     """An entry of a lineage as identities hold it: the run's own identity, or the file's sha256."""
     return ancestor.get("identity") or ancestor.get("sha256")
 
@@ -75,7 +75,7 @@ class Run:
 
     def _name(self, data: str | None, surrogates: Sequence[str]) -> tuple[str, Path]:
         config, parent = self.config, self.lineage[-1] if self.lineage else {}
-        found = identity(config, name_of(parent), data, surrogates)
+        found = identity(config, ancestor_id(parent), data, surrogates)
         rule = semantic(config)["rule"]
         parts = [
             config.backbone.name,
@@ -179,14 +179,14 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); {CURE}") from error
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); {REPAIR_HINT}") from error
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: not JSON ({in_short(error)}); {CURE}") from error
+        raise RequestError(f"{path}: not JSON ({in_short(error)}); {REPAIR_HINT}") from error
     if not isinstance(row, dict) or row.get("schema_version") != SCHEMA_VERSION:
-        raise RequestError(f"{path}: not a row of schema version {SCHEMA_VERSION}; {CURE}")
+        raise RequestError(f"{path}: not a row of schema version {SCHEMA_VERSION}; {REPAIR_HINT}")
     for key, kind in _NEEDED.items():
         if not isinstance(row.get(key), kind):
-            raise RequestError(f"{path}: has no {key}; {CURE}")
+            raise RequestError(f"{path}: has no {key}; {REPAIR_HINT}")
     return row
 
 

@@ -124,10 +124,12 @@ def test_is_trained_exported_and_attacked(name: str, rule: str, data: list[str])
 
     def left(network: backbones.Network, gradient: Gradient) -> torch.Tensor:
         attacked = dataclasses.replace(victim, network=network)
-        return attacks.robust(attacked, fgsm, attacks.View(gradient, network), 16 / 255, 4).right
+        return attacks.run_attack(
+            attacked, fgsm, attacks.GradientSource(gradient, network), 16 / 255, 4
+        ).robust
 
     for gradient in (Gradient.rule, Gradient.exact):
-        attacks.check_zero_eps(victim, fgsm, attacks.View(gradient, converted), 4)
+        attacks.check_zero_eps(victim, fgsm, attacks.GradientSource(gradient, converted), 4)
         right = left(converted, gradient)
         assert not (right & ~victim.clean).any()
         if gradient is Gradient.exact:

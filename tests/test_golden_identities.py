@@ -14,7 +14,7 @@ import pytest
 import sstune
 from sstune.composition import compose, restore
 from sstune.identity import identity, plain, semantic
-from sstune.runs import name_of
+from sstune.runs import ancestor_id
 from sstune.schema import BackboneConfig, RunConfig
 
 ROWS = {
@@ -66,13 +66,13 @@ def test_identity_is_that_of_the_row(row: dict[str, Any]) -> None:
     config = rebuilt(row["config"], parent)
     assert json.loads(json.dumps(semantic(config))) == row["config"]
     data = ARCHIVES.get(config.dataset.label)
-    assert identity(config, name_of(parent), data, surrogates(row)) == row["identity"]
+    assert identity(config, ancestor_id(parent), data, surrogates(row)) == row["identity"]
     for number, ancestor in enumerate(row["lineage"]):
         if "config" in ancestor:
             *_, before = [{}, *row["lineage"][:number]]
             config = rebuilt(ancestor["config"], before)
             data = ARCHIVES.get(config.dataset.label)
-            assert identity(config, name_of(before), data) == ancestor["identity"]
+            assert identity(config, ancestor_id(before), data) == ancestor["identity"]
 
 
 def test_there_are_rows_of_every_command() -> None:

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sstune.attacks.attack import ATTACKS, NEVER, Attack, Attempt, OpenSamples
+from sstune.attacks.attack import ATTACKS, NEVER, Attack, AttackResult, OpenSamples
+from sstune.attacks.attacked_model import AttackedModel
 from sstune.attacks.steps import FixedLength, Momentum, StepRule, length
-from sstune.attacks.subject import Subject
 from sstune.copying import to_device
 from sstune.datasets import Batch
 from sstune.quantities import parse_step_size
@@ -28,7 +28,7 @@ TINY = 1e-12  # against division by zero
 
 
 @dataclass(frozen=True)
-class Ascent:
+class GradientAscent:
     """Steps up the gradient of an objective's loss, each projected back into the ball.
 
     Args:
@@ -42,44 +42,44 @@ class Ascent:
     early_exit: bool = True
 
     def __call__(
-        self, subject: Subject, batch: Batch, objective: Objective, start: Tensor, eps: float
-    ) -> Attempt:
+        self, model: AttackedModel, batch: Batch, objective: Objective, start: Tensor, eps: float
+    ) -> AttackResult:
         """From ``start``, (N, C, H, W), within the ball of radius ``eps`` around the batch's images."""
         result = start.clone()
         step_rule = self.step_rule(start)
         open_ = OpenSamples(batch, objective)
         for step in range(self.steps):
             progress = step / self.steps
-            outputs, gradient = loss_gradient(subject, result[open_.index], open_.objective, progress)
+            outputs, gradient = loss_gradient(model, result[open_.index], open_.objective, progress)
             adversarial = open_.objective.is_adversarial(outputs)
             open_.note(adversarial, step)
             if self.early_exit and (kept := open_.close(adversarial)) is not None:
                 if len(open_) == 0:
-                    return Attempt(result, open_.effort)
+                    return AttackResult(result, open_.steps_to_success)
                 gradient = gradient[kept]
             moved = result[open_.index] + step_rule(gradient, open_.index)
             result[open_.index] = project(moved, open_.batch.images, eps, self.norm)
         with torch.no_grad():
-            outputs = subject(result[open_.index])
+            outputs = model(result[open_.index])
             open_.note(open_.objective.is_adversarial(outputs), self.steps)
-        return Attempt(result, open_.effort)
+        return AttackResult(result, open_.steps_to_success)
 
 
 def loss_gradient(
-    subject: Subject, images: Tensor, objective: Objective, progress: float = 0.0
+    model: AttackedModel, images: Tensor, objective: Objective, progress: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Outputs, and the gradient of each sample's own loss with respect to its image, in the direction that
-    the attack wants; both averaged over ``subject.eot`` passes (Athalye et al. 2018, arXiv 1802.00420)."""
+    the attack wants; both averaged over ``model.eot`` passes (Athalye et al. 2018, arXiv 1802.00420)."""
     outputs, gradients = [], []
-    for _ in range(subject.eot):
+    for _ in range(model.eot):
         leaf = images.detach().requires_grad_()
         with torch.enable_grad():
-            found = subject(leaf)
+            found = model(leaf)
             total = objective.loss(found, leaf, progress).sum()
         (gradient,) = torch.autograd.grad(total, leaf)
         outputs.append(found.detach())
         gradients.append(gradient)
-    if subject.eot == 1:
+    if model.eot == 1:
         return outputs[0], gradients[0]
     return torch.stack(outputs).mean(0), torch.stack(gradients).mean(0)
 
@@ -100,11 +100,11 @@ class Fgsm(Attack):
     config: AscentConfig
 
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
         norm = self.config.norm
-        ascent = Ascent(1, partial(FixedLength, size=eps, norm=norm), norm, early_exit=False)
-        return ascent(subject, batch, objective, batch.images, eps)
+        ascent = GradientAscent(1, partial(FixedLength, size=eps, norm=norm), norm, early_exit=False)
+        return ascent(model, batch, objective, batch.images, eps)
 
 
 class IteratedAttack(Attack):
@@ -112,12 +112,14 @@ class IteratedAttack(Attack):
 
     config: IteratedConfig
 
-    def ascent(self, step_rule: Callable[..., StepRule], eps: float) -> Ascent:
+    def ascent(self, step_rule: Callable[..., StepRule], eps: float) -> GradientAscent:
         """With steps of the configured size; early exit only where rounding cannot undo a narrow success."""
         config = self.config
         size = parse_step_size(config.step_size, eps, config.norm)
         early_exit = config.early_exit and not config.eight_bit
-        return Ascent(config.steps, partial(step_rule, size=size, norm=config.norm), config.norm, early_exit)
+        return GradientAscent(
+            config.steps, partial(step_rule, size=size, norm=config.norm), config.norm, early_exit
+        )
 
 
 @ATTACKS.register("mifgsm")
@@ -127,10 +129,10 @@ class MiFgsm(IteratedAttack):
     config: MiFgsmConfig
 
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
         ascent = self.ascent(partial(Momentum, decay=self.config.decay), eps)
-        return ascent(subject, batch, objective, batch.images, eps)
+        return ascent(model, batch, objective, batch.images, eps)
 
 
 @ATTACKS.register("pgd")
@@ -144,16 +146,18 @@ class Pgd(IteratedAttack):
 
     def __init__(self, config: PgdConfig, seed: int) -> None:
         super().__init__(config, seed)
-        self.parts = [f"restart {number}" for number in range(config.restarts)]
+        self.stages = [f"restart {number}" for number in range(config.restarts)]
 
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
-        restart = self.parts.index(part)
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
+        restart = self.stages.index(stage)
         start = self.start(batch, eps, restart)
-        attempt = self.ascent(FixedLength, eps)(subject, batch, objective, start, eps)
+        attempt = self.ascent(FixedLength, eps)(model, batch, objective, start, eps)
         steps = restart * self.config.steps
-        return Attempt(attempt.images, torch.where(attempt.effort < 0, NEVER, attempt.effort + steps))
+        return AttackResult(
+            attempt.images, torch.where(attempt.steps_to_success < 0, NEVER, attempt.steps_to_success + steps)
+        )
 
     def start(self, batch: Batch, eps: float, restart: int) -> Tensor:
         """Linf: uniform in the ball. L2: a random direction, and a length uniform up to eps."""

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sstune.attacks.subject import Subject
+from sstune.attacks.attacked_model import AttackedModel
 from sstune.copying import to_device
 from sstune.datasets import Batch
 from sstune.registry import Registry
@@ -21,20 +21,20 @@ NEVER = -1
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttackResult:
     """What came of a batch.
 
     Args:
         images: (N, C, H, W) in [0,1] and in the ball.
-        effort: (N,) gradient steps, or queries, after which a sample was broken; -1 where it never was, or
-            the attack does not say.
+        steps_to_success: (N,) gradient steps or queries after which the attack succeeded on a sample; -1
+            where it never did, or does not report it.
     """
 
     images: Tensor
-    effort: Tensor
+    steps_to_success: Tensor
 
     @classmethod
-    def of_unknown_effort(cls, images: Tensor) -> Attempt:
+    def of_unknown_steps(cls, images: Tensor) -> AttackResult:
         """From an attack that does not say after how many steps or queries it succeeded."""
         return cls(images, torch.full((len(images),), NEVER, device=images.device))
 
@@ -42,10 +42,10 @@ class Attempt:
 class Attack(ABC):
     """Moves images so that a network errs; whose gradient it sees is decided by the caller.
 
-    ``parts`` are run one after the other, each on the samples that those before have left unbroken.
+    ``stages`` are run one after the other, each on the samples that those before have left unbroken.
     """
 
-    parts: Sequence[str] = ("",)
+    stages: Sequence[str] = ("",)
 
     def __init__(self, config: AttackConfig, seed: int) -> None:
         self.name = config.name
@@ -57,7 +57,7 @@ class Attack(ABC):
         """What it asks of a task's objective."""
         return Goal(self.loss, self.config.targeted, self.seed)
 
-    def shortened(self) -> Self:
+    def with_tiny_budget(self) -> Self:
         """The same with few steps, queries and attempts: enough to see whether eps = 0 changes nothing."""
         few = {
             item.name: min(getattr(self.config, item.name), 2)
@@ -68,8 +68,8 @@ class Attack(ABC):
 
     @abstractmethod
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
         """Attack ``batch`` within the ball of radius ``eps``.
 
         Args:
@@ -91,22 +91,22 @@ class OpenSamples:
         batch: the open samples.
         objective: of the open samples.
         index: (n,) where they are among all, on the batch's device.
-        effort: (N,) of all samples, what :meth:`note` was told; -1 before that.
+        steps_to_success: (N,) of all samples, what :meth:`note` was told; -1 before that.
     """
 
     def __init__(self, batch: Batch, objective: Objective) -> None:
         self.batch = batch
         self.objective = objective
         self.index = torch.arange(len(batch), device=batch.images.device)
-        self.effort = torch.full_like(self.index, NEVER)
+        self.steps_to_success = torch.full_like(self.index, NEVER)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def note(self, adversarial: Tensor, effort: int) -> None:
         """Note ``effort`` for those open samples that are ``adversarial``, (n,) bool, for the first time."""
-        before = self.effort[self.index]
-        self.effort[self.index] = torch.where(adversarial & (before < 0), effort, before)
+        before = self.steps_to_success[self.index]
+        self.steps_to_success[self.index] = torch.where(adversarial & (before < 0), effort, before)
 
     def close(self, adversarial: Tensor) -> Tensor | None:
         """Leave alone those that are ``adversarial``, (n,) bool. Returns where the others were among the open

@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import torch
 
-from sstune.attacks.attack import ATTACKS, Attack, Attempt
-from sstune.attacks.library import check_targeted_dlr, kept_apart, n_targets, reference
+from sstune.attacks.attack import ATTACKS, Attack, AttackResult
+from sstune.attacks.attacked_model import AttackedModel
+from sstune.attacks.library import check_targeted_dlr, isolated_rng, n_targets, reference
 from sstune.attacks.square import check_size
-from sstune.attacks.subject import Subject
 from sstune.datasets import Batch
 from sstune.schema import LibraryConfig
 from sstune.tasks import Objective
@@ -30,31 +30,31 @@ class Autoattack(Attack):
         RequestError: pyautoattack is not installed.
     """
 
-    parts = ("apgd-ce", "apgd-t", "fab-t", "square")
+    stages = ("apgd-ce", "apgd-t", "fab-t", "square")
 
     def __init__(self, config: LibraryConfig, seed: int) -> None:
         super().__init__(config, seed)
         self.package = reference(self.name)
         self.steps, self.queries = 100, 5000
 
-    def shortened(self) -> Self:
+    def with_tiny_budget(self) -> Self:
         few = copy.copy(self)
         few.steps = few.queries = 2
         return few
 
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
         check_size(self.name, batch.images, self.config.norm)
         images = batch.images.clone(memory_format=torch.contiguous_format)  # it takes views
-        with kept_apart(images.device):
-            library = self.standard(subject, subject(images).shape[1], eps, images.device)
+        with isolated_rng(images.device):
+            library = self.standard(model, model(images).shape[1], eps, images.device)
             attacks = (library.apgd, library.apgd_targeted, library.fab, library.square)
-            attack = dict(zip(self.parts, attacks, strict=True))[part]
+            attack = dict(zip(self.stages, attacks, strict=True))[stage]
             adversarial = attack.perturb(images, batch.targets)
-        return Attempt.of_unknown_effort(adversarial)
+        return AttackResult.of_unknown_steps(adversarial)
 
-    def standard(self, subject: Subject, n_classes: int, eps: float, device: Any) -> Any:
+    def standard(self, model: AttackedModel, n_classes: int, eps: float, device: Any) -> Any:
         """pyautoattack's AutoAttack; with fewer than ten classes it is told how many targets there are.
 
         Raises:
@@ -63,7 +63,7 @@ class Autoattack(Attack):
         check_targeted_dlr(self.name, n_classes)
         norm = self.config.norm.value
         library = self.package.AutoAttack(
-            subject, norm=norm, eps=eps, version="standard", seed=self.seed, device=device
+            model, norm=norm, eps=eps, version="standard", seed=self.seed, device=device
         )
         library.fab.targeted = True
         for attack in (library.apgd, library.apgd_targeted, library.fab):

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from sstune.arithmetic import check_exact
 from sstune.attacks.attack import NEVER, Attack
+from sstune.attacks.attacked_model import AttackedModel
 from sstune.attacks.outcome import Outcome
-from sstune.attacks.subject import Subject
 from sstune.attacks.validity import InvalidAttack, check_images, differ, to_8bit
-from sstune.datasets import Batch, Split, batches, spread
+from sstune.datasets import Batch, Split, batches, evenly_spaced
 from sstune.finite import check_outputs_finite
 from sstune.modes import eval_mode
 from sstune.rules import exact_gradients, frozen_feedback
@@ -60,7 +60,7 @@ class Victim:
         reference: Any = None,
     ) -> Victim:
         """With what the network says of the samples before any attack."""
-        with frozen_feedback(network), drawing_anew(device, "clean"):
+        with frozen_feedback(network), seeded_rng(device, "clean"):
             found = evaluate(network, task, split, device, reference)
         return cls(network, task, split, samples, found.predictions, found.score, device, reference)
 
@@ -72,17 +72,17 @@ class Victim:
     def take(self, index: Tensor) -> Victim:
         """With the samples at ``index`` only."""
         split, predictions = self.split.take(index), self.predictions[index]
-        score = self.task.score(predictions, split.labels.cpu(), self.reference)
+        score = self.task.score(predictions, split.targets.cpu(), self.reference)
         samples = self.samples[index]
         return replace(self, split=split, samples=samples, predictions=predictions, score=score)
 
     def some(self, n: int) -> Victim:
         """With ``n`` of the samples only, evenly spread over them."""
-        return self.take(spread(n, len(self.split)))
+        return self.take(evenly_spaced(n, len(self.split)))
 
     def images(self, n: int) -> Tensor:
         """The images of :meth:`some`, uint8."""
-        few = self.split.take(spread(n, len(self.split)))
+        few = self.split.take(evenly_spaced(n, len(self.split)))
         read = [batch.images for batch in batches(few, n, torch.device("cpu"))] if n else []
         return (255 * torch.cat(read)).round().byte() if read else torch.empty(0, dtype=torch.uint8)
 
@@ -92,35 +92,35 @@ class Victim:
 
     def score_of(self, outcome: Outcome) -> Score:
         """The metric that is left under an attack."""
-        return self.task.score(outcome.predictions, self.split.labels.cpu(), self.reference)
+        return self.task.score(outcome.predictions, self.split.targets.cpu(), self.reference)
 
 
 @dataclass(frozen=True)
-class View:
+class GradientSource:
     """Through what an attacker looks at a victim.
 
     Args:
         gradient: what is differentiated.
         network: whose gradient it is; the victim's own, or a surrogate.
-        source: the surrogate's name.
+        name: the surrogate's.
         draws: when random feedback is drawn, ``eot`` gradients being averaged for each step.
         forward: what computes the network's outputs, if not the network itself (a compiled one).
     """
 
     gradient: Gradient
     network: nn.Module
-    source: str = ""
+    name: str = ""
     draws: Draws = Draws.frozen
     eot: int = 1
     forward: Callable[[Tensor], Tensor] | None = None
 
-    def subject(self, *key: int | str) -> Subject:
+    def model(self, *key: int | str) -> AttackedModel:
         """The network as an attack sees it, drawing feedback as ``key`` says."""
-        return Subject(self.network, self.draws, self.eot, key, self.forward)
+        return AttackedModel(self.network, self.draws, self.eot, key, self.forward)
 
 
 @contextmanager
-def attacked_through(network: nn.Module, gradient: Gradient) -> Iterator[None]:
+def gradient_mode(network: nn.Module, gradient: Gradient) -> Iterator[None]:
     """Inside, a backward pass yields ``gradient`` with respect to the images only, in eval mode; feedback is
     drawn only when an attack has it drawn. A surrogate is looked at through its exact gradient."""
     requires_grad = [parameter.requires_grad for parameter in network.parameters()]
@@ -135,7 +135,7 @@ def attacked_through(network: nn.Module, gradient: Gradient) -> Iterator[None]:
 
 
 @contextmanager
-def drawing_anew(device: torch.device, *key: int | str) -> Iterator[None]:
+def seeded_rng(device: torch.device, *key: int | str) -> Iterator[None]:
     """Inside, a network that draws random numbers of its own draws those that ``key`` names; the process's
     random state is left as it was."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -143,24 +143,24 @@ def drawing_anew(device: torch.device, *key: int | str) -> Iterator[None]:
         yield
 
 
-def robust(
+def run_attack(
     victim: Victim,
     attack: Attack,
-    view: View,
+    source: GradientSource,
     eps: float,
     batch_size: int,
     begun: Outcome | None = None,
 ) -> Outcome:
     """The outcome of an attack, from where ``begun`` left it; see :func:`attack_batches`."""
     outcome = begun or victim.begin()
-    with closing(attack_batches(victim, attack, view, eps, batch_size, outcome)) as batches_done:
+    with closing(attack_batches(victim, attack, source, eps, batch_size, outcome)) as batches_done:
         for _ in batches_done:
             pass
     return outcome
 
 
 def attack_batches(
-    victim: Victim, attack: Attack, view: View, eps: float, batch_size: int, outcome: Outcome
+    victim: Victim, attack: Attack, source: GradientSource, eps: float, batch_size: int, outcome: Outcome
 ) -> Generator[None]:
     """Attack the samples on which there is something to gain, batch by batch; each batch updates ``outcome``.
 
@@ -172,16 +172,16 @@ def attack_batches(
         RuntimeError: torch would compute float32 products in another precision.
     """
     check_exact(victim.device)
-    run = _Run(victim, attack, view, eps)
+    run = _Run(victim, attack, source, eps)
     bar = tqdm(
-        desc=f"{attack.name} {view.gradient} eps {255 * eps:.4g}/255",
+        desc=f"{attack.name} {source.gradient} eps {255 * eps:.4g}/255",
         leave=False,
         disable=not sys.stderr.isatty(),
         unit="image",
     )
     own = frozen_feedback(victim.network)  # judging draws nothing, whoever's gradient it is
-    with bar, attacked_through(view.network, view.gradient), eval_mode(victim.network), own:
-        while outcome.part < len(attack.parts):
+    with bar, gradient_mode(source.network, source.gradient), eval_mode(victim.network), own:
+        while outcome.stage < len(attack.stages):
             entered = outcome.entered.nonzero().flatten()
             bar.reset(total=len(entered))
             bar.update(outcome.done)
@@ -191,10 +191,10 @@ def attack_batches(
                 run.attack_batch(left[batch.samples], batch, outcome)
                 outcome.done += len(batch)
                 outcome.seconds += time.perf_counter() - began
-                bar.set_postfix_str(f"robust {int(outcome.right.sum())}/{len(outcome.right)}")
+                bar.set_postfix_str(f"robust {int(outcome.robust.sum())}/{len(outcome.robust)}")
                 bar.update(len(batch))
                 yield
-            outcome.part, outcome.done, outcome.entered = outcome.part + 1, 0, ~outcome.broken
+            outcome.stage, outcome.done, outcome.entered = outcome.stage + 1, 0, ~outcome.success
 
 
 @dataclass(frozen=True)
@@ -203,23 +203,23 @@ class _Run:
 
     victim: Victim
     attack: Attack
-    view: View
+    source: GradientSource
     eps: float
 
     def attack_batch(self, index: Tensor, batch: Batch, outcome: Outcome) -> None:
-        """The present part of the attack on the samples at ``index``, (n,); updates ``outcome``."""
+        """The present stage of the attack on the samples at ``index``, (n,); updates ``outcome``."""
         attack, network = self.attack, self.victim.network
-        part = attack.parts[outcome.part]
+        stage = attack.stages[outcome.stage]
         batch = replace(batch, samples=self.victim.samples[index])
-        with drawing_anew(self.victim.device, attack.seed, outcome.part, outcome.done):
+        with seeded_rng(self.victim.device, attack.seed, outcome.stage, outcome.done):
             with torch.no_grad():
                 objective = self.victim.task.objective(batch, attack.goal(), lambda: network(batch.images))
-            subject = self.view.subject(attack.seed, part)
-            attempt = attack(part, subject, batch, objective, self.eps)
+            model = self.source.model(attack.seed, stage)
+            attempt = attack(stage, model, batch, objective, self.eps)
             adversarial = self._valid(attempt.images, batch.images)
             with torch.no_grad():
                 outputs = network(adversarial)
-        self._judge(index, objective, outputs, attempt.effort, outcome)
+        self._judge(index, objective, outputs, attempt.steps_to_success, outcome)
         self._keep_images(index, adversarial, batch.images, outcome)
 
     def _valid(self, adversarial: Tensor, images: Tensor) -> Tensor:
@@ -243,20 +243,20 @@ class _Run:
             check_outputs_finite(finite.bool(), self.victim.network)
         except FloatingPointError as error:
             raise InvalidAttack(f"D0: {error}") from error
-        if self.view.gradient is Gradient.surrogate:  # whose steps say nothing of the victim's
+        if self.source.gradient is Gradient.surrogate:  # whose steps say nothing of the victim's
             effort = torch.full_like(effort, NEVER)
         said = found[:, 3:].reshape(predictions.shape).to(outcome.predictions.dtype)
         outcome.update(index, achieved.float(), said, effort)
 
     def _keep_images(self, index: Tensor, adversarial: Tensor, images: Tensor, outcome: Outcome) -> None:
-        shown = spread(len(outcome.images), len(outcome.achieved))
+        shown = evenly_spaced(len(outcome.images), len(outcome.achieved))
         if (kept := torch.isin(shown, index)).any():
             rounded = to_8bit(adversarial, images, self.eps, self.attack.config.norm).cpu()
             rows = torch.searchsorted(index, shown[kept])
             outcome.images[kept] = (255 * rounded[rows]).round().byte()
 
 
-def check_zero_eps(victim: Victim, attack: Attack, view: View, batch_size: int) -> None:
+def check_zero_eps(victim: Victim, attack: Attack, source: GradientSource, batch_size: int) -> None:
     """Check D0: with eps = 0 the network says of every sample (of 256) what it says without an attack.
 
     Skipped for networks with random outputs.
@@ -267,7 +267,7 @@ def check_zero_eps(victim: Victim, attack: Attack, view: View, batch_size: int) 
     some = victim.some(CHECKED_AT_ZERO)
     if _is_random(some):
         return
-    predictions = robust(some, attack.shortened(), view, 0.0, batch_size).predictions
+    predictions = run_attack(some, attack.with_tiny_budget(), source, 0.0, batch_size).predictions
     differs = (predictions != some.predictions).reshape(len(predictions), -1)
     changed = int(differs.any(1).sum())
     if changed:

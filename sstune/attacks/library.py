@@ -18,8 +18,8 @@ import torch
 import torchattacks
 from torch import Tensor
 
-from sstune.attacks.attack import ATTACKS, Attack, Attempt
-from sstune.attacks.subject import Subject
+from sstune.attacks.attack import ATTACKS, Attack, AttackResult
+from sstune.attacks.attacked_model import AttackedModel
 from sstune.datasets import Batch
 from sstune.schema import ApgdConfig, RequestError
 from sstune.tasks import Objective
@@ -29,9 +29,9 @@ TARGETS = 9  # at most, as in AutoAttack
 
 
 @contextmanager
-def kept_apart(device: torch.device) -> Iterator[None]:
-    """Inside, drawing and seeding leave the process's random state as it was, and a forward pass is part of
-    a gradient only where the library says so: only then does a :class:`Subject` draw feedback."""
+def isolated_rng(device: torch.device) -> Iterator[None]:
+    """Inside, drawing and seeding leave the process's random state as it was, and a forward pass is stage of
+    a gradient only where the library says so: only then does a :class:`AttackedModel` draw feedback."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         yield
 
@@ -77,16 +77,16 @@ class LibraryAttack(Attack):
     """
 
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
         images = batch.images.clone(memory_format=torch.contiguous_format)  # it takes views
-        with kept_apart(images.device), redirect_stdout(None):  # torchattacks says where it finds no device
-            attack = self.made(subject, subject(images), eps)
+        with isolated_rng(images.device), redirect_stdout(None):  # torchattacks says where it finds no device
+            attack = self.made(model, model(images), eps)
             adversarial = attack(images, batch.targets)
-        return Attempt.of_unknown_effort(adversarial)
+        return AttackResult.of_unknown_steps(adversarial)
 
     @abstractmethod
-    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
+    def made(self, model: AttackedModel, outputs: Tensor, eps: float) -> PlainAttack:
         """The library's attack, on samples whose outputs are (N, classes)."""
 
 
@@ -102,9 +102,9 @@ class Apgd(LibraryAttack):
 
     config: ApgdConfig
 
-    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
+    def made(self, model: AttackedModel, outputs: Tensor, eps: float) -> PlainAttack:
         restarts = self.config.restarts
-        attack = torchattacks.APGD(subject, loss="ce", n_restarts=restarts, **self.settings(eps))
+        attack = torchattacks.APGD(model, loss="ce", n_restarts=restarts, **self.settings(eps))
         return on(outputs.device, attack)
 
     def settings(self, eps: float) -> dict[str, Any]:
@@ -124,10 +124,10 @@ class Apgd(LibraryAttack):
 class ApgdT(Apgd):
     """APGD on the targeted difference-of-logits ratio, towards each of up to nine classes."""
 
-    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
+    def made(self, model: AttackedModel, outputs: Tensor, eps: float) -> PlainAttack:
         n_classes, restarts = outputs.shape[1], self.config.restarts
         check_targeted_dlr(self.name, n_classes)
-        attack = TargetedApgd(subject, n_targets(n_classes), restarts, **self.settings(eps))
+        attack = TargetedApgd(model, n_targets(n_classes), restarts, **self.settings(eps))
         return on(outputs.device, attack)
 
 
@@ -137,8 +137,8 @@ class TargetedApgd(torchattacks.APGD):
     Not torchattacks' APGDT, which in L2 makes every sample's step as long as the first sample's.
     """
 
-    def __init__(self, subject: Subject, n_targets: int, restarts: int, **settings: Any) -> None:
-        super().__init__(subject, loss="dlr", n_restarts=n_targets * restarts, **settings)
+    def __init__(self, model: AttackedModel, n_targets: int, restarts: int, **settings: Any) -> None:
+        super().__init__(model, loss="dlr", n_restarts=n_targets * restarts, **settings)
         self.restarts = restarts
         self.starts = 0
 
@@ -162,9 +162,9 @@ class FabT(LibraryAttack):
 
     config: ApgdConfig
 
-    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
+    def made(self, model: AttackedModel, outputs: Tensor, eps: float) -> PlainAttack:
         attack = torchattacks.FAB(
-            subject,
+            model,
             norm=self.config.norm.value,
             eps=eps,
             steps=self.config.steps,

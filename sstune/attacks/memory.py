@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from sstune.attacks.evaluation import CPU_BATCH, Victim, View, attacked_through
+from sstune.attacks.evaluation import CPU_BATCH, GradientSource, Victim, gradient_mode
 from sstune.datasets import batches
 from sstune.schema import Gradient
 
@@ -26,30 +26,30 @@ class Found:
 _FOUND: WeakKeyDictionary[nn.Module, dict[Gradient, Found]] = WeakKeyDictionary()
 
 
-def largest_batch(victim: Victim, view: View) -> int:
+def largest_batch(victim: Victim, source: GradientSource) -> int:
     """As many images as memory holds, but at most twice the victim's, by doubling; on a CPU 128.
 
     It depends on the network and the gradient alone, and is found out once for all attacks through it.
     """
     if victim.device.type == "cpu":
         return CPU_BATCH
-    found = _FOUND.setdefault(view.network, {}).setdefault(view.gradient, Found())
+    found = _FOUND.setdefault(source.network, {}).setdefault(source.gradient, Found())
     if not found.most and found.size < len(victim.split):
         (first,) = batches(victim.split.take(torch.tensor([0])), 1, victim.device)
-        with attacked_through(view.network, view.gradient):
+        with gradient_mode(source.network, source.gradient):
             while not found.most and found.size < len(victim.split):
                 # twice the size: an attack keeps a few copies of the images besides
-                found.most = not _fits(view, first.images.repeat(4 * found.size, 1, 1, 1))
+                found.most = not _fits(source, first.images.repeat(4 * found.size, 1, 1, 1))
                 found.size *= 1 if found.most else 2
         torch.cuda.empty_cache()
     return found.size
 
 
-def _fits(view: View, images: Tensor) -> bool:
+def _fits(source: GradientSource, images: Tensor) -> bool:
     """Whether memory holds a gradient with respect to ``images``, laid out as those attacked are."""
     leaf = images.contiguous(memory_format=torch.channels_last).requires_grad_()
     try:
-        torch.autograd.grad(view.subject()(leaf).sum(), leaf)
+        torch.autograd.grad(source.model()(leaf).sum(), leaf)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sstune.attacks.ascent import random_in_ball
-from sstune.attacks.attack import ATTACKS, Attack, Attempt, OpenSamples
-from sstune.attacks.subject import Subject
+from sstune.attacks.attack import ATTACKS, Attack, AttackResult, OpenSamples
+from sstune.attacks.attacked_model import AttackedModel
 from sstune.copying import to_device
 from sstune.datasets import Batch
 from sstune.schema import NoiseConfig
@@ -25,18 +25,18 @@ class Noise(Attack):
 
     @torch.no_grad()
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
         result = batch.images.clone()
         open_ = OpenSamples(batch, objective)
         for attempt in range(1, self.config.attempts + 1):
             result[open_.index] = images = self.perturbed(open_.batch, eps, attempt)
-            broken = open_.objective.is_adversarial(subject(images))
+            broken = open_.objective.is_adversarial(model(images))
             open_.note(broken, attempt)
             open_.close(broken)
             if len(open_) == 0:
                 break
-        return Attempt(result, open_.effort)
+        return AttackResult(result, open_.steps_to_success)
 
     def perturbed(self, batch: Batch, eps: float, attempt: int) -> Tensor:
         """Images of the ``attempt``-th attempt, counted from 1; at even ones every value moves by eps."""

@@ -21,20 +21,21 @@ class Outcome:
         achieved: (n,) float32 in [0,1], the most that the attack has achieved of its objective; 1 also where
             there was nothing to attack.
         predictions: (n, ...) what the network says of each sample where the attack achieved most.
-        effort: (n,) gradient steps or queries after which the attack succeeded; -1 where unknown or never.
-        entered: (n,) bool, not at 1 when the present part of the attack began.
-        part: how many parts are finished.
-        done: how many of the samples that entered the present part it has been tried on.
+        steps_to_success: (n,) gradient steps or queries after which the attack succeeded; -1 where it never
+            did, or did not report it.
+        entered: (n,) bool, not at 1 when the present stage of the attack began.
+        stage: how many stages are finished.
+        done: how many of the samples that entered the present stage it has been tried on.
         seconds: time spent.
         images: (k, C, H, W) uint8, adversarial images of k samples, those of :meth:`Victim.some`.
     """
 
     achieved: Tensor
     predictions: Tensor
-    effort: Tensor
+    steps_to_success: Tensor
     entered: Tensor
     images: Tensor
-    part: int = 0
+    stage: int = 0
     done: int = 0
     seconds: float = 0.0
 
@@ -50,18 +51,18 @@ class Outcome:
         return cls(
             achieved=1 - attackable.float(),
             predictions=predictions.clone(),
-            effort=torch.full((len(attackable),), NEVER, dtype=torch.int32),
+            steps_to_success=torch.full((len(attackable),), NEVER, dtype=torch.int32),
             entered=attackable.clone(),
             images=torch.empty(0, dtype=torch.uint8) if images is None else images.clone(),
         )
 
     @property
-    def broken(self) -> Tensor:
+    def success(self) -> Tensor:
         """(n,) bool, the attack has succeeded, or there was nothing to attack."""
         return self.achieved >= 1
 
     @property
-    def right(self) -> Tensor:
+    def robust(self) -> Tensor:
         """(n,) bool, the attack has achieved nothing; of classifiers, the samples still classified
         correctly."""
         return self.achieved == 0
@@ -70,28 +71,30 @@ class Outcome:
         """Note what was achieved on the samples at ``index``, (m,), where that is more than before.
 
         Args:
-            effort: (m,), noted where the attack succeeded.
+            steps_to_success: (m,), noted where the attack succeeded.
         """
         more = achieved > self.achieved[index]
         where = index[more]
         self.achieved[where] = achieved[more]
         self.predictions[where] = predictions[more]
-        self.effort[where] = torch.where(achieved[more] >= 1, effort[more].int(), NEVER)
+        self.steps_to_success[where] = torch.where(achieved[more] >= 1, effort[more].int(), NEVER)
 
     def at_larger_eps(self) -> Outcome:
         """Where the attack begins at a larger eps: what is broken stays so, at no further effort."""
         return Outcome(
             achieved=self.achieved.clone(),
             predictions=self.predictions.clone(),
-            effort=torch.full_like(self.effort, NEVER).masked_fill_(self.broken & (self.effort >= 0), 0),
-            entered=~self.broken,
+            steps_to_success=torch.full_like(self.steps_to_success, NEVER).masked_fill_(
+                self.success & (self.steps_to_success >= 0), 0
+            ),
+            entered=~self.success,
             images=self.images.clone(),
         )
 
-    def n_reached(self, attackable: Tensor) -> int:
+    def n_target_hits(self, attackable: Tensor) -> int:
         """On how many of the samples that were attacked the attack has succeeded: if targeted, how many are
         taken for their target."""
-        return int((self.broken & attackable).sum())
+        return int((self.success & attackable).sum())
 
     def arrays(self) -> dict[str, Any]:
         """For a file, each field by its name."""

@@ -13,8 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sstune.attacks.attack import ATTACKS, Attack, Attempt, OpenSamples
-from sstune.attacks.subject import Subject
+from sstune.attacks.attack import ATTACKS, Attack, AttackResult, OpenSamples
+from sstune.attacks.attacked_model import AttackedModel
 from sstune.datasets import Batch
 from sstune.schema import RaysConfig
 from sstune.tasks import Objective
@@ -110,14 +110,14 @@ class RayS(Attack):
 
     @torch.no_grad()
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
         result = batch.images.clone()
         open_, search = OpenSamples(batch, objective), Search.begin(batch.images)
         for query in range(1, self.config.queries + 1):
             radius = search.ask()
             images = along(open_.batch.images, search.trial, radius)
-            broken = open_.objective.is_adversarial(subject(images))
+            broken = open_.objective.is_adversarial(model(images))
             search.tell(radius, broken)
             found = broken & (radius <= eps)
             open_.note(found, query)
@@ -128,4 +128,4 @@ class RayS(Attack):
                 search = search.take(kept)
             if len(open_) == 0:
                 break
-        return Attempt(result, open_.effort)
+        return AttackResult(result, open_.steps_to_success)

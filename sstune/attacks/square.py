@@ -10,9 +10,9 @@ import torch
 import torchattacks
 from torch import Tensor
 
-from sstune.attacks.attack import ATTACKS, NEVER, Attempt
+from sstune.attacks.attack import ATTACKS, NEVER, AttackResult
+from sstune.attacks.attacked_model import AttackedModel
 from sstune.attacks.library import LibraryAttack, PlainAttack, on, reference
-from sstune.attacks.subject import Subject
 from sstune.datasets import Batch
 from sstune.schema import Norm, RequestError, SquareConfig
 from sstune.tasks import Objective
@@ -44,15 +44,15 @@ class Square(LibraryAttack):
     config: SquareConfig
 
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
         check_size(self.name, batch.images, self.config.norm)
         queries = Queries(batch.targets, self.config.queries + 1)
-        subject.observe = queries
-        attempt = super().__call__(part, subject, batch, objective, eps)
-        return Attempt(attempt.images, queries.effort)
+        model.observe = queries
+        attempt = super().__call__(stage, model, batch, objective, eps)
+        return AttackResult(attempt.images, queries.steps_to_success)
 
-    def made(self, subject: Subject, outputs: Tensor, eps: float) -> PlainAttack:
+    def made(self, model: AttackedModel, outputs: Tensor, eps: float) -> PlainAttack:
         settings = {
             "norm": self.config.norm.value,
             "eps": eps,
@@ -64,8 +64,8 @@ class Square(LibraryAttack):
             "seed": self.seed,
         }
         if self.config.norm is Norm.Linf:
-            return on(outputs.device, torchattacks.Square(subject, **settings))
-        return reference("square in L2").square.SquareAttack(subject, **settings).perturb
+            return on(outputs.device, torchattacks.Square(model, **settings))
+        return reference("square in L2").square.SquareAttack(model, **settings).perturb
 
 
 class Queries:
@@ -76,18 +76,18 @@ class Queries:
     """
 
     def __init__(self, labels: Tensor, most: int) -> None:
-        self.effort = torch.full_like(labels, NEVER)
-        self.labels = labels
+        self.steps_to_success = torch.full_like(labels, NEVER)
+        self.targets = labels
         self.most = most
         self.made = -2
 
     def __call__(self, images: Tensor, outputs: Tensor) -> None:
         self.made += 1
         if self.made <= 0:
-            self.unbroken = (outputs.argmax(1) == self.labels).nonzero().flatten()
+            self.unbroken = (outputs.argmax(1) == self.targets).nonzero().flatten()
         elif self.made <= self.most and len(self.unbroken):
             # as the library judges, for which a tie of two classes is a success
-            broken = margin(outputs, self.labels[self.unbroken]) >= 0
-            before = self.effort[self.unbroken]
-            self.effort[self.unbroken] = torch.where(broken, self.made, before)
+            broken = margin(outputs, self.targets[self.unbroken]) >= 0
+            before = self.steps_to_success[self.unbroken]
+            self.steps_to_success[self.unbroken] = torch.where(broken, self.made, before)
             self.unbroken = self.unbroken[(~broken).nonzero().flatten()]

@@ -12,12 +12,12 @@ from sstune.commands import audit
 from sstune.commands.cells import CellRunner
 from sstune.commands.data import load
 from sstune.commands.finetune import finetune
+from sstune.commands.images import save_images
 from sstune.commands.lineage import Source, default_parent, derive_run, has_default_parent
 from sstune.commands.outcomes import Outcomes, summary
-from sstune.commands.pictures import save_images
 from sstune.commands.run_once import run_once
 from sstune.commands.train import measurement
-from sstune.commands.victim import said_of, victim_of, views
+from sstune.commands.victim import gradient_sources, load_victim, row_fields
 from sstune.composition import Request
 from sstune.interrupt import StopFlag
 from sstune.quantities import parse_eps
@@ -47,34 +47,38 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     ``outcomes.npz``."""
     config = run.config
     data = load(run, source)
-    victim = victim_of(config, source, data, device)
+    victim = load_victim(config, source, data, device)
     outcomes = Outcomes(run.directory, run.identity, victim)
     measured = []
-    for view in views(config, victim, data):
-        method = attacks.ATTACKS[config.attack.name](_for_view(config.attack, view), config.seed)
-        size = config.attack.batch_size or attacks.largest_batch(victim, view)
-        attacks.check_zero_eps(victim, method, view, size)
-        cells = CellRunner(victim, method, view, size, outcomes, stop)
+    for gradient_source in gradient_sources(config, victim, data):
+        method = attacks.ATTACKS[config.attack.name](_for_view(config.attack, gradient_source), config.seed)
+        size = config.attack.batch_size or attacks.largest_batch(victim, gradient_source)
+        attacks.check_zero_eps(victim, method, gradient_source, size)
+        cells = CellRunner(victim, method, gradient_source, size, outcomes, stop)
         smaller: attacks.Outcome | None = None
         for eps in _in_order(config.attack):
-            key = " ".join(filter(None, [view.gradient, view.source, eps]))
+            key = " ".join(filter(None, [gradient_source.gradient, gradient_source.name, eps]))
             outcome = cells.run(key, eps, config.attack.save_images, smaller)
             smaller = outcome if config.attack.cascade else None
-            measured.append(_measurement(config, victim, view, eps, outcome))
+            measured.append(_measurement(config, victim, gradient_source, eps, outcome))
             print(f"  {config.attack.name} {key}: {_said(victim, outcome, measured[-1])}", flush=True)
     if config.attack.save_images:
         save_images(run.directory, config.attack, victim, outcomes.cells, data.classes)
     seconds = sum(entry["seconds"] for entry in measured)
-    return said_of(config, data, victim, measured) | {"seconds": seconds}
+    return row_fields(config, data, victim, measured) | {"seconds": seconds}
 
 
 def _measurement(
-    config: RunConfig, victim: attacks.Victim, view: attacks.View, eps: str, outcome: attacks.Outcome
+    config: RunConfig,
+    victim: attacks.Victim,
+    gradient_source: attacks.GradientSource,
+    eps: str,
+    outcome: attacks.Outcome,
 ) -> dict[str, Any]:
     targeted = config.attack.targeted is not None
-    reached = {"reached": outcome.n_reached(victim.clean)} if targeted else {}
-    gradient = None if view.gradient is Gradient.none else str(view.gradient)
-    cell = {"attack": config.attack.name, "gradient": gradient, "eps": eps, "source": view.source}
+    reached = {"reached": outcome.n_target_hits(victim.clean)} if targeted else {}
+    gradient = None if gradient_source.gradient is Gradient.none else str(gradient_source.gradient)
+    cell = {"attack": config.attack.name, "gradient": gradient, "eps": eps, "source": gradient_source.name}
     return measurement("test", len(victim.clean), **cell, **reached, **summary(victim, outcome))
 
 
@@ -83,9 +87,9 @@ def _said(victim: attacks.Victim, outcome: attacks.Outcome, measured: dict[str, 
     return f"{victim.score_of(outcome)}{reached}"
 
 
-def _for_view(config: AttackConfig, view: attacks.View) -> AttackConfig:
+def _for_view(config: AttackConfig, gradient_source: attacks.GradientSource) -> AttackConfig:
     """A surrogate cannot tell when the victim errs: the attack then makes all its steps."""
-    if view.gradient is Gradient.surrogate and isinstance(config, IteratedConfig):
+    if gradient_source.gradient is Gradient.surrogate and isinstance(config, IteratedConfig):
         return replace(config, early_exit=False)
     return config
 

@@ -16,7 +16,7 @@ from sstune.commands.data import load
 from sstune.commands.lineage import Source
 from sstune.commands.outcomes import Outcomes, summary
 from sstune.commands.train import measurement
-from sstune.commands.victim import own, said_of, surrogate, victim_of
+from sstune.commands.victim import load_victim, own, row_fields, surrogate
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.quantities import parse_eps
@@ -29,27 +29,27 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
     """The audit's checks, and the robust accuracy that survives everything tried (attack ``audit``)."""
     config = run.config
     data = load(run, source)
-    victim = victim_of(config, source, data, device)
+    victim = load_victim(config, source, data, device)
     outcomes = Outcomes(run.directory, run.identity, victim)
-    evidence = evidence_of(config, victim, data, outcomes, stop)
+    evidence = collect_evidence(config, victim, data, outcomes, stop)
     results = []
     for result in checks.audit(evidence, config.audit.skip):
         results.append(result)
         print(f"  {result.id:<4}{result.title}: {result.status}", flush=True)
     if config.attack.save_images:
-        from sstune.commands.pictures import save_images
+        from sstune.commands.images import save_images
 
         shown = replace(config.attack, name="pgd")
         save_images(run.directory, shown, victim, evidence.pgd_for_images(), data.classes)
     measured = [*_measured_by_default(evidence), *_worst_cases(evidence, config.attack.name)]
-    return said_of(config, data, victim, measured) | {
+    return row_fields(config, data, victim, measured) | {
         "classes": data.classes,
         "audit": _summary(results, config.audit.skip, evidence),
         "seconds": sum(cell.outcome.seconds for cell in evidence.cells.values()),
     }
 
 
-def evidence_of(
+def collect_evidence(
     config: RunConfig,
     victim: attacks.Victim,
     data: datasets.Splits,
@@ -59,11 +59,19 @@ def evidence_of(
     """The evidence that the checks compare; attacks made before a kill are taken from ``outcomes``."""
 
     def run(
-        key: str, victim: attacks.Victim, attack: attacks.Attack, view: attacks.View, eps: str
+        key: str,
+        victim: attacks.Victim,
+        attack: attacks.Attack,
+        gradient_source: attacks.GradientSource,
+        eps: str,
     ) -> attacks.Outcome:
-        size = config.attack.batch_size or attack.config.batch_size or attacks.largest_batch(victim, view)
+        size = (
+            config.attack.batch_size
+            or attack.config.batch_size
+            or attacks.largest_batch(victim, gradient_source)
+        )
         n_images = config.attack.save_images if attack.name == "pgd" else 0
-        return CellRunner(victim, attack, view, size, outcomes, stop).run(key, eps, n_images)
+        return CellRunner(victim, attack, gradient_source, size, outcomes, stop).run(key, eps, n_images)
 
     other = config.audit.surrogate
     exact = replace(own(config, victim, Gradient.exact), eot=1)

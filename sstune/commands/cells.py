@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 
-from sstune.attacks import Attack, Outcome, Victim, View, attack_batches
+from sstune.attacks import Attack, GradientSource, Outcome, Victim, attack_batches
 from sstune.commands.outcomes import Outcomes
 from sstune.interrupt import StopFlag
 from sstune.quantities import parse_eps
@@ -17,7 +17,7 @@ class CellRunner:
 
     victim: Victim
     attack: Attack
-    view: View
+    gradient_source: GradientSource
     batch_size: int
     outcomes: Outcomes
     stop: StopFlag
@@ -36,7 +36,7 @@ class CellRunner:
             InvalidAttack: see :func:`sstune.attacks.attack_batches`.
         """
         begun = self.outcomes.get(key)
-        if begun is not None and begun.part == len(self.attack.parts):
+        if begun is not None and begun.stage == len(self.attack.stages):
             if key not in self.outcomes.cells:  # a kill came after its last batch
                 self.outcomes.finish(key, begun)
             return begun
@@ -46,7 +46,7 @@ class CellRunner:
             begun = self.victim.begin(n_images)
 
         radius = parse_eps(eps, self.attack.config.norm)
-        steps = attack_batches(self.victim, self.attack, self.view, radius, self.batch_size, begun)
+        steps = attack_batches(self.victim, self.attack, self.gradient_source, radius, self.batch_size, begun)
         with closing(steps):
             for _ in steps:
                 self.outcomes.save(key, begun, self.stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sstune.commands.lineage import default_parent, derive_run, has_default_parent
 from sstune.commands.run_once import run_once
-from sstune.commands.train import learn, train
+from sstune.commands.train import fit_network, train
 from sstune.composition import Request
 from sstune.runs import Run
 
@@ -19,5 +19,5 @@ def finetune(request: Request, wait: bool = False) -> Run:
     """
     parent = train(default_parent(request), wait=True) if has_default_parent(request.config) else None
     run, source = derive_run(request, parent)
-    run_once(run, lambda run, device, stop: learn(run, source, device, stop), wait)
+    run_once(run, lambda run, device, stop: fit_network(run, source, device, stop), wait)
     return run

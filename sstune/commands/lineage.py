@@ -18,7 +18,7 @@ from sstune.composition import Request, compose, restore
 from sstune.datasets import earlier_fingerprint, fingerprint
 from sstune.identity import TRAINING_KEYS, semantic
 from sstune.inheritance import INHERITED, SHARED_WITH_DEFAULT_PARENT
-from sstune.runs import CONFIG, CURE, Run, name_of, read_result
+from sstune.runs import CONFIG, REPAIR_HINT, Run, ancestor_id, read_result
 from sstune.schema import (
     BackboneConfig,
     DatasetConfig,
@@ -90,7 +90,7 @@ def _check_weights(path: Path, digest: str | None) -> None:
         elif file_digest(path) != digest:
             raise ValueError("not the sha256 in result.json")
     except Exception as error:
-        raise RequestError(f"init_from: {path} is damaged ({in_short(error)}); {CURE}") from error
+        raise RequestError(f"init_from: {path} is damaged ({in_short(error)}); {REPAIR_HINT}") from error
 
 
 def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
@@ -104,7 +104,7 @@ def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = restore(values)
     except Exception as error:  # of a damaged file, YAML and the schema may raise anything
-        raise RequestError(f"init_from: {path} cannot be read ({in_short(error)}); {CURE}") from error
+        raise RequestError(f"init_from: {path} cannot be read ({in_short(error)}); {REPAIR_HINT}") from error
     own = json.loads(json.dumps(semantic(config)))
     for section, value in row["config"].items():
         pairs = value.items() if isinstance(value, dict) else [(None, value)]
@@ -113,7 +113,7 @@ def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
             if found != expected:
                 name = section if key is None else f"{section}.{key}"
                 raise RequestError(
-                    f"init_from: {path} says {name}={found}, and result.json {expected}; {CURE}"
+                    f"init_from: {path} says {name}={found}, and result.json {expected}; {REPAIR_HINT}"
                 )
     return config
 
@@ -163,7 +163,7 @@ def derive_run(request: Request, parent: Run | None) -> tuple[Run, Source]:
         raise RequestError(f"{unused[0]}: attack trains nothing when init_from or model.factory is given")
     if config.model.factory is not None:
         config, source = _imported(request)
-        return run_of(config, source.lineage, surrogate_names(config)), source
+        return make_run(config, source.lineage, surrogate_names(config)), source
     if parent:
         config = replace(config, init_from=str(parent.directory))
     source = open_source(Path(str(config.init_from)))
@@ -173,7 +173,7 @@ def derive_run(request: Request, parent: Run | None) -> tuple[Run, Source]:
         config = inherit(replace(request, config=config), source, INHERITED[config.command])
         validate(config)  # the inherited sections have to fit the others
         check_images(config, source)
-    return run_of(config, source.lineage, surrogate_names(config)), source
+    return make_run(config, source.lineage, surrogate_names(config)), source
 
 
 def unused_training_keys(request: Request) -> list[str]:
@@ -223,7 +223,7 @@ def _imported(request: Request) -> tuple[RunConfig, Source]:
     return config, Source(Path(spec), lineage, None, network)
 
 
-def run_of(config: RunConfig, lineage: list[dict[str, Any]], surrogates: Sequence[str] = ()) -> Run:
+def make_run(config: RunConfig, lineage: list[dict[str, Any]], surrogates: Sequence[str] = ()) -> Run:
     """The run of a configuration on the data as it lies there now.
 
     Raises:
@@ -242,7 +242,7 @@ def surrogate_names(config: RunConfig) -> list[str]:
     paths = [*config.attack.surrogates]
     if config.attack.name == "audit" and config.audit.surrogate is not None:
         paths.append(config.audit.surrogate)
-    return [str(name_of(stand_in(path, config)[1].lineage[-1])) for path in paths]
+    return [str(ancestor_id(stand_in(path, config)[1].lineage[-1])) for path in paths]
 
 
 def stand_in(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
@@ -279,7 +279,7 @@ def resolve_runs(request: Request) -> list[Run]:
     Empty while one of those has yet to be made, as the run's identity depends on theirs.
     """
     if request.config.command == "train":
-        return [run_of(request.config, [])]
+        return [make_run(request.config, [])]
     ancestors = []
     if has_default_parent(request.config):
         ancestors = resolve_runs(default_parent(request))

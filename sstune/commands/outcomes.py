@@ -17,16 +17,18 @@ from sstune.storage import read_state, write_bytes
 from sstune.tasks import Score
 
 Arrays = dict[str, npt.NDArray[Any]]
+# Fields of outcomes in files of earlier versions, and their present names.
+_EARLIER_NAMES = {"part": "stage", "effort": "steps_to_success"}
 
 
 class Outcomes:
     """The outcome of each of a run's cells, by a key such as ``"rule 8/255"``.
 
-    Finished cells are in ``outcomes.npz``, and the one in progress, which is saved after each batch, is in
-    ``cell.npz``: so a batch costs what its own cell takes to write. Both hold ``identity`` of the run;
-    ``samples``, indices in the test split; ``clean``, (n,) bool, the samples that are attacked; and of every
-    cell the fields of :class:`Outcome` as ``KEY/FIELD``, and for other programs ``right`` and ``broken``. A file of another run, or of other samples, is set
-    aside.
+    Finished cells are in ``outcomes.npz``. The cell in progress is in ``cell.npz``, which is written after
+    each batch. Both hold ``identity`` of the run; ``samples``, indices in the test split; ``clean``, (n,)
+    bool, the samples that are attacked; and of every cell the fields of :class:`Outcome` as ``KEY/FIELD``,
+    with ``right`` and ``broken``, its ``robust`` and ``success``. A file of another run or of other samples
+    is set aside.
     """
 
     def __init__(self, directory: Path, identity: str, victim: Victim) -> None:
@@ -65,7 +67,7 @@ class Outcomes:
     def _write(self, path: Path, cells: Mapping[str, Outcome]) -> None:
         arrays = dict(self.head)
         for name, cell in cells.items():
-            shown = {"right": cell.right.numpy(), "broken": cell.broken.numpy()}
+            shown = {"right": cell.robust.numpy(), "broken": cell.success.numpy()}
             arrays |= {f"{name}/{field}": value for field, value in (cell.arrays() | shown).items()}
         file = io.BytesIO()
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -88,16 +90,20 @@ class Outcomes:
             key, _, field = name.rpartition("/")
             cells.setdefault(key, {})[field] = value
         for key, cell in cells.items():
-            right, broken = cell.pop("right"), cell.pop("broken")
-            if not cell.keys() & {
-                "achieved",
-                "predictions",
-            }:  # written by a version that knew classification only
-                cell["achieved"] = np.where(broken, 1, np.where(right, 0, 0.5)).astype(np.float32)
-                cell["predictions"] = np.where(right, self.victim.predictions[: len(right)], -1)
+            self._upgrade(cell)
             if not self._whole(cell):
                 raise ValueError(f"{key} is not whole")
         return {key: Outcome.from_arrays(cell) for key, cell in cells.items()}
+
+    def _upgrade(self, cell: Arrays) -> None:
+        """Bring a cell of a version that knew classification only up to date."""
+        right, broken = cell.pop("right"), cell.pop("broken")
+        for earlier, name in _EARLIER_NAMES.items():
+            if earlier in cell:
+                cell[name] = cell.pop(earlier)
+        if not cell.keys() & {"achieved", "predictions"}:
+            cell["achieved"] = np.where(broken, 1, np.where(right, 0, 0.5)).astype(np.float32)
+            cell["predictions"] = np.where(right, self.victim.predictions[: len(right)], -1)
 
     def _whole(self, cell: Arrays) -> bool:
         """Whether a cell has the fields of an outcome, of their types, each of as many samples.
@@ -120,7 +126,7 @@ def summary(victim: Victim, outcome: Outcome) -> dict[str, Any]:
     attack says so.
     """
     score = victim.score_of(outcome)
-    known = outcome.effort[outcome.broken & (outcome.effort >= 0)].numpy()
+    known = outcome.steps_to_success[outcome.success & (outcome.steps_to_success >= 0)].numpy()
     efforts, counts = np.unique(known, return_counts=True)
     return {
         **score.fields(victim.task.metric),

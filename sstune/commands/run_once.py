@@ -19,7 +19,7 @@ from sstune.locking import Locked
 from sstune.runs import Run
 from sstune.schema import Precision, RequestError, RunConfig
 from sstune.storage import write_json
-from sstune.training import World, join
+from sstune.training import World, init_distributed
 
 Work = Callable[[Run, torch.device, StopFlag], dict[str, Any]]
 
@@ -35,15 +35,15 @@ def run_once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
         Locked: another process works on this run.
         Stopped: a signal came; the same command resumes the run.
     """
-    world = join()
-    if row := world.told(run.answer()):
+    world = init_distributed()
+    if row := world.broadcast(run.answer()):
         print(f"{run.directory}: done already", flush=True)
         return row
     device = prepare(run.config, world)
     with ExitStack() as stack:
         _lock(run, wait, world, stack)
         stop = stack.enter_context(stop_flag())
-        if row := world.told(run.answer()):  # another process finished it before we had the lock
+        if row := world.broadcast(run.answer()):  # another process finished it before we had the lock
             return row
         try:
             row = _carry_out(run, work, device, stop, world)
@@ -60,19 +60,19 @@ def run_once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
 def _lock(run: Run, wait: bool, world: World, stack: ExitStack) -> None:
     """Lock the run until ``stack`` closes, in the first of several processes; all raise what it raises."""
     reason = None
-    if world.first:
+    if world.is_main:
         try:
             stack.enter_context(run.lock(wait))
         except Locked as error:
             reason = str(error)
-    if reason := world.told(reason):
+    if reason := world.broadcast(reason):
         raise Locked(reason)
 
 
 def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world: World) -> dict[str, Any]:
     """Do the work and write its row, which is returned in every process."""
     print(f"{run.directory}", flush=True)
-    if world.first:
+    if world.is_main:
         run.begin()
     world.wait()
     began = time.perf_counter()
@@ -84,7 +84,7 @@ def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world
         "threads": torch.get_num_threads(),
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
     }
-    row = world.told(run.finish(**measured) if world.first else None)
+    row = world.broadcast(run.finish(**measured) if world.is_main else None)
     assert row is not None
     return row
 

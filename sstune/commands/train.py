@@ -15,7 +15,7 @@ import torch
 
 from sstune import backbones, datasets, rules, tasks, training
 from sstune.commands.data import described, load
-from sstune.commands.lineage import MODEL, Source, run_of
+from sstune.commands.lineage import MODEL, Source, make_run
 from sstune.commands.run_once import run_once
 from sstune.commands.weights import Weights
 from sstune.composition import Request
@@ -27,29 +27,29 @@ from sstune.storage import file_digest, write_bytes, write_text
 
 def train(request: Request, wait: bool = False) -> Run:
     """Train from random or hub weights; with ``wait``, for another process that is at work on it."""
-    run = run_of(request.config, [])
-    run_once(run, lambda run, device, stop: learn(run, None, device, stop), wait)
+    run = make_run(request.config, [])
+    run_once(run, lambda run, device, stop: fit_network(run, None, device, stop), wait)
     return run
 
 
-def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+def fit_network(run: Run, source: Source | None, device: torch.device, stop: StopFlag) -> dict[str, Any]:
     """Train ``run``'s network from ``source``'s weights; the epoch is chosen on validation.
 
     Returns what the row holds: the score on validation and, measured once, on test.
     """
     torch.manual_seed(run.config.seed)
-    world = training.join()
-    with world.first_before_others():  # it decodes or downloads what the others then find
-        data = load(run, source, world.first)
+    world = training.init_distributed()
+    with world.main_process_first():  # it decodes or downloads what the others then find
+        data = load(run, source, world.is_main)
     learner, fields = build(run.config, source, data, device, world)
     trainer, progress = fit(run, learner, data, stop)
     network, task = learner.network, learner.task
     network.load_state_dict(progress.best["network"])
-    if world.first:
+    if world.is_main:
         write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
         write_model(run.directory / MODEL, network)
     reference = task.reference(network, data, device)
-    test = training.judge(network, task, data.test, device, world, reference).score
+    test = training.evaluate_distributed(network, task, data.test, device, world, reference).score
     print(f"  epoch {progress.best['epoch']} chosen: test {test}", flush=True)
     return fields | {
         "n_classes": data.n_classes,
@@ -60,7 +60,7 @@ def learn(run: Run, source: Source | None, device: torch.device, stop: StopFlag)
         "epoch": progress.best["epoch"],
         "epochs_trained": progress.epoch,
         "seconds": progress.seconds,
-        "model_sha256": file_digest(run.directory / MODEL) if world.first else None,
+        "model_sha256": file_digest(run.directory / MODEL) if world.is_main else None,
         "alignment": [_known(asdict(layer)) for layer in trainer.alignment()],
         "datasets": described(data),
         "skipped": data.skipped_summary,
@@ -131,14 +131,14 @@ def fit(
     checkpoint = run.directory / "checkpoint.pt"
 
     def save(progress: training.Progress) -> None:
-        if not world.first:
+        if not world.is_main:
             return
         training.save(checkpoint, run.identity, progress, learner)
         write_history(run.directory, progress)
         if progress.step == 0:
             print(f"  {_epoch_line(progress.history[-1], learner)}", flush=True)
 
-    with world.first_before_others():  # a damaged one is set aside, and the others find none either
+    with world.main_process_first():  # a damaged one is set aside, and the others find none either
         found = training.load(checkpoint, run.identity, learner)
     progress = found or training.Progress()
     if progress.epoch or progress.step:

@@ -20,7 +20,7 @@ from sstune.training.forward import compiled
 SAMPLE_SEED = 0
 
 
-def victim_of(
+def load_victim(
     config: RunConfig, source: Source, data: datasets.Splits, device: torch.device
 ) -> attacks.Victim:
     """The network of ``source`` with ``config``'s rule, and the test samples that it is attacked with.
@@ -37,7 +37,7 @@ def victim_of(
     return victim
 
 
-def said_of(
+def row_fields(
     config: RunConfig, data: datasets.Splits, victim: attacks.Victim, measured: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """What the row of every attack holds: ``measured`` after the clean accuracy, and on which data."""
@@ -96,7 +96,9 @@ def _contiguous(network: nn.Module, images: tuple[torch.Tensor]) -> torch.Tensor
     return images[0].clone(memory_format=torch.contiguous_format)
 
 
-def views(config: RunConfig, victim: attacks.Victim, data: datasets.Splits) -> list[attacks.View]:
+def gradient_sources(
+    config: RunConfig, victim: attacks.Victim, data: datasets.Splits
+) -> list[attacks.GradientSource]:
     """Through what ``config.attack`` looks at the victim, in the order asked for."""
     found = []
     for gradient in config.attack.gradient:
@@ -107,7 +109,7 @@ def views(config: RunConfig, victim: attacks.Victim, data: datasets.Splits) -> l
     return found
 
 
-def own(config: RunConfig, victim: attacks.Victim, gradient: Gradient) -> attacks.View:
+def own(config: RunConfig, victim: attacks.Victim, gradient: Gradient) -> attacks.GradientSource:
     """The victim itself, under ``gradient``."""
     draws = config.attack.redraw
     if draws is None:
@@ -116,10 +118,12 @@ def own(config: RunConfig, victim: attacks.Victim, gradient: Gradient) -> attack
     forward = None
     if config.compile is not None:
         forward = compiled(victim.network, config.compile, victim.device, any_batch=True)
-    return attacks.View(gradient, victim.network, "", draws, config.attack.eot, forward)
+    return attacks.GradientSource(gradient, victim.network, "", draws, config.attack.eot, forward)
 
 
-def surrogate(path: str, config: RunConfig, data: datasets.Splits, victim: attacks.Victim) -> attacks.View:
+def surrogate(
+    path: str, config: RunConfig, data: datasets.Splits, victim: attacks.Victim
+) -> attacks.GradientSource:
     """Another network for the same task and classes, under its exact gradient.
 
     Raises:
@@ -131,4 +135,4 @@ def surrogate(path: str, config: RunConfig, data: datasets.Splits, victim: attac
     last = source.lineage[-1]
     name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]
     digest = str(last.get("identity") or last["sha256"])
-    return attacks.View(Gradient.surrogate, network, f"{name}@{digest[:8]}")
+    return attacks.GradientSource(Gradient.surrogate, network, f"{name}@{digest[:8]}")

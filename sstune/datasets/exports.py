@@ -7,7 +7,7 @@ from sstune.datasets.decoding import Preprocessing
 from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.loader import Loader, Shard, batches
 from sstune.datasets.sources import SOURCES, load
-from sstune.datasets.splits import SPLIT_SEED, Split, Splits, spread
+from sstune.datasets.splits import SPLIT_SEED, Split, Splits, evenly_spaced
 
 __all__ = [
     "SOURCES",
@@ -22,6 +22,6 @@ __all__ = [
     "Splits",
     "batches",
     "default_workers",
+    "evenly_spaced",
     "load",
-    "spread",
 ]

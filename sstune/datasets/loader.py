@@ -95,7 +95,7 @@ class Loader:
         steps = range(start_step, len(self))
         batches = [order[step * self.batch_size : (step + 1) * self.batch_size] for step in steps]
         shares = [batch[self.shard.of(len(batch))] for batch in batches]
-        images, targets = self.split.images, self.split.labels
+        images, targets = self.split.images, self.split.targets
         if isinstance(images, ImageFiles):
             read = stream(images, shares, self.device, Change(self.augmentation, self.seed, epoch))
             for share, pixels in zip(shares, read, strict=True):
@@ -132,7 +132,7 @@ def batches(split: Split, batch_size: int, device: torch.device | str) -> Iterat
     else:
         read = (to_device(images[part], device) for part in parts)
     for part, pixels in zip(parts, read, strict=True):
-        yield Batch(_to_float(pixels), to_device(split.labels[part], device), positions[part])
+        yield Batch(_to_float(pixels), to_device(split.targets[part], device), positions[part])
 
 
 def _to_float(images: Tensor) -> Tensor:

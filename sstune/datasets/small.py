@@ -87,7 +87,7 @@ def svhn(config: TorchvisionConfig) -> Splits:
     )
     parts = package.opened(Path(config.root).expanduser(), config.download)
     train, test = (
-        Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.labels))
+        Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.targets))
         for part in parts
     )
     return _validated(train, test, _DIGITS, config)
@@ -160,7 +160,7 @@ def _as_folder(config: MnistConfig) -> FolderConfig:
 
 def _padded(split: Split, padding: int) -> Split:
     assert isinstance(split.images, Tensor)
-    return Split(F.pad(split.images, [padding] * 4), split.labels)
+    return Split(F.pad(split.images, [padding] * 4), split.targets)
 
 
 def _validated(train: Split, test: Split, classes: list[str], config: DatasetConfig) -> Splits:

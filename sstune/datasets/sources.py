@@ -58,5 +58,5 @@ def _seen(split: Split, preprocessing: Preprocessing | None, workers: int | None
             "dataset.image_size: must be set, for images that are streamed are brought to one size"
         )
     return Split(
-        replace(files, view=view, workers=files.workers if workers is None else workers), split.labels
+        replace(files, view=view, workers=files.workers if workers is None else workers), split.targets
     )

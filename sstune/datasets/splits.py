@@ -35,7 +35,7 @@ def permutation(n: int, seed: int) -> Tensor:
     return torch.from_numpy(stream.permutation(n).astype(np.int64))
 
 
-def spread(n: int, among: int) -> Tensor:
+def evenly_spaced(n: int, among: int) -> Tensor:
     """Positions (int64, ascending) of ``n`` samples, or of all if there are fewer, evenly spread ``among`` so
     many: a split may be sorted by class, so that the first of it are of one class."""
     n = min(n, among)
@@ -47,46 +47,46 @@ class Split:
     """Images uint8 [N, C, H, W], or their files, and labels: int64 [N], or float32 [N, L] multi-hot."""
 
     images: Images
-    labels: Tensor
+    targets: Tensor
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, ImageFiles) and (
             self.images.dtype != torch.uint8 or self.images.ndim != 4
         ):
             raise ValueError(f"images: expected uint8 [N, C, H, W], got {_described(self.images)}")
-        kind = self.labels.dtype, self.labels.ndim
-        if kind not in ((torch.int64, 1), (torch.float32, 2)) or len(self.labels) != len(self.images):
+        kind = self.targets.dtype, self.targets.ndim
+        if kind not in ((torch.int64, 1), (torch.float32, 2)) or len(self.targets) != len(self.images):
             expected = f"int64 [{len(self.images)}] or float32 [{len(self.images)}, L]"
-            raise ValueError(f"labels: expected {expected}, got {_described(self.labels)}")
+            raise ValueError(f"targets: expected {expected}, got {_described(self.targets)}")
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     @property
     def strata(self) -> Tensor:
         """int64 [N]: parts are drawn with the same share of each stratum. These are the classes; an image
         with several labels has none, and all such images are one stratum."""
-        return self.labels if self.labels.ndim == 1 else torch.zeros(len(self), dtype=torch.int64)
+        return self.targets if self.targets.ndim == 1 else torch.zeros(len(self), dtype=torch.int64)
 
     @functools.cached_property
     def digest(self) -> str:
         """sha256 (hex) of shape, images and labels, the same on every device; see also ImageFiles.digest."""
         if isinstance(self.images, ImageFiles):
-            return self.images.digest(self.labels)
+            return self.images.digest(self.targets)
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        for tensor in (self.images, self.labels):
+        for tensor in (self.images, self.targets):
             digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Split:
         """The same split with its tensors on ``device``; files stay where they are."""
         images = self.images if isinstance(self.images, ImageFiles) else self.images.to(device)
-        return Split(images, self.labels.to(device))
+        return Split(images, self.targets.to(device))
 
     def take(self, index: Tensor) -> Split:
         """The samples at ``index`` (int64 [n]), in that order."""
-        index = index.to(self.labels.device)
-        return Split(self.images[index], self.labels[index])
+        index = index.to(self.targets.device)
+        return Split(self.images[index], self.targets[index])
 
     def sample(self, n: int | None, seed: int) -> tuple[Split, Tensor]:
         """``n`` samples drawn without replacement, the same for the same ``seed``, in the split's order.
@@ -130,12 +130,12 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, split in self.named.items():
-            if split.labels.ndim == 2:
-                if split.labels.shape[1] != len(self.classes):
-                    what = f"{split.labels.shape[1]} labels an image, expected {len(self.classes)}"
+            if split.targets.ndim == 2:
+                if split.targets.shape[1] != len(self.classes):
+                    what = f"{split.targets.shape[1]} labels an image, expected {len(self.classes)}"
                     raise RequestError(f"dataset.root: the {name} split has {what}")
                 continue
-            wrong = split.labels[(split.labels < 0) | (split.labels >= len(self.classes))]
+            wrong = split.targets[(split.targets < 0) | (split.targets >= len(self.classes))]
             if len(wrong):
                 what = f"label {int(wrong[0])}, expected 0 to {len(self.classes) - 1}"
                 raise RequestError(f"dataset.root: an image of the {name} split has the {what}")
@@ -223,7 +223,7 @@ def subset(split: Split, train_n: int | None, shots: int | None, seed: int, clas
     """
     if train_n is None and shots is None:
         return split
-    if shots is not None and split.labels.ndim == 2:
+    if shots is not None and split.targets.ndim == 2:
         raise RequestError("dataset.shots: needs images with one class each; use dataset.train_n")
     labels = split.strata.numpy()
     order = permutation(len(split), seed).numpy()

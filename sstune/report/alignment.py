@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sstune.report.looks import MARKERS, STYLE, colours_of, each_network, legend_beside, legend_label, save
 from sstune.report.measurements import LINE
 from sstune.report.order import RULES, rank
 from sstune.report.rows import unique
+from sstune.report.styles import MARKERS, STYLE, colours_of, each_network, legend_beside, legend_label, save
 from sstune.report.variants import LABELS, joined, labels_of, model_settings, name_variants, without_seeds
 from sstune.row import Row, metric_of
 

@@ -16,9 +16,9 @@ from matplotlib.lines import Line2D
 
 from sstune.packing import unpack
 from sstune.report.effort import UNITS, Curve, accuracy_after, complete, effort_figure, kind_of
-from sstune.report.looks import CHANCE, STYLE, legend_beside, style_of
 from sstune.report.order import GRADIENTS, attack_rank, rank
 from sstune.report.rows import eps_value
+from sstune.report.styles import CHANCE, STYLE, legend_beside, style_of
 from sstune.report.variants import joined
 from sstune.row import Row
 from sstune.schema import traits_of

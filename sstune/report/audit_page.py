@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from sstune.report.audit import HEADER, VERDICTS, Check, cells_of, remarks
 from sstune.report.audit_figures import AttackRecord, attack_records, audit_figures, clean_of
-from sstune.report.looks import printable
 from sstune.report.rows import eps_value
+from sstune.report.styles import printable
 from sstune.report.variants import joined, labels_of
 from sstune.row import Row
 from sstune.schema.audit import Verdict

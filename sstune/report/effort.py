@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from sstune.report.looks import (
+from sstune.report.measurements import LINE, by_metric
+from sstune.report.order import GRADIENTS, RULES, attack_rank, rank
+from sstune.report.styles import (
     STYLE,
     axis_label,
     each_network,
@@ -28,8 +30,6 @@ from sstune.report.looks import (
     save,
     style_of,
 )
-from sstune.report.measurements import LINE, by_metric
-from sstune.report.order import GRADIENTS, RULES, attack_rank, rank
 from sstune.schema import traits_of
 
 UNITS = {"steps": "gradient steps", "queries": "queries"}

@@ -13,7 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sstune.report.looks import (
+from sstune.report.measurements import LINE, by_metric
+from sstune.report.order import GRADIENTS, RULES, attack_rank, rank
+from sstune.report.styles import (
     CHANCE,
     STYLE,
     LineStyles,
@@ -26,8 +28,6 @@ from sstune.report.looks import (
     save,
     style_of,
 )
-from sstune.report.measurements import LINE, by_metric
-from sstune.report.order import GRADIENTS, RULES, attack_rank, rank
 from sstune.report.tables import lines
 
 

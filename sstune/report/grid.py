@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sstune.report.looks import STYLE, printable
+from sstune.report.styles import STYLE, printable
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]

@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sstune.metric import metric_named
-from sstune.report.looks import STYLE, file_name, metric_suffix, save
 from sstune.report.measurements import by_metric
 from sstune.report.order import attack_rank
+from sstune.report.styles import STYLE, file_name, metric_suffix, save
 from sstune.report.variants import joined
 
 PANEL = ["attack", "attack_variant", "eps"]

@@ -74,34 +74,34 @@ class Misclassification(Objective):
     """Any wrong class, or ``wanted``.
 
     Args:
-        labels: (N,) true classes.
+        targets: (N,) true classes.
         wanted: (N,) classes to reach, or None where any wrong class will do.
         name: of the loss, one of :data:`LOSSES`.
     """
 
-    labels: Tensor
+    targets: Tensor
     wanted: Tensor | None = None
     name: str = "ce"
 
     def loss(self, outputs: Tensor, images: Tensor, progress: float = 0.0) -> Tensor:
         if self.wanted is None:
-            return LOSSES[self.name](outputs, self.labels)
+            return LOSSES[self.name](outputs, self.targets)
         return -LOSSES[self.name](outputs, self.wanted)
 
     def achieved(self, outputs: Tensor) -> Tensor:
         """Untargeted: 1 where the class is wrong. Targeted: 1 where it is the wanted one, 1/2 where it is
         another wrong one."""
         predicted = outputs.argmax(1)
-        wrong = (predicted != self.labels).float()
+        wrong = (predicted != self.targets).float()
         return wrong if self.wanted is None else (wrong + (predicted == self.wanted).float()) / 2
 
     def is_adversarial(self, outputs: Tensor) -> Tensor:
         predicted = outputs.argmax(1)
-        return predicted != self.labels if self.wanted is None else predicted == self.wanted
+        return predicted != self.targets if self.wanted is None else predicted == self.wanted
 
     def take(self, index: Tensor) -> Self:
         wanted = None if self.wanted is None else self.wanted[index]
-        return type(self)(self.labels[index], wanted, self.name)
+        return type(self)(self.targets[index], wanted, self.name)
 
 
 def target_classes(outputs: Tensor, batch: Batch, target: Target, seed: int) -> Tensor:

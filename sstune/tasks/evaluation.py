@@ -38,7 +38,7 @@ def evaluate(
         RuntimeError: torch would compute float32 products in another precision.
     """
     predictions, loss = predict(network, task, split, device)
-    return Evaluation(predictions, task.score(predictions, split.labels.cpu(), reference), loss)
+    return Evaluation(predictions, task.score(predictions, split.targets.cpu(), reference), loss)
 
 
 @torch.no_grad()

@@ -1,7 +1,13 @@
 """The engine, its optimisers and its checkpoints."""
 
 from sstune.training.checkpoint import Progress, load, save
-from sstune.training.distributed import ALONE, World, join, judge, synchronise_normalisation
+from sstune.training.distributed import (
+    ALONE,
+    World,
+    evaluate_distributed,
+    init_distributed,
+    synchronise_normalisation,
+)
 from sstune.training.engine import Trainer
 from sstune.training.learner import Learner
 from sstune.training.optimization import build_optimizer, build_schedule, freeze, parameter_groups
@@ -16,9 +22,9 @@ __all__ = [
     "World",
     "build_optimizer",
     "build_schedule",
+    "evaluate_distributed",
     "freeze",
-    "join",
-    "judge",
+    "init_distributed",
     "load",
     "parameter_groups",
     "save",

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sstune.attacks import Subject, attacked_through
+from sstune.attacks import AttackedModel, gradient_mode
 from sstune.attacks.ascent import Pgd
 from sstune.datasets import Batch
 from sstune.quantities import parse_adversary, parse_eps
@@ -52,12 +52,12 @@ class Adversary:
         attack = Pgd(self.attack, seed_from(self.seed, "adversarial", *key))
         keyed = replace(batch, samples=torch.arange(positions.start, positions.stop))
         moved = []
-        with attacked_through(self.network, Gradient.exact):
-            subject = Subject(self.network, forward=self._outputs)
+        with gradient_mode(self.network, Gradient.exact):
+            model = AttackedModel(self.network, forward=self._outputs)
             for part in keyed.chunks(self.forward.size):
                 with torch.no_grad():
                     objective = self.task.objective(part, attack.goal(), partial(self._outputs, part.images))
-                moved.append(attack(attack.parts[0], subject, part, objective, self.eps).images)
+                moved.append(attack(attack.stages[0], model, part, objective, self.eps).images)
         return batch.with_images(torch.cat(moved))
 
     def _outputs(self, images: Tensor) -> Tensor:

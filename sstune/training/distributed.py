@@ -27,7 +27,7 @@ from sstune.datasets import Split
 from sstune.tasks import Evaluation, Task, evaluate, predict
 
 # One process may wait for another run, or read data, while the others wait for it; torchrun sees who dies.
-PATIENCE = timedelta(days=1)
+TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class World:
     local_rank: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
@@ -50,7 +50,7 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def highest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of the processes' values, so that all take the same decision."""
         if self.size == 1:
             return value
@@ -58,7 +58,7 @@ class World:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return int(shared)
 
-    def told(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process says; the others' values are dropped."""
         if self.size == 1:
             return value
@@ -72,12 +72,12 @@ class World:
             dist.barrier()
 
     @contextmanager
-    def first_before_others(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process goes through alone, the others after it."""
-        if not self.first:
+        if not self.is_main:
             self.wait()
         yield
-        if self.first:
+        if self.is_main:
             self.wait()
 
     def shared(self, network: nn.Module, device: torch.device) -> nn.Module:
@@ -96,22 +96,22 @@ ALONE = World()
 
 
 @cache
-def join() -> World:
+def init_distributed() -> World:
     """The world that torchrun's environment variables describe; joined once, left when the process ends."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         return ALONE
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     # torchrun's store outlives a restart, with the addresses of processes that have died
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
     atexit.register(dist.destroy_process_group)
     return World(rank, size, int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def judge(
+def evaluate_distributed(
     network: nn.Module, task: Task, split: Split, device: torch.device, world: World, reference: Any = None
 ) -> Evaluation:
     """:func:`sstune.tasks.evaluate` with the split shared out among the processes; all get the result."""
@@ -123,12 +123,12 @@ def judge(
     predictions[mine] = own
     predictions = world.sum(predictions)
     total = world.sum(torch.tensor(loss * len(mine), dtype=torch.float64))
-    score = task.score(predictions, split.labels.cpu(), reference)
+    score = task.score(predictions, split.targets.cpu(), reference)
     return Evaluation(predictions, score, float(total) / len(split))
 
 
 @contextmanager
-def gradients_later(network: nn.Module) -> Iterator[None]:
+def no_sync(network: nn.Module) -> Iterator[None]:
     """Inside, backward passes add up each process's own gradients; the next one outside averages the sum."""
     if isinstance(network, DistributedDataParallel):
         with network.no_sync():

@@ -22,7 +22,7 @@ from sstune.schema import Select
 from sstune.seeding import seed_from
 from sstune.training.adversarial import adversary_of
 from sstune.training.checkpoint import Progress
-from sstune.training.distributed import judge
+from sstune.training.distributed import evaluate_distributed
 from sstune.training.learner import Learner
 from sstune.training.optimization import average_of, build_schedule, frozen_modules, weight_decay_factor
 from sstune.training.step import Step
@@ -76,7 +76,7 @@ class Trainer:
         """
         if self.average is not None and progress.average:
             self.average.load_state_dict(progress.average)
-        while progress.epoch < self.config.epochs and not self._hopeless(progress):
+        while progress.epoch < self.config.epochs and not self._out_of_patience(progress):
             began = time.perf_counter() - progress.totals.get("seconds", 0.0)
             self._train_epoch(progress, began)
             progress.history.append(self._finish_epoch(progress, began))
@@ -85,7 +85,7 @@ class Trainer:
             self._save(progress)
         return progress
 
-    def _hopeless(self, progress: Progress) -> bool:
+    def _out_of_patience(self, progress: Progress) -> bool:
         """Whether validation has not become better for ``patience`` epochs."""
         patience = self.config.patience
         return patience is not None and progress.epoch - progress.best.get("epoch", 0) >= patience
@@ -106,7 +106,7 @@ class Trainer:
             total=len(self.loader),
             initial=progress.step,
             leave=False,
-            disable=not (sys.stderr.isatty() and self.world.first),
+            disable=not (sys.stderr.isatty() and self.world.is_main),
         )
         with training_arithmetic(self.config.precision, benchmark=not self.config.deterministic):
             for batch in self.loader.epoch(progress.epoch, progress.step):
@@ -124,7 +124,7 @@ class Trainer:
 
     def _sums(self, progress: Progress) -> Tensor:
         """Loss, score and number of the images of this epoch so far, in the first process; on the device."""
-        totals = progress.totals if self.world.first else {}
+        totals = progress.totals if self.world.is_main else {}
         sums = [totals.get(name, 0.0) for name in ("loss", "score", "seen")]
         return torch.tensor(sums, dtype=torch.float64, device=self.device)
 
@@ -152,7 +152,7 @@ class Trainer:
         """Save in the middle of an epoch if it is time, and stop if a signal came to any process."""
         asked = bool(self.stop)
         due = time.perf_counter() - self.saved > SAVE_EVERY
-        decision = self.world.highest(2 if asked else int(due))
+        decision = self.world.all_reduce_max(2 if asked else int(due))
         if decision and progress.step < len(self.loader):
             progress.totals = self._totals(sums, began)
             self._save(progress)
@@ -179,7 +179,7 @@ class Trainer:
         epoch = progress.epoch + 1
         network = self.network if self.average is None else self.average.module
         reference = self.task.reference(network, self.splits, self.device)
-        judged = judge(network, self.task, self.splits.val, self.device, self.world, reference)
+        judged = evaluate_distributed(network, self.task, self.splits.val, self.device, self.world, reference)
         metric, score = self.task.metric, judged.score
         last = self.config.select is Select.last
         if last or score.value > progress.best.get("val_score", -1.0):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sstune import rules
 from sstune.datasets import Batch
-from sstune.training.distributed import gradients_later
+from sstune.training.distributed import no_sync
 from sstune.training.forward import Forward, autocast
 from sstune.training.learner import Learner
 
@@ -49,7 +49,7 @@ class Step:
         n_parts = max(1, min(self.config.accumulate, total // self.world.size // 2))
         losses, scores = [], []
         for number, part in enumerate(batch.parts(n_parts), start=1):
-            with nullcontext() if number == n_parts else gradients_later(self.shared):
+            with nullcontext() if number == n_parts else no_sync(self.shared):
                 with self.autocast:
                     outputs = self.forward(part.images)
                     loss = self.task.loss(outputs, part)

@@ -49,7 +49,7 @@ def learned(digits: datasets.Splits, seed: int) -> Network:
         nn.Linear(512, 10),
     )
     network = Network(Backbone(module, head="7", stem="0"), DIGITS.mean, DIGITS.std)
-    images, labels = digits.train.images / 255, digits.train.labels
+    images, labels = digits.train.images / 255, digits.train.targets
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(8):
         for batch in torch.randperm(len(labels)).split(64):

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from victims import batch_of, labelled, objective_of, stopped, victim_of
 
 from sstune.attacks import (
-    Attempt,
-    Subject,
-    View,
-    attacked_through,
+    AttackedModel,
+    AttackResult,
+    GradientSource,
     check_zero_eps,
-    robust,
+    gradient_mode,
+    run_attack,
 )
 from sstune.attacks.autoattack import Autoattack
 from sstune.backbones import Network
@@ -47,9 +47,11 @@ class Short(Autoattack):
         self.kept: dict[int, Tensor] = {}
         self.batches: list[tuple[str, int]] = []
 
-    def __call__(self, part: str, subject: Subject, batch: Any, objective: Any, eps: float) -> Attempt:
-        attempt = super().__call__(part, subject, batch, objective, eps)
-        self.batches.append((part, len(batch.samples)))
+    def __call__(
+        self, stage: str, model: AttackedModel, batch: Any, objective: Any, eps: float
+    ) -> AttackResult:
+        attempt = super().__call__(stage, model, batch, objective, eps)
+        self.batches.append((stage, len(batch.samples)))
         self.kept |= dict(zip(map(int, batch.samples), attempt.images, strict=True))
         return attempt
 
@@ -65,9 +67,9 @@ def direct(network: nn.Module, split: Split, norm: Norm, eps: float) -> tuple[Te
         attack.n_iter = STEPS
     library.square.n_queries = QUERIES
     batch = batch_of(split)
-    with attacked_through(network, Gradient.exact), torch.random.fork_rng([]):
-        images, predicted = library.run_standard_evaluation(batch.images, batch.labels, batch_size=BATCH)
-    return predicted == batch.labels, images
+    with gradient_mode(network, Gradient.exact), torch.random.fork_rng([]):
+        images, predicted = library.run_standard_evaluation(batch.images, batch.targets, batch_size=BATCH)
+    return predicted == batch.targets, images
 
 
 @pytest.mark.parametrize("norm", list(Norm))
@@ -75,8 +77,10 @@ def direct(network: nn.Module, split: Split, norm: Norm, eps: float) -> tuple[Te
 def test_equals_a_direct_call(norm: Norm, strength: float, network: Network, test_split: Split) -> None:
     eps, attack = strength * EPS[norm], short(norm)
     right, images = direct(network, test_split, norm, eps)
-    outcome = robust(victim_of(network, test_split), attack, View(Gradient.exact, network), eps, BATCH)
-    assert torch.equal(outcome.right, right)
+    outcome = run_attack(
+        victim_of(network, test_split), attack, GradientSource(Gradient.exact, network), eps, BATCH
+    )
+    assert torch.equal(outcome.robust, right)
     assert (int(right.sum()) == 0) == (strength == 3.0)
     found = batch_of(test_split).images.clone()
     for sample, image in attack.kept.items():
@@ -87,8 +91,8 @@ def test_equals_a_direct_call(norm: Norm, strength: float, network: Network, tes
 def test_the_parts_are_the_standard_versions_at_its_settings() -> None:
     library = package.AutoAttack(nn.Identity(), norm="Linf", eps=0.1, version="standard", seed=SEED)
     attack = Autoattack(LibraryConfig("autoattack", ["0"]), SEED)
-    assert list(attack.parts) == library.attacks_to_run
-    ours = attack.standard(Subject(nn.Identity()), 10, 0.1, "cpu")
+    assert list(attack.stages) == library.attacks_to_run
+    ours = attack.standard(AttackedModel(nn.Identity()), 10, 0.1, "cpu")
     for name in ("apgd", "apgd_targeted", "fab", "square"):
         theirs, found = vars(getattr(library, name)), vars(getattr(ours, name))
         simple = {key for key, value in theirs.items() if isinstance(value, (int, float, str, type(None)))}
@@ -100,7 +104,9 @@ def test_the_gradient_is_the_one_asked_for(converted: Callable[[str], Network], 
     network = converted("fa")
     kept = {
         gradient: int(
-            robust(victim_of(network, test_split), short(), View(gradient, network), 0.1, 60).right.sum()
+            run_attack(
+                victim_of(network, test_split), short(), GradientSource(gradient, network), 0.1, 60
+            ).robust.sum()
         )
         for gradient in (Gradient.rule, Gradient.exact)
     }
@@ -112,26 +118,28 @@ class TestResuming:
     def test_goes_on_after_any_batch(self, stop: int, network: Network, test_split: Split) -> None:
         """Killed after so many batches; from there each batch is attacked once, and all ends the same."""
 
-        victim, view = victim_of(network, test_split), View(Gradient.exact, network)
+        victim, source = victim_of(network, test_split), GradientSource(Gradient.exact, network)
         whole, first, second = short(), short(), short()
-        expected = robust(victim, whole, view, 0.07, BATCH)
-        found = robust(victim, second, view, 0.07, BATCH, stopped(victim, first, view, 0.07, BATCH, stop))
+        expected = run_attack(victim, whole, source, 0.07, BATCH)
+        found = run_attack(
+            victim, second, source, 0.07, BATCH, stopped(victim, first, source, 0.07, BATCH, stop)
+        )
         assert first.batches + second.batches == whole.batches
-        assert torch.equal(found.right, expected.right)
+        assert torch.equal(found.robust, expected.robust)
         assert first.kept | second.kept != {}
         for sample, image in whole.kept.items():
             assert torch.equal((first.kept | second.kept)[sample], image)
 
 
 def test_zero_eps_and_nothing_right(network: Network, test_split: Split) -> None:
-    view = View(Gradient.exact, network)
+    source = GradientSource(Gradient.exact, network)
     for norm in Norm:
         attack = Autoattack(LibraryConfig("autoattack", ["0"], norm=norm), 0)
-        assert (attack.shortened().steps, attack.shortened().queries) == (2, 2)
+        assert (attack.with_tiny_budget().steps, attack.with_tiny_budget().queries) == (2, 2)
         assert (attack.steps, attack.queries) == (100, 5000)
-        check_zero_eps(victim_of(network, test_split), attack, view, 250)
+        check_zero_eps(victim_of(network, test_split), attack, source, 250)
     nothing = victim_of(network, test_split, clean=torch.zeros(60, dtype=torch.bool))
-    assert not robust(nothing, short(), view, 0.1, 60).right.any()
+    assert not run_attack(nothing, short(), source, 0.1, 60).robust.any()
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 4, 6])
@@ -140,13 +148,13 @@ def test_fewer_than_ten_classes(n_classes: int) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes)).eval()
     images = torch.rand(10, 1, 8, 8)
     batch = labelled(images, network(images).argmax(1), None, range(10))
-    for part in Autoattack.parts:
+    for stage in Autoattack.stages:
         if n_classes < 4:
             with pytest.raises(RequestError, match=f"needs 4 classes or more, here are {n_classes}"):
-                short()(part, Subject(network), batch, objective_of(batch), 0.3)
+                short()(stage, AttackedModel(network), batch, objective_of(batch), 0.3)
         else:
-            assert batch.broken(
-                network(short()(part, Subject(network), batch, objective_of(batch), 0.6).images)
+            assert batch.success(
+                network(short()(stage, AttackedModel(network), batch, objective_of(batch), 0.6).images)
             ).any()
 
 
@@ -155,9 +163,11 @@ def test_state_and_log_are_left_alone(
 ) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    with caplog.at_level(logging.WARNING), attacked_through(network, Gradient.exact):
-        for part in Autoattack.parts:
-            short()(part, Subject(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1)
+    with caplog.at_level(logging.WARNING), gradient_mode(network, Gradient.exact):
+        for stage in Autoattack.stages:
+            short()(
+                stage, AttackedModel(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
+            )
     assert torch.equal(torch.get_rng_state(), state)
     assert caplog.text == ""
 

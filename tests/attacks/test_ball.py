@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from victims import batch_of, labelled, make, objective_of
 
-from sstune.attacks import Subject
+from sstune.attacks import AttackedModel
 from sstune.attacks.ascent import project, random_in_ball
 from sstune.attacks.steps import direction, length
 from sstune.backbones import Network
@@ -120,7 +120,7 @@ class TestStart:
     def test_draws_nothing_from_the_global_generator(self, network: Network, test_split: Split) -> None:
         before = torch.get_rng_state()
         make("pgd", steps=1)(
-            "restart 0", Subject(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
+            "restart 0", AttackedModel(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
         )
         assert torch.equal(torch.get_rng_state(), before)
 
@@ -202,8 +202,10 @@ class TestBall:
             make("pgd", norm=norm, steps=3, restarts=2, step_size=step_size),
             make("mifgsm", norm=norm, steps=3, step_size=step_size),
         ):
-            for part in attack.parts:
-                adversarial = attack(part, Subject(Scrambler(shape)), batch, objective_of(batch), eps).images
+            for stage in attack.stages:
+                adversarial = attack(
+                    stage, AttackedModel(Scrambler(shape)), batch, objective_of(batch), eps
+                ).images
                 assert adversarial.shape == images.shape
                 assert not adversarial.requires_grad
                 assert float(adversarial.min()) >= 0
@@ -216,9 +218,9 @@ class TestBall:
 
     def test_inputs_are_not_changed(self, network: Network, test_split: Split) -> None:
         batch = batch_of(test_split)
-        kept = batch.images.clone(), batch.labels.clone()
+        kept = batch.images.clone(), batch.targets.clone()
         for attack in (make("fgsm"), make("pgd", steps=2, random_start=False), make("mifgsm", steps=2)):
-            attempt = attack(attack.parts[0], Subject(network), batch, objective_of(batch), 0.1)
+            attempt = attack(attack.stages[0], AttackedModel(network), batch, objective_of(batch), 0.1)
             assert not torch.equal(attempt.images, batch.images)
             assert torch.equal(batch.images, kept[0])
-            assert torch.equal(batch.labels, kept[1])
+            assert torch.equal(batch.targets, kept[1])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from victims import ASCENTS, OWN, attacked, gradients, judged, make, right, victim_of
 
-from sstune.attacks import Attack, View, attacked_through, robust
+from sstune.attacks import Attack, GradientSource, gradient_mode, run_attack
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import Draws, Gradient, Norm, Target
@@ -21,7 +21,7 @@ Converted = Callable[[str], Network]
 
 
 def input_gradients(network: nn.Module, split: Split) -> Tensor:
-    return gradients(network, split.images / 255, split.labels)
+    return gradients(network, split.images / 255, split.targets)
 
 
 class TestGradients:
@@ -33,7 +33,7 @@ class TestGradients:
     ) -> None:
         plain, other = input_gradients(network, test_split), converted(name)
         for gradient in Gradient:
-            with attacked_through(other, gradient):
+            with gradient_mode(other, gradient):
                 assert torch.equal(input_gradients(other, test_split), plain)
 
     @pytest.mark.parametrize("name", RULES)
@@ -42,9 +42,9 @@ class TestGradients:
     ) -> None:
         plain, other = input_gradients(network, test_split), converted(name)
         for gradient in set(Gradient) - {Gradient.rule}:
-            with attacked_through(other, gradient):
+            with gradient_mode(other, gradient):
                 assert torch.equal(input_gradients(other, test_split), plain)
-        with attacked_through(other, Gradient.rule):
+        with gradient_mode(other, Gradient.rule):
             rule = input_gradients(other, test_split)
         assert (rule != plain).flatten(1).any(1).all()
         cosine = F.cosine_similarity(rule.flatten(1), plain.flatten(1))
@@ -74,8 +74,8 @@ class TestGradients:
         victim, attack = victim_of(network, test_split), make("pgd", steps=5)
         left = []
         for draws, eot in ((Draws.frozen, 1), (Draws.forward, 12)):
-            view = View(Gradient.rule, network, draws=draws, eot=eot)
-            left.append(int(robust(victim, attack, view, 24 / 255, 64).right.sum()))
+            source = GradientSource(Gradient.rule, network, draws=draws, eot=eot)
+            left.append(int(run_attack(victim, attack, source, 24 / 255, 64).robust.sum()))
         exact = int(right(network, attack, test_split, 24 / 255).sum())
         assert left[0] > left[1] > exact
 
@@ -101,18 +101,18 @@ class TestIndependence:
     def test_of_batch_size(self, attack: str, batch_size: int, network: Network, test_split: Split) -> None:
         method = self.make(attack)
         expected = attacked(network, method, test_split, self.eps, batch_size=32)
-        assert 0 < int(expected.right.sum()) < int(judged(network, test_split).sum())
+        assert 0 < int(expected.robust.sum()) < int(judged(network, test_split).sum())
         found = attacked(network, method, test_split, self.eps, batch_size=batch_size)
-        assert torch.equal(found.right, expected.right)
-        assert torch.equal(found.effort, expected.effort)
+        assert torch.equal(found.robust, expected.robust)
+        assert torch.equal(found.steps_to_success, expected.steps_to_success)
 
     def test_of_batch_size_where_feedback_is_drawn(
         self, attack: str, converted: Converted, test_split: Split
     ) -> None:
         network = converted("brsf")
         victim = victim_of(network, test_split)
-        view = View(Gradient.rule, network, draws=Draws.forward, eot=2)
-        found = [robust(victim, self.make(attack), view, 0.15, size).right for size in (16, 120)]
+        source = GradientSource(Gradient.rule, network, draws=Draws.forward, eot=2)
+        found = [run_attack(victim, self.make(attack), source, 0.15, size).robust for size in (16, 120)]
         assert torch.equal(*found)
 
     @pytest.mark.parametrize("targeted", [None, *Target])
@@ -125,8 +125,8 @@ class TestIndependence:
         order = torch.randperm(len(test_split), generator=torch.Generator().manual_seed(0))
         for chosen in (order, order[:50]):
             found = attacked(network, method, test_split.take(chosen), self.eps, samples=chosen)
-            assert torch.equal(found.right, expected.right[chosen])
-            assert torch.equal(found.broken, expected.broken[chosen])
+            assert torch.equal(found.robust, expected.robust[chosen])
+            assert torch.equal(found.success, expected.success[chosen])
 
     def test_of_the_global_random_state(self, attack: str, network: Network, test_split: Split) -> None:
         found = []

@@ -19,14 +19,14 @@ from victims import OWN, Labelled, batch_of, gradients, labelled, objective_of, 
 from sstune.attacks import (
     ATTACKS,
     Attack,
+    AttackedModel,
+    GradientSource,
     InvalidAttack,
-    Subject,
-    View,
-    attacked_through,
     check_images,
     check_zero_eps,
+    gradient_mode,
     library,
-    robust,
+    run_attack,
 )
 from sstune.backbones import Network
 from sstune.composition import compose
@@ -55,7 +55,7 @@ def right_batch(network: nn.Module, split: Split) -> Labelled:
     """The samples that are right."""
     batch = batch_of(split)
     with torch.no_grad():
-        return batch.take((~batch.broken(network(batch.images))).nonzero().flatten())
+        return batch.take((~batch.success(network(batch.images))).nonzero().flatten())
 
 
 def needs_reference() -> Any:
@@ -63,20 +63,20 @@ def needs_reference() -> Any:
 
 
 def theirs(name: str, network: nn.Module, attack: Attack, eps: float, seed: int) -> Any:
-    """The reference's part, at the settings of its standard version but for the number of steps."""
+    """The reference's stage, at the settings of its standard version but for the number of steps."""
     package, config = needs_reference(), attack.config
     whole = package.AutoAttack(network, norm=config.norm.value, eps=eps, version="standard", seed=seed)
-    parts = {"apgd": whole.apgd, "apgd_t": whole.apgd_targeted, "fab_t": whole.fab, "square": whole.square}
-    part = parts[name]
+    stages = {"apgd": whole.apgd, "apgd_t": whole.apgd_targeted, "fab_t": whole.fab, "square": whole.square}
+    stage = stages[name]
     if isinstance(config, SquareConfig):
-        part.n_queries = config.queries
-        return part
-    part.n_restarts = config.restarts
+        stage.n_queries = config.queries
+        return stage
+    stage.n_restarts = config.restarts
     if name == "fab_t":
-        part.targeted = True
-        part.n_iter = config.steps
-        return part
-    kind, same = type(part), {"rho": 0.75, "device": "cpu", "eot_iter": config.eot}
+        stage.targeted = True
+        stage.n_iter = config.steps
+        return stage
+    kind, same = type(stage), {"rho": 0.75, "device": "cpu", "eot_iter": config.eot}
     return kind(
         network, config.steps, config.norm.value, config.restarts, eps, seed, logger=whole.logger, **same
     )
@@ -95,12 +95,12 @@ class TestAgainstTheReference:
     ) -> tuple[Tensor, Tensor]:
         attack, eps = make(name, seed=11, norm=norm, **fields), EPS[norm]
         reference = theirs(name, network, attack, eps, seed=11)
-        with attacked_through(network, Gradient.exact):
+        with gradient_mode(network, Gradient.exact):
             found = attack(
-                "", Subject(network, eot=attack.config.eot), batch, objective_of(batch), eps
+                "", AttackedModel(network, eot=attack.config.eot), batch, objective_of(batch), eps
             ).images
             with torch.no_grad(), torch.random.fork_rng([]):
-                expected = reference.perturb(batch.images.clone(), batch.labels)
+                expected = reference.perturb(batch.images.clone(), batch.targets)
         return found, expected
 
     @pytest.mark.parametrize("name", NAMES)
@@ -109,9 +109,9 @@ class TestAgainstTheReference:
         batch = right_batch(network, test_split)
         enough = {"steps": 20} if name == "apgd" else {}  # for three halvings of the step
         found, expected = self.both(name, network, batch, norm, **enough)
-        broken = batch.broken(network(expected))
+        broken = batch.success(network(expected))
         assert 0 < int(broken.sum()) < len(broken)
-        assert torch.equal(batch.broken(network(found)), broken)
+        assert torch.equal(batch.success(network(found)), broken)
         assert_same(found, expected, 1e-6 if norm is Norm.Linf else 1e-3)
 
     @pytest.mark.parametrize("name", ["apgd", "apgd_t", "fab_t"])
@@ -134,9 +134,9 @@ class TestAgainstTheReference:
         images = torch.rand(6, 1, 8, 8)
         batch = labelled(images, network(images).argmax(1), None, range(6))
         for name, passes in (("apgd_t", 4), ("fab_t", 3)):
-            subject = Subject(network)
-            make(name, steps=3)("", subject, batch, objective_of(batch), 1e-6)
-            assert subject.n_gradients == targets * passes
+            model = AttackedModel(network)
+            make(name, steps=3)("", model, batch, objective_of(batch), 1e-6)
+            assert model.n_gradients == targets * passes
 
     def test_square_on_colour_images_in_l2(self) -> None:
         torch.manual_seed(0)
@@ -148,9 +148,9 @@ class TestAgainstTheReference:
     def test_defaults_are_the_standard_versions(self) -> None:
         whole = needs_reference().AutoAttack(nn.Identity(), norm="Linf", eps=0.1, seed=0)
         assert compose("attack", ["attack=square"]).attack.queries == whole.square.n_queries  # type: ignore
-        for name, part in (("apgd", whole.apgd), ("apgd_t", whole.apgd_targeted), ("fab_t", whole.fab)):
+        for name, stage in (("apgd", whole.apgd), ("apgd_t", whole.apgd_targeted), ("fab_t", whole.fab)):
             config: Any = compose("attack", [f"attack={name}"]).attack
-            assert (config.steps, config.restarts) == (part.n_iter, part.n_restarts)
+            assert (config.steps, config.restarts) == (stage.n_iter, stage.n_restarts)
         for name in NAMES:
             assert compose("attack", [f"attack={name}"]).attack.batch_size == 250
 
@@ -160,13 +160,13 @@ class TestAgainstTheReference:
     ) -> None:
         """What the surrogate gets wrong is left as it is."""
         victim, attack, eps = victim_of(network, test_split), make(name, seed=11), EPS[Norm.Linf]
-        view = View(Gradient.surrogate, other, "other")
-        right = robust(victim, attack, view, eps, len(test_split)).right
+        source = GradientSource(Gradient.surrogate, other, "other")
+        right = run_attack(victim, attack, source, eps, len(test_split)).robust
         batch = right_batch(network, test_split)
         with torch.no_grad(), torch.random.fork_rng([]):
-            images = theirs(name, other, attack, eps, seed=11).perturb(batch.images.clone(), batch.labels)
-            assert torch.equal(right[victim.clean], ~batch.broken(network(images)))
-            wrong = batch.broken(other(batch.images))
+            images = theirs(name, other, attack, eps, seed=11).perturb(batch.images.clone(), batch.targets)
+            assert torch.equal(right[victim.clean], ~batch.success(network(images)))
+            wrong = batch.success(other(batch.images))
         assert torch.equal(images[wrong], batch.images[wrong])
         assert 0 < int(right.sum()) < int(victim.clean.sum())
 
@@ -179,8 +179,8 @@ class TestEveryOne:
         self, name: str, norm: Norm, eps: float, network: Network, test_split: Split
     ) -> None:
         batch = right_batch(network, test_split.take(torch.arange(12)))
-        with attacked_through(network, Gradient.exact):
-            images = make(name, norm=norm)("", Subject(network), batch, objective_of(batch), eps).images
+        with gradient_mode(network, Gradient.exact):
+            images = make(name, norm=norm)("", AttackedModel(network), batch, objective_of(batch), eps).images
         check_images(images, batch.images, eps, norm)
         assert not images.requires_grad
 
@@ -189,9 +189,9 @@ class TestEveryOne:
         self, name: str, norm: Norm, network: Network, test_split: Split
     ) -> None:
         victim = victim_of(network, test_split)
-        view = View(Gradient.exact, network)
-        check_zero_eps(victim, make(name, norm=norm), view, 20)
-        assert torch.equal(robust(victim, make(name, norm=norm), view, 0.0, 20).right, victim.clean)
+        source = GradientSource(Gradient.exact, network)
+        check_zero_eps(victim, make(name, norm=norm), source, 20)
+        assert torch.equal(run_attack(victim, make(name, norm=norm), source, 0.0, 20).robust, victim.clean)
 
     @pytest.mark.parametrize("gradient", OWN)
     def test_process_and_network_are_left_as_they_were(
@@ -205,8 +205,8 @@ class TestEveryOne:
         random.seed(3), np.random.seed(3), torch.manual_seed(3)
         numpy_state: Any = np.random.get_state()
         torch_state, python_state = torch.get_rng_state(), random.getstate()
-        with attacked_through(network, gradient):  # called as it is: robust() keeps some of this, too
-            make(name)("", Subject(network), batch, objective_of(batch), 0.1)
+        with gradient_mode(network, gradient):  # called as it is: run_attack() keeps some of this, too
+            make(name)("", AttackedModel(network), batch, objective_of(batch), 0.1)
         assert torch.equal(torch.get_rng_state(), torch_state)
         assert random.getstate() == python_state
         after: Any = np.random.get_state()
@@ -222,13 +222,15 @@ class TestEveryOne:
         self, name: str, network: Network, test_split: Split
     ) -> None:
         batch = right_batch(network, test_split)
-        found = make(name)("", Subject(network), batch, objective_of(batch), 0.1).images
+        found = make(name)("", AttackedModel(network), batch, objective_of(batch), 0.1).images
         torch.manual_seed(99)
-        assert torch.equal(make(name)("", Subject(network), batch, objective_of(batch), 0.1).images, found)
+        assert torch.equal(
+            make(name)("", AttackedModel(network), batch, objective_of(batch), 0.1).images, found
+        )
         if name == "fab_t":  # draws nothing for its first start
             return
         assert not torch.equal(
-            make(name, seed=1)("", Subject(network), batch, objective_of(batch), 0.1).images, found
+            make(name, seed=1)("", AttackedModel(network), batch, objective_of(batch), 0.1).images, found
         )
 
     @pytest.mark.parametrize("n", [1, 2])
@@ -237,12 +239,12 @@ class TestEveryOne:
     ) -> None:
         batch = right_batch(network, test_split).take(torch.arange(n))
         for wrong in range(n + 1):
-            labels = batch.labels.clone()
+            labels = batch.targets.clone()
             labels[:wrong] = (labels[:wrong] + 1) % 10
             mixed = labelled(batch.images, labels, None, batch.samples)
-            attempt = make(name)("", Subject(network), mixed, objective_of(mixed), 0.4)
+            attempt = make(name)("", AttackedModel(network), mixed, objective_of(mixed), 0.4)
             assert torch.equal(attempt.images[:wrong], batch.images[:wrong])
-            assert mixed.broken(network(attempt.images))[:wrong].all()
+            assert mixed.success(network(attempt.images))[:wrong].all()
 
     def test_memory_format_is_no_matter(self, name: str, test_split: Split, network: Network) -> None:
         colour = nn.Sequential(nn.Conv2d(3, 1, 1), network).eval()
@@ -251,7 +253,7 @@ class TestEveryOne:
         found = [
             make(name, norm=Norm.L2)(
                 "",
-                Subject(colour),
+                AttackedModel(colour),
                 labelled(each, labels, None, range(10)),
                 objective_of(labelled(each, labels, None, range(10))),
                 0.5,
@@ -267,8 +269,8 @@ class TestEveryOne:
 
         images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
         batch = labelled(images, images.flatten(1)[:, :5].argmax(1), None, range(6))
-        attempt = make(name)("", Subject(Pixels()), batch, objective_of(batch), 0.5)
-        assert batch.broken(Pixels()(attempt.images)).any()
+        attempt = make(name)("", AttackedModel(Pixels()), batch, objective_of(batch), 0.5)
+        assert batch.success(Pixels()(attempt.images)).any()
         assert capsys.readouterr().out == ""
 
     def test_a_gradient_of_zero_breaks_nothing_and_is_no_nan(self, name: str, test_split: Split) -> None:
@@ -277,9 +279,9 @@ class TestEveryOne:
                 return (images.flatten(1)[:, :10] * 0 + torch.arange(10.0)) / 10
 
         batch = batch_of(test_split)
-        batch = labelled(batch.images, torch.full_like(batch.labels, 9), None, batch.samples)
+        batch = labelled(batch.images, torch.full_like(batch.targets, 9), None, batch.samples)
         for norm in Norm:
-            images = make(name, norm=norm)("", Subject(Flat()), batch, objective_of(batch), 0.3).images
+            images = make(name, norm=norm)("", AttackedModel(Flat()), batch, objective_of(batch), 0.3).images
             assert torch.equal(images, batch.images)
 
 
@@ -291,10 +293,12 @@ class TestGradients:
         outcomes = {}
         for gradient, each in [(Gradient.exact, network), *((g, converted("fa")) for g in OWN)]:
             victim = victim_of(each, test_split)
-            outcomes[each is network, gradient] = robust(victim, make(name), View(gradient, each), 0.1, 40)
-        plain = outcomes[True, Gradient.exact].right
-        assert torch.equal(outcomes[False, Gradient.exact].right, plain)
-        assert int(outcomes[False, Gradient.rule].right.sum()) > int(plain.sum())
+            outcomes[each is network, gradient] = run_attack(
+                victim, make(name), GradientSource(gradient, each), 0.1, 40
+            )
+        plain = outcomes[True, Gradient.exact].robust
+        assert torch.equal(outcomes[False, Gradient.exact].robust, plain)
+        assert int(outcomes[False, Gradient.rule].robust.sum()) > int(plain.sum())
 
     @pytest.mark.parametrize("name", ["apgd", "apgd_t"])
     def test_feedback_is_drawn_once_for_all_gradients_of_a_step(
@@ -303,16 +307,16 @@ class TestGradients:
         """One draw before each step and one before the first, whatever passes are made besides."""
         network, eot, steps = converted("brsf"), 3, 4
         batch = right_batch(network, test_split.take(torch.arange(12)))
-        subject = Subject(network, Draws.step, eot, ("key",))
+        model = AttackedModel(network, Draws.step, eot, ("key",))
         seen: list[Tensor] = []
 
         def observe(images: Tensor, outputs: Tensor) -> None:
-            if torch.is_grad_enabled() and len(images) == len(batch.labels):
-                seen.append(gradients(network, batch.images, batch.labels))
+            if torch.is_grad_enabled() and len(images) == len(batch.targets):
+                seen.append(gradients(network, batch.images, batch.targets))
 
-        subject.observe = observe
-        with attacked_through(network, Gradient.rule):
-            make(name, steps=steps, eot=eot)("", subject, batch, objective_of(batch), 1e-4)  # breaks nothing
+        model.observe = observe
+        with gradient_mode(network, Gradient.rule):
+            make(name, steps=steps, eot=eot)("", model, batch, objective_of(batch), 1e-4)  # breaks nothing
         runs = 9 if name == "apgd_t" else 1
         assert len(seen) == runs * (steps + 1) * eot
         draws = torch.stack(seen).unflatten(0, (-1, eot))
@@ -322,11 +326,11 @@ class TestGradients:
 
     def test_feedback_is_never_drawn_for_scores(self, converted: Converted, test_split: Split) -> None:
         network = converted("brsf")
-        subject = Subject(network, Draws.forward)
+        model = AttackedModel(network, Draws.forward)
         make("square")(
-            "", subject, right_batch(network, test_split), objective_of(right_batch(network, test_split)), 0.1
+            "", model, right_batch(network, test_split), objective_of(right_batch(network, test_split)), 0.1
         )
-        assert subject.n_gradients == 0
+        assert model.n_gradients == 0
 
 
 class TestSquare:
@@ -335,7 +339,7 @@ class TestSquare:
     def test_effort_is_the_query_that_broke_a_sample(
         self, n: int, queries: int, norm: Norm, wrong: int
     ) -> None:
-        """Every image is kept with the query it was part of, and looked up afterwards."""
+        """Every image is kept with the query it was stage of, and looked up afterwards."""
         torch.manual_seed(n)
         network = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
         images = torch.rand(n, 3, 8, 8)
@@ -352,14 +356,14 @@ class TestSquare:
                 return super().forward(x)
 
         attempt = make("square", norm=norm, queries=queries)(
-            "", Subject(Spy(*network)), batch, objective_of(batch), 0.05
+            "", AttackedModel(Spy(*network)), batch, objective_of(batch), 0.05
         )
-        broken = batch.broken(network(attempt.images))
-        assert torch.equal(attempt.effort >= 0, broken & (torch.arange(n) >= wrong))
-        assert int(attempt.effort.max()) <= queries + 1
+        broken = batch.success(network(attempt.images))
+        assert torch.equal(attempt.steps_to_success >= 0, broken & (torch.arange(n) >= wrong))
+        assert int(attempt.steps_to_success.max()) <= queries + 1
         made = asked[2:]  # two passes of the clean images before
-        for index in (attempt.effort >= 0).nonzero().flatten().tolist():
-            effort = int(attempt.effort[index])
+        for index in (attempt.steps_to_success >= 0).nonzero().flatten().tolist():
+            effort = int(attempt.steps_to_success[index])
             at_once = (made[effort - 1] - attempt.images[index]).abs().amax((1, 2, 3))
             assert float(at_once.min()) == 0  # shown to the network in that query, and kept
             for shown in made[: effort - 1]:
@@ -372,7 +376,7 @@ class TestSquare:
         monkeypatch.setitem(sys.modules, "pyautoattack", None)
         with pytest.raises(RequestError, match=r'square in L2 .* pip install "sstune\[autoattack\]"$'):
             make("square", norm=Norm.L2)(
-                "", Subject(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
+                "", AttackedModel(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
             )
 
     @pytest.mark.parametrize(("height", "width", "fits"), [(8, 8, True), (8, 9, True), (8, 16, False)])
@@ -381,10 +385,10 @@ class TestSquare:
         images = torch.rand(2, 1, height, width)
         batch = labelled(images, network(images).argmax(1), None, range(2))
         if fits:
-            make("square")("", Subject(network), batch, objective_of(batch), 0.1)
+            make("square")("", AttackedModel(network), batch, objective_of(batch), 0.1)
         else:
             with pytest.raises(RequestError, match=r"square in Linf is not for images of 8x16 pixels"):
-                make("square")("", Subject(network), batch, objective_of(batch), 0.1)
+                make("square")("", AttackedModel(network), batch, objective_of(batch), 0.1)
 
     @pytest.mark.parametrize("norm", list(Norm))
     @pytest.mark.parametrize("size", [3, 4, 5, 8, 9, 10, 12, 14, 15, 16, 18, 24, 28, 32])
@@ -394,15 +398,15 @@ class TestSquare:
         images = torch.rand(2, 1, size, size)
         batch = labelled(images, network(images).argmax(1), None, range(2))
         attack: Any = make("square", norm=norm)
-        subject = Subject(network)
+        model = AttackedModel(network)
         try:
             with torch.no_grad(), torch.random.fork_rng([]):
-                attack.made(subject, network(images), 0.1)(images, batch.labels)
+                attack.made(model, network(images), 0.1)(images, batch.targets)
         except (RuntimeError, ZeroDivisionError):
             with pytest.raises(RequestError, match=rf"in {norm} is not for images of {size}x{size} pixels$"):
-                attack("", subject, batch, objective_of(batch), 0.1)
+                attack("", model, batch, objective_of(batch), 0.1)
         else:
-            attack("", subject, batch, objective_of(batch), 0.1)
+            attack("", model, batch, objective_of(batch), 0.1)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -414,10 +418,10 @@ def test_fewer_than_four_classes(n_classes: int) -> None:
     with pytest.raises(
         RequestError, match=rf"apgd_t needs 4 classes or more, here are {n_classes}; use apgd"
     ):
-        make("apgd_t")("", Subject(network), batch, objective_of(batch), 0.5)
+        make("apgd_t")("", AttackedModel(network), batch, objective_of(batch), 0.5)
     for name in ("apgd", "fab_t", "square"):
-        assert batch.broken(
-            network(make(name)("", Subject(network), batch, objective_of(batch), 0.5).images)
+        assert batch.success(
+            network(make(name)("", AttackedModel(network), batch, objective_of(batch), 0.5).images)
         ).any()
 
 
@@ -425,9 +429,9 @@ def test_an_image_out_of_the_ball_is_caught(network: Network, test_split: Split)
     """Another library's images are checked like any."""
 
     class Further(library.Apgd):
-        def __call__(self, part: str, subject: Subject, batch: Any, objective: Any, eps: float) -> Any:
-            return super().__call__(part, subject, batch, objective, eps * 1.5)
+        def __call__(self, stage: str, model: AttackedModel, batch: Any, objective: Any, eps: float) -> Any:
+            return super().__call__(stage, model, batch, objective, eps * 1.5)
 
     attack = Further(ApgdConfig("apgd", ["0"], steps=3), 0)
     with pytest.raises(InvalidAttack, match="D0: "):
-        robust(victim_of(network, test_split), attack, View(Gradient.exact, network), 0.1, 40)
+        run_attack(victim_of(network, test_split), attack, GradientSource(Gradient.exact, network), 0.1, 40)

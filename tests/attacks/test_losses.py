@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from victims import batch_of, gradients, labelled, objective_of
 
 from sstune import rules
-from sstune.attacks import Subject, attacked_through
+from sstune.attacks import AttackedModel, gradient_mode
 from sstune.attacks.ascent import loss_gradient
 from sstune.backbones import Network
 from sstune.datasets import Split
@@ -69,7 +69,7 @@ class TestLosses:
         def wanted(x: Tensor) -> Tensor:
             return function(network(x), labels) if targets is None else -function(network(x), targets)
 
-        outputs, gradient = loss_gradient(Subject(network), images, objective_of(batch, loss))
+        outputs, gradient = loss_gradient(AttackedModel(network), images, objective_of(batch, loss))
         assert torch.equal(outputs, network(images))
         numeric = torch.empty_like(images)
         for place in torch.cartesian_prod(torch.arange(3), torch.arange(2), torch.arange(2)).tolist():
@@ -82,11 +82,11 @@ class TestLosses:
     def test_a_samples_gradient_does_not_depend_on_its_company(
         self, loss: AttackLoss, network: Network, test_split: Split
     ) -> None:
-        batch, subject = batch_of(test_split), Subject(network)
-        _, together = loss_gradient(subject, batch.images, objective_of(batch, loss))
+        batch, model = batch_of(test_split), AttackedModel(network)
+        _, together = loss_gradient(model, batch.images, objective_of(batch, loss))
         for i in (0, 17, 119):
             alone = batch.take(torch.tensor([i]))
-            _, gradient = loss_gradient(subject, alone.images, objective_of(alone, loss))
+            _, gradient = loss_gradient(model, alone.images, objective_of(alone, loss))
             torch.testing.assert_close(gradient[0], together[i], rtol=1e-4, atol=1e-7)
 
     def test_a_network_that_cuts_its_graph_has_a_gradient_of_zero(self) -> None:
@@ -96,7 +96,7 @@ class TestLosses:
 
         images = torch.rand(4, 1, 2, 2)
         batch = labelled(images, torch.zeros(4, dtype=torch.int64), None, range(4))
-        outputs, gradient = loss_gradient(Subject(Cut()), images, objective_of(batch, AttackLoss.ce))
+        outputs, gradient = loss_gradient(AttackedModel(Cut()), images, objective_of(batch, AttackLoss.ce))
         assert torch.equal(outputs, images.flatten(1)[:, :3])
         assert torch.equal(gradient, torch.zeros_like(images))
 
@@ -107,23 +107,23 @@ class TestEot:
     ) -> None:
         network, batch, k = converted("brsf"), batch_of(test_split), 4
         single = []
-        with attacked_through(network, Gradient.rule):
+        with gradient_mode(network, Gradient.rule):
             for i in range(k):
                 rules.redraw(network, seed_from("attack", "key", i))
-                single.append(gradients(network, batch.images, batch.labels))
-        with attacked_through(network, Gradient.rule):
-            subject = Subject(network, Draws.forward, k, ("key",))
-            outputs, mean = loss_gradient(subject, batch.images, objective_of(batch, AttackLoss.ce))
+                single.append(gradients(network, batch.images, batch.targets))
+        with gradient_mode(network, Gradient.rule):
+            model = AttackedModel(network, Draws.forward, k, ("key",))
+            outputs, mean = loss_gradient(model, batch.images, objective_of(batch, AttackLoss.ce))
         torch.testing.assert_close(mean, torch.stack(single).mean(0))
         assert not torch.equal(single[0], single[1])
         torch.testing.assert_close(outputs, network(batch.images).detach())
 
     def test_of_a_fixed_network_is_its_gradient(self, converted: Converted, test_split: Split) -> None:
         network, batch = converted("usf"), batch_of(test_split)
-        with attacked_through(network, Gradient.rule):
+        with gradient_mode(network, Gradient.rule):
             one, many = (
                 loss_gradient(
-                    Subject(network, Draws.forward, k), batch.images, objective_of(batch, AttackLoss.ce)
+                    AttackedModel(network, Draws.forward, k), batch.images, objective_of(batch, AttackLoss.ce)
                 )[1]
                 for k in (1, 3)
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from victims import victim_of
 
-from sstune.attacks import Victim, View, largest_batch
+from sstune.attacks import GradientSource, Victim, largest_batch
 from sstune.attacks.memory import out_of_memory
 from sstune.datasets import Batch, Split
 from sstune.schema import Gradient
@@ -59,7 +59,7 @@ def victim(monkeypatch: pytest.MonkeyPatch) -> Victim:
 
     def batches(split: Split, n: int, device: Elsewhere) -> list[Batch]:
         assert isinstance(split.images, Tensor)
-        return [Batch(split.images / 255, split.labels, torch.arange(len(split)))]
+        return [Batch(split.images / 255, split.targets, torch.arange(len(split)))]
 
     monkeypatch.setattr("sstune.attacks.memory.batches", batches)
     victim = victim_of(nn.Identity(), split, clean=torch.ones(100, dtype=torch.bool))
@@ -71,7 +71,7 @@ def victim(monkeypatch: pytest.MonkeyPatch) -> Victim:
 def test_whatever_says_that_memory_is_at_an_end(victim: Victim, error: RuntimeError) -> None:
     assert out_of_memory(error)
     network = Narrow(room=70, error=error)
-    assert largest_batch(victim, View(Gradient.exact, network)) == 32
+    assert largest_batch(victim, GradientSource(Gradient.exact, network)) == 32
     assert network.asked == [4, 8, 16, 32, 64, 128]
     assert network.laid_out == {True}
 
@@ -79,23 +79,23 @@ def test_whatever_says_that_memory_is_at_an_end(victim: Victim, error: RuntimeEr
 @pytest.mark.parametrize("error", OTHERS, ids=lambda error: str(error)[:40])
 def test_other_errors_are_not_taken_for_it(victim: Victim, error: RuntimeError) -> None:
     with pytest.raises(RuntimeError, match=str(error)):
-        largest_batch(victim, View(Gradient.exact, Narrow(room=1, error=error)))
+        largest_batch(victim, GradientSource(Gradient.exact, Narrow(room=1, error=error)))
 
 
 def test_it_is_found_out_once_for_a_network_and_a_gradient(victim: Victim) -> None:
     network = Narrow(room=70, error=ENDS[0])
-    view = View(Gradient.exact, network)
+    source = GradientSource(Gradient.exact, network)
     for n in (100, 40, 100):
-        assert largest_batch(victim.some(n), view) == 32
+        assert largest_batch(victim.some(n), source) == 32
     assert len(network.asked) == 6
-    assert largest_batch(victim, View(Gradient.rule, network)) == 32
+    assert largest_batch(victim, GradientSource(Gradient.rule, network)) == 32
     assert len(network.asked) == 12
 
 
 def test_no_more_is_tried_than_there_are_images(victim: Victim) -> None:
     network = Narrow(room=1000, error=ENDS[0])
-    view = View(Gradient.exact, network)
-    assert largest_batch(victim.some(3), view) == 4
+    source = GradientSource(Gradient.exact, network)
+    assert largest_batch(victim.some(3), source) == 4
     assert network.asked == [4, 8]
-    assert largest_batch(victim, view) == 128
+    assert largest_batch(victim, source) == 128
     assert network.asked == [4, 8, 16, 32, 64, 128, 256]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from victims import Labelled, labelled, objective_of, victim_of
 
-from sstune.attacks import ATTACKS, Attempt, Subject, View, check_zero_eps, robust
+from sstune.attacks import ATTACKS, AttackedModel, AttackResult, GradientSource, check_zero_eps, run_attack
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import Gradient, NoiseConfig
@@ -19,9 +19,9 @@ from sstune.schema import Gradient, NoiseConfig
 ULP = 1e-7
 
 
-def attack(network: nn.Module, batch: Labelled, eps: float, attempts: int, seed: int = 0) -> Attempt:
+def attack(network: nn.Module, batch: Labelled, eps: float, attempts: int, seed: int = 0) -> AttackResult:
     return ATTACKS["noise"](NoiseConfig("noise", ["0"], attempts=attempts), seed)(
-        "", Subject(network), batch, objective_of(batch), eps
+        "", AttackedModel(network), batch, objective_of(batch), eps
     )
 
 
@@ -40,7 +40,7 @@ class NeverErrs(nn.Module):
 def perturbations(batch: Labelled, eps: float, attempts: int, seed: int = 0) -> Tensor:
     """What is tried on each sample until the end, (attempts, N, C, H, W)."""
     network = NeverErrs()
-    all_zero = labelled(batch.images, torch.zeros_like(batch.labels), None, batch.samples)
+    all_zero = labelled(batch.images, torch.zeros_like(batch.targets), None, batch.samples)
     attack(network, all_zero, eps, attempts, seed)
     return torch.stack(network.shown) - batch.images
 
@@ -76,7 +76,7 @@ class TestDistribution:
                 return torch.cat([-above, above], 1)
 
         n, eps = 4000, 0.2
-        effort = attack(Threshold(), grey(n, (1, 1, 1)), eps, 4).effort
+        effort = attack(Threshold(), grey(n, (1, 1, 1)), eps, 4).steps_to_success
         left = n
         for attempt, chance in enumerate([0.375, 0.5, 0.375, 0.5], start=1):
             broken = int((effort == attempt).sum())
@@ -104,7 +104,7 @@ class TestDistribution:
 @pytest.fixture
 def digits_batch(network: Network, test_split: Split) -> Labelled:
     """Those that the network knows."""
-    images, labels = test_split.images / 255, test_split.labels
+    images, labels = test_split.images / 255, test_split.targets
     right = (network(images).argmax(1) == labels).nonzero().flatten()
     return labelled(images[right], labels[right], None, right.tolist())
 
@@ -117,48 +117,48 @@ class TestBest:
     ) -> None:
         tried = digits_batch.images + perturbations(digits_batch, self.eps, 30)
         with torch.no_grad():
-            wrong = torch.stack([digits_batch.broken(network(images)) for images in tried])
+            wrong = torch.stack([digits_batch.success(network(images)) for images in tried])
         first = torch.where(wrong.any(0), 1 + wrong.int().argmax(0), -1)
         attempt = attack(network, digits_batch, self.eps, 30)
-        assert torch.equal(attempt.effort, first)
+        assert torch.equal(attempt.steps_to_success, first)
         assert len(first.unique()) > 4
         chosen = torch.where(first < 0, 30, first) - 1
         expected = tried[chosen, torch.arange(len(first))]
         torch.testing.assert_close(attempt.images, expected, rtol=0, atol=ULP)
 
     def test_asks_no_more_once_a_sample_is_broken(self, network: Network, digits_batch: Labelled) -> None:
-        seen, subject = 0, Subject(network)
+        seen, model = 0, AttackedModel(network)
 
         def observe(images: Tensor, outputs: Tensor) -> None:
             nonlocal seen
             seen += len(images)
 
-        subject.observe = observe
+        model.observe = observe
         effort = ATTACKS["noise"](NoiseConfig("noise", ["0"], attempts=20), 0)(
-            "", subject, digits_batch, objective_of(digits_batch), self.eps
-        ).effort
+            "", model, digits_batch, objective_of(digits_batch), self.eps
+        ).steps_to_success
         assert seen == int(torch.where(effort < 0, 20, effort).sum())
-        assert subject.n_gradients == 0
+        assert model.n_gradients == 0
 
     def test_more_attempts_change_nothing_that_is_broken(
         self, network: Network, digits_batch: Labelled
     ) -> None:
         few, many = (attack(network, digits_batch, self.eps, n) for n in (5, 40))
-        broken = few.effort > 0
-        assert torch.equal(few.effort[broken], many.effort[broken])
+        broken = few.steps_to_success > 0
+        assert torch.equal(few.steps_to_success[broken], many.steps_to_success[broken])
         assert torch.equal(few.images[broken], many.images[broken])
-        assert int((many.effort > 5).sum()) > 0
+        assert int((many.steps_to_success > 5).sum()) > 0
 
     def test_through_the_engine_in_any_batches(self, network: Network, test_split: Split) -> None:
         victim = victim_of(network, test_split)
         noise = ATTACKS["noise"](NoiseConfig("noise", ["0"], attempts=10), 0)
-        view = View(Gradient.none, network)
-        check_zero_eps(victim, noise, view, 64)
-        outcomes = [robust(victim, noise, view, self.eps, size) for size in (128, 7)]
-        assert torch.equal(outcomes[0].effort, outcomes[1].effort)
-        assert torch.equal(outcomes[0].right, outcomes[1].right)
-        assert (outcomes[0].effort[outcomes[0].broken & victim.clean] > 0).all()
-        assert 0 < int(outcomes[0].right.sum()) < int(victim.clean.sum())
+        source = GradientSource(Gradient.none, network)
+        check_zero_eps(victim, noise, source, 64)
+        outcomes = [run_attack(victim, noise, source, self.eps, size) for size in (128, 7)]
+        assert torch.equal(outcomes[0].steps_to_success, outcomes[1].steps_to_success)
+        assert torch.equal(outcomes[0].robust, outcomes[1].robust)
+        assert (outcomes[0].steps_to_success[outcomes[0].success & victim.clean] > 0).all()
+        assert 0 < int(outcomes[0].robust.sum()) < int(victim.clean.sum())
 
 
 class Bright(nn.Module):
@@ -190,6 +190,6 @@ def test_stays_in_the_ball_and_keeps_its_inputs(
     assert float(attempt.images.min()) >= 0
     assert float(attempt.images.max()) <= 1
     assert float((attempt.images - images).abs().max()) <= eps + 1e-6
-    assert torch.equal(Bright()(attempt.images).argmax(1) != labels, attempt.effort > 0)
+    assert torch.equal(Bright()(attempt.images).argmax(1) != labels, attempt.steps_to_success > 0)
     if eps == 0:
         assert torch.equal(attempt.images, images)

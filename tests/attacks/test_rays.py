@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from victims import Labelled, labelled, objective_of, victim_of
 
-from sstune.attacks import ATTACKS, Attempt, Subject, Victim, View, check_zero_eps, robust
+from sstune.attacks import (
+    ATTACKS,
+    AttackedModel,
+    AttackResult,
+    GradientSource,
+    Victim,
+    check_zero_eps,
+    run_attack,
+)
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import Gradient, NoiseConfig, RaysConfig
@@ -52,11 +60,11 @@ def attack(
     eps: float,
     queries: int,
     observe: Callable[[Tensor, Tensor], None] | None = None,
-) -> Attempt:
-    subject = Subject(network)
-    subject.observe = observe
+) -> AttackResult:
+    model = AttackedModel(network)
+    model.observe = observe
     return ATTACKS["rays"](RaysConfig("rays", ["0"], queries=queries), 0)(
-        "", subject, batch, objective_of(batch), eps
+        "", model, batch, objective_of(batch), eps
     )
 
 
@@ -66,7 +74,7 @@ def nearest_seen(network: nn.Module, batch: Labelled, queries: int) -> Tensor:
 
     def observe(images: Tensor, outputs: Tensor) -> None:
         distance = (images - batch.images).abs().flatten(1).amax(1)
-        distances.append(torch.where(batch.broken(outputs), distance, torch.inf))
+        distances.append(torch.where(batch.success(outputs), distance, torch.inf))
 
     attack(network, batch, 0.0, queries, observe)
     assert len(distances) == queries
@@ -95,7 +103,7 @@ class TestLinear:
         images = right_images(network, 12, shape, 3, contrast=1.0).images
         images[..., ::3] = images[..., ::3].round()  # a third is black or white
         batch = labelled(images, network(images).argmax(1), None, range(12))
-        pairs = zip(batch.images, batch.labels, strict=True)
+        pairs = zip(batch.images, batch.targets, strict=True)
         exact = torch.stack([clipped_distance(network, image, label) for image, label in pairs])
         assert float(exact.max()) < 0.5
         found = nearest_seen(network, batch, 3000)
@@ -107,7 +115,7 @@ class TestLinear:
     def test_is_never_nearer_than_the_nearest_class(self, n_classes: int, seed: int) -> None:
         network = Linear(30, n_classes, seed)
         batch = right_images(network, 4, (1, 5, 6), seed, contrast=0.5)
-        logits, label = network(batch.images), batch.labels
+        logits, label = network(batch.images), batch.targets
         margin = logits.gather(1, label[:, None]) - logits
         weights = (network.weight[label][:, None] - network.weight[None]).abs().sum(2)
         exact = (margin / weights).scatter(1, label[:, None], torch.inf).amin(1)
@@ -197,14 +205,14 @@ class TestPaper:
         network = Linear(math.prod(shape), n_classes, seed)
         batch, queried = right_images(network, 1, shape, seed, contrast), []
         attempt = attack(network, batch, eps, queries, lambda images, outputs: queried.append(images))
-        radius, expected = by_the_paper(network, batch.images[0], int(batch.labels[0]), eps, queries)
+        radius, expected = by_the_paper(network, batch.images[0], int(batch.targets[0]), eps, queries)
         torch.testing.assert_close(torch.cat(queried), expected, rtol=0, atol=1e-12)
         if radius <= eps:
-            assert int(attempt.effort) == len(expected)
+            assert int(attempt.steps_to_success) == len(expected)
             assert torch.equal(attempt.images, queried[-1])
         else:
             assert len(expected) == queries
-            assert int(attempt.effort) == -1
+            assert int(attempt.steps_to_success) == -1
             assert torch.equal(attempt.images, batch.images)
 
 
@@ -226,14 +234,14 @@ class TestQueries:
             seen.append(len(images))
 
         together = attack(linear, batch, 0.02, queries, observe)
-        expected = torch.where(together.effort < 0, queries, together.effort)
+        expected = torch.where(together.steps_to_success < 0, queries, together.steps_to_success)
         assert sum(seen) == int(expected.sum())
         for i in range(len(expected)):
             seen.clear()
             attack(linear, batch.take(torch.tensor([i])), 0.02, queries, observe)
             assert sum(seen) == int(expected[i])
         assert len(expected.unique()) > 5
-        assert -1 in together.effort
+        assert -1 in together.steps_to_success
 
     @settings(deadline=None, max_examples=25)
     @given(data=st.data(), eps=st.sampled_from([0.0, 0.01, 0.03]))
@@ -246,21 +254,21 @@ class TestQueries:
         for index in torch.tensor_split(torch.tensor(order), cuts):
             apart = attack(linear, batch.take(index), eps, 100)
             assert torch.equal(apart.images, together.images[index])
-            assert torch.equal(apart.effort, together.effort[index])
+            assert torch.equal(apart.steps_to_success, together.steps_to_success[index])
 
     def test_more_of_them_change_nothing_that_is_found(self, linear: Linear, batch: Labelled) -> None:
         few, many = attack(linear, batch, 0.02, 60), attack(linear, batch, 0.02, 400)
-        found = few.effort >= 0
-        assert torch.equal(few.effort[found], many.effort[found])
+        found = few.steps_to_success >= 0
+        assert torch.equal(few.steps_to_success[found], many.steps_to_success[found])
         assert torch.equal(few.images[found], many.images[found])
-        assert torch.equal(found, (many.effort >= 0) & (many.effort <= 60))
-        assert int((many.effort > 60).sum()) > 3
+        assert torch.equal(found, (many.steps_to_success >= 0) & (many.steps_to_success <= 60))
+        assert int((many.steps_to_success > 60).sum()) > 3
 
     def test_what_is_found_is_wrong_and_in_the_ball(self, linear: Linear, batch: Labelled) -> None:
         before = batch.images.clone()
         attempt = attack(linear, batch, 0.03, 300)
         assert torch.equal(batch.images, before)
-        assert torch.equal(batch.broken(linear(attempt.images)), attempt.effort >= 0)
+        assert torch.equal(batch.success(linear(attempt.images)), attempt.steps_to_success >= 0)
         assert float((attempt.images - batch.images).abs().max()) <= 0.03 + 1e-12
         assert float(attempt.images.min()) >= 0
         assert float(attempt.images.max()) <= 1
@@ -268,16 +276,16 @@ class TestQueries:
     def test_zero_eps_breaks_nothing(self, linear: Linear, batch: Labelled) -> None:
         attempt = attack(linear, batch, 0.0, 200)
         assert torch.equal(attempt.images, batch.images)
-        assert (attempt.effort == -1).all()
+        assert (attempt.steps_to_success == -1).all()
 
     def test_a_network_that_never_errs_is_asked_to_the_end(self, batch: Labelled) -> None:
         class Constant(nn.Module):
             def forward(self, images: Tensor) -> Tensor:
-                return F.one_hot(batch.labels[: len(images)], 3).double()
+                return F.one_hot(batch.targets[: len(images)], 3).double()
 
         attempt = attack(Constant(), batch, 1.0, 130)  # more than all blocks of 60 values
         assert torch.equal(attempt.images, batch.images)
-        assert (attempt.effort == -1).all()
+        assert (attempt.steps_to_success == -1).all()
 
 
 class OnlyLabels(nn.Module):
@@ -298,8 +306,8 @@ def test_predicted_labels_are_all_it_reads() -> None:
     batch = right_images(network, 20, (3, 4, 5), 8, contrast=0.9)
     whole, labels = attack(network, batch, 0.02, 200), attack(OnlyLabels(network), batch, 0.02, 200)
     assert torch.equal(whole.images, labels.images)
-    assert torch.equal(whole.effort, labels.effort)
-    assert (whole.effort > 0).any()
+    assert torch.equal(whole.steps_to_success, labels.steps_to_success)
+    assert (whole.steps_to_success > 0).any()
 
 
 class TestDigits:
@@ -310,17 +318,17 @@ class TestDigits:
         return victim_of(network, test_split)
 
     def test_breaks_more_than_noise_and_knows_after_how_many_queries(self, victim: Victim) -> None:
-        view, eps = View(Gradient.none, victim.network), 32 / 255
+        source, eps = GradientSource(Gradient.none, victim.network), 32 / 255
         rays = ATTACKS["rays"](RaysConfig("rays", ["0"], queries=200), 0)
         noise = ATTACKS["noise"](NoiseConfig("noise", ["0"], attempts=20), 0)
-        check_zero_eps(victim, rays, view, 128)
-        found = robust(victim, rays, view, eps, 128)
-        assert int(found.right.sum()) < int(robust(victim, noise, view, eps, 128).right.sum())
-        assert (found.effort[found.broken & victim.clean] > 0).all()
-        assert torch.equal(robust(victim, rays, view, eps, 7).effort, found.effort)
+        check_zero_eps(victim, rays, source, 128)
+        found = run_attack(victim, rays, source, eps, 128)
+        assert int(found.robust.sum()) < int(run_attack(victim, noise, source, eps, 128).robust.sum())
+        assert (found.steps_to_success[found.success & victim.clean] > 0).all()
+        assert torch.equal(run_attack(victim, rays, source, eps, 7).steps_to_success, found.steps_to_success)
 
     def test_draws_nothing(self, victim: Victim) -> None:
-        batch = labelled(victim.split.images[:8] / 255, victim.split.labels[:8], None, range(8))
+        batch = labelled(victim.split.images[:8] / 255, victim.split.targets[:8], None, range(8))
         before = torch.get_rng_state()
         first, second = attack(victim.network, batch, 0.1, 40), attack(victim.network, batch, 0.1, 40)
         assert torch.equal(torch.get_rng_state(), before)

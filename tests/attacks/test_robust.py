@@ -24,15 +24,15 @@ from victims import (
 )
 
 from sstune.attacks import (
-    Subject,
-    View,
-    attacked_through,
+    AttackedModel,
+    GradientSource,
     check_zero_eps,
+    gradient_mode,
     largest_batch,
-    robust,
+    run_attack,
 )
 from sstune.backbones import Network
-from sstune.datasets import Split, spread
+from sstune.datasets import Split, evenly_spaced
 from sstune.schema import Draws, Gradient, Target
 from sstune.tasks.classification import target_classes
 
@@ -48,21 +48,21 @@ class TestRobust:
         clean &= judged(network, test_split)
         samples, spy = torch.arange(len(test_split)) + 1000, Spy()
         outcome = attacked(network, spy, test_split, 0.1, samples=samples, clean=clean, batch_size=batch_size)
-        assert torch.equal(outcome.right, clean)
-        assert torch.equal(outcome.broken, ~clean)
+        assert torch.equal(outcome.robust, clean)
+        assert torch.equal(outcome.success, ~clean)
         assert spy.samples[""] == samples[clean].tolist()
         assert torch.equal(torch.cat(spy.images), test_split.images[clean].float() / 255)
         assert spy.modes == {False}
 
     def test_nothing_right_is_nothing_to_attack(self, network: Network, test_split: Split) -> None:
         clean, spy = torch.zeros(len(test_split), dtype=torch.bool), Spy(["one", "two"])
-        victim, view = victim_of(network, test_split, clean=clean), View(Gradient.exact, network)
+        victim, source = victim_of(network, test_split, clean=clean), GradientSource(Gradient.exact, network)
         for eps in (0.0, 0.1):
-            outcome = robust(victim, spy, view, eps, 64)
-            assert not outcome.right.any()
-            assert (outcome.part, outcome.done) == (2, 0)
+            outcome = run_attack(victim, spy, source, eps, 64)
+            assert not outcome.robust.any()
+            assert (outcome.stage, outcome.done) == (2, 0)
         assert spy.samples == {}
-        check_zero_eps(victim, spy, view, 64)
+        check_zero_eps(victim, spy, source, 64)
 
     def test_a_single_sample(self, network: Network, test_split: Split) -> None:
         one = test_split.take(judged(network, test_split).nonzero()[0])
@@ -75,10 +75,10 @@ class TestRobust:
         self, attack: str, network: Network, test_split: Split
     ) -> None:
         class Halves(Spy):
-            """The first part breaks even samples, the second those that 3 divides."""
+            """The first stage breaks even samples, the second those that 3 divides."""
 
-            def move(self, part: str, batch: Labelled) -> Tensor:
-                moved = batch.samples % {"two": 2, "three": 3}[part] == 0
+            def move(self, stage: str, batch: Labelled) -> Tensor:
+                moved = batch.samples % {"two": 2, "three": 3}[stage] == 0
                 return torch.where(moved[:, None, None, None], 1 - batch.images, batch.images)
 
         class Negative(nn.Module):
@@ -93,15 +93,15 @@ class TestRobust:
         everyone = list(range(120))
         assert spy.samples == {"two": everyone, "three": everyone[1::2]}
         expected = torch.tensor([i % 2 != 0 and i % 3 != 0 for i in everyone])
-        assert torch.equal(outcome.right, expected)
-        assert torch.equal(outcome.broken, ~expected)
-        assert torch.equal(outcome.effort, torch.where(expected, -1, 5).int())
+        assert torch.equal(outcome.robust, expected)
+        assert torch.equal(outcome.success, ~expected)
+        assert torch.equal(outcome.steps_to_success, torch.where(expected, -1, 5).int())
 
     def test_a_success_is_believed_only_when_seen(self, network: Network, test_split: Split) -> None:
         """The spy says that 5 steps broke every sample; none is broken."""
         outcome = attacked(network, Spy(), test_split, 0.1)
-        assert torch.equal(outcome.right, judged(network, test_split))
-        assert (outcome.effort == -1).all()
+        assert torch.equal(outcome.robust, judged(network, test_split))
+        assert (outcome.steps_to_success == -1).all()
 
     def test_inputs_are_kept(self, network: Network, test_split: Split) -> None:
         clean = judged(network, test_split)
@@ -119,8 +119,8 @@ class TestRobust:
         outcome = attacked(network, make("pgd", steps=6, step_size="0.02"), test_split, eps)
         for steps in range(1, 7):
             fewer = attacked(network, make("pgd", steps=steps, step_size="0.02"), test_split, eps)
-            within = (outcome.effort >= 0) & (outcome.effort <= steps)
-            assert torch.equal(within, fewer.broken & judged(network, test_split))
+            within = (outcome.steps_to_success >= 0) & (outcome.steps_to_success <= steps)
+            assert torch.equal(within, fewer.success & judged(network, test_split))
 
     def test_targeted_the_target_must_be_reached_and_any_error_counts_against_the_network(
         self, network: Network, test_split: Split
@@ -128,26 +128,32 @@ class TestRobust:
         clean, left = judged(network, test_split), {}
         for target in Target:
             outcome = attacked(network, make("pgd", targeted=target), test_split, 44 / 255)
-            reached = outcome.broken & clean
+            reached = outcome.success & clean
             assert reached.any()
-            assert not (outcome.right & reached).any()
-            assert torch.equal(outcome.effort >= 0, reached)
-            left[target] = int(outcome.right.sum())
+            assert not (outcome.robust & reached).any()
+            assert torch.equal(outcome.steps_to_success >= 0, reached)
+            left[target] = int(outcome.robust.sum())
             if target is not Target.runner_up:  # the class that most err into
-                assert int(reached.sum()) < int((~outcome.right & clean).sum())
+                assert int(reached.sum()) < int((~outcome.robust & clean).sum())
         assert left[Target.least_likely] > left[Target.random] > left[Target.runner_up]
 
     @pytest.mark.parametrize("batch_size", [1, 50, 512])
     def test_images_are_kept(self, batch_size: int, network: Network, test_split: Split) -> None:
         """The originals of samples that are wrong without an attack, otherwise what the attack made."""
-        victim, view, eps = victim_of(network, test_split), View(Gradient.exact, network), 24 / 255
-        attack: Any = make("pgd", steps=3, early_exit=False)
-        outcome = robust(victim, attack, view, eps, batch_size, victim.begin(70))
-        batch = labelled(test_split.images / 255, test_split.labels, None, range(120))
-        made = (
-            (255 * attack("restart 0", view.subject(), batch, objective_of(batch), eps).images).round().byte()
+        victim, source, eps = (
+            victim_of(network, test_split),
+            GradientSource(Gradient.exact, network),
+            24 / 255,
         )
-        expected = torch.where(victim.clean[:, None, None, None], made, test_split.images)[spread(70, 120)]
+        attack: Any = make("pgd", steps=3, early_exit=False)
+        outcome = run_attack(victim, attack, source, eps, batch_size, victim.begin(70))
+        batch = labelled(test_split.images / 255, test_split.targets, None, range(120))
+        made = (
+            (255 * attack("restart 0", source.model(), batch, objective_of(batch), eps).images).round().byte()
+        )
+        expected = torch.where(victim.clean[:, None, None, None], made, test_split.images)[
+            evenly_spaced(70, 120)
+        ]
         assert torch.equal(outcome.images, expected)
         assert not torch.equal(expected, victim.images(70))
 
@@ -173,25 +179,29 @@ class TestSurrogates:
     def test_are_climbed_and_the_victim_judged(
         self, attack: str, other: Network, network: Network, test_split: Split
     ) -> None:
-        victim, view, eps = victim_of(network, test_split), View(Gradient.surrogate, other, "other"), 24 / 255
+        victim, source, eps = (
+            victim_of(network, test_split),
+            GradientSource(Gradient.surrogate, other, "other"),
+            24 / 255,
+        )
         method = make(attack) if attack == "fgsm" else make(attack, early_exit=False)
-        outcome = robust(victim, method, view, eps, 64)
-        batch = labelled(test_split.images / 255, test_split.labels, None, range(120))
-        with attacked_through(other, Gradient.exact):
-            images = method(method.parts[0], Subject(other), batch, objective_of(batch), eps).images
-        expected = victim.clean & (network(images).argmax(1) == test_split.labels)
-        assert torch.equal(outcome.right, expected)
+        outcome = run_attack(victim, method, source, eps, 64)
+        batch = labelled(test_split.images / 255, test_split.targets, None, range(120))
+        with gradient_mode(other, Gradient.exact):
+            images = method(method.stages[0], AttackedModel(other), batch, objective_of(batch), eps).images
+        expected = victim.clean & (network(images).argmax(1) == test_split.targets)
+        assert torch.equal(outcome.robust, expected)
         assert not torch.equal(right(network, method, test_split, eps), expected)
         assert int(expected.sum()) < int(victim.clean.sum())
-        assert (outcome.effort == -1).all()  # that of the surrogate, if of anything
+        assert (outcome.steps_to_success == -1).all()  # that of the surrogate, if of anything
 
     def test_nothing_of_either_network_changes(self, converted: Converted, test_split: Split) -> None:
         """Neither by the gradients of the one nor by the other's judgements, which could draw feedback."""
         victim, surrogate = converted("brsf-forward"), converted("brsf-forward")
         before = [copy.deepcopy(network.state_dict()) for network in (victim, surrogate)]
-        view = View(Gradient.surrogate, surrogate, "surrogate", Draws.forward)
+        source = GradientSource(Gradient.surrogate, surrogate, "surrogate", Draws.forward)
         clean = torch.ones(len(test_split), dtype=torch.bool)
-        robust(victim_of(victim, test_split, clean=clean), make("fgsm"), view, 0.1, 64)
+        run_attack(victim_of(victim, test_split, clean=clean), make("fgsm"), source, 0.1, 64)
         for network, state in zip((victim, surrogate), before, strict=True):
             after: dict[str, Any] = network.state_dict()
             for key, value in state.items():
@@ -235,7 +245,7 @@ class TestVictim:
         victim = victim_of(network, test_split, samples)
         some = victim.take(torch.tensor([5, 3]))
         assert some.samples.tolist() == [12, 10]
-        assert torch.equal(some.split.labels, test_split.labels[[5, 3]])
+        assert torch.equal(some.split.targets, test_split.targets[[5, 3]])
         assert torch.equal(some.clean, victim.clean[[5, 3]])
         assert (len(victim.some(9).split), len(victim.some(1000).split)) == (9, 120)
         for n in (0, 1, 50, 1000):
@@ -246,11 +256,11 @@ class TestVictim:
     def test_some_are_of_every_class_where_samples_are_sorted_by_class(
         self, network: Network, test_split: Split
     ) -> None:
-        by_class = victim_of(network, test_split.take(test_split.labels.sort().indices))
-        assert by_class.some(40).split.labels.unique().tolist() == list(range(10))
+        by_class = victim_of(network, test_split.take(test_split.targets.sort().indices))
+        assert by_class.some(40).split.targets.unique().tolist() == list(range(10))
 
     def test_on_a_cpu_a_batch_is_128_images(self, network: Network, test_split: Split) -> None:
         victim = victim_of(network, test_split)
         assert victim.device == CPU
         for n in (1, 120):
-            assert largest_batch(victim.some(n), View(Gradient.exact, network)) == 128
+            assert largest_batch(victim.some(n), GradientSource(Gradient.exact, network)) == 128

@@ -34,7 +34,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sstune.attacks import ATTACKS, Attack, Attempt
+from sstune.attacks import ATTACKS, Attack, AttackResult
 from sstune.schema import AttackConfig, Effort, Norm, Traits, register_attack, register_option
 
 
@@ -45,20 +45,20 @@ class BrightnessConfig(AttackConfig):
 
 @ATTACKS.register("brightness")
 class Brightness(Attack):
-    def __call__(self, part, subject, batch, objective, eps):
+    def __call__(self, stage, model, batch, objective, eps):
         result, effort = batch.images.clone(), torch.full((len(batch),), -1)
         for query in range(2 * self.config.levels):
             shift = (1, -1)[query % 2] * eps * (query // 2 + 1) / self.config.levels
             images = (batch.images + shift).clamp(0, 1)
             with torch.no_grad():
-                found = objective.is_adversarial(subject(images)) & (effort < 0)
+                found = objective.is_adversarial(model(images)) & (effort < 0)
             result[found], effort[found] = images[found], query + 1
-        return Attempt(result, effort)
+        return AttackResult(result, effort)
 
 
 register_attack(
     "brightness",
-    Traits(BrightnessConfig, uses_gradient=False, norms=(Norm.Linf,), effort=Effort.queries),
+    Traits(BrightnessConfig, uses_gradient=False, norms=(Norm.Linf,), steps_to_success=Effort.queries),
 )
 values = {"eps": ["16/255", "64/255"], "gradient": ["none"]}
 register_option("attack", "brightness", BrightnessConfig, values)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from victims import attacked, make, victim_of
 
-from sstune.attacks import InvalidAttack, View, check_images, robust
+from sstune.attacks import GradientSource, InvalidAttack, check_images, run_attack
 from sstune.attacks.ascent import project
 from sstune.attacks.steps import length
 from sstune.attacks.validity import distance, to_8bit
@@ -154,24 +154,24 @@ class TestRoundedAttacks:
     def test_images_kept_are_in_the_ball(
         self, name: str, eight_bit: bool, norm: Norm, eps: float, network: Network, test_split: Split
     ) -> None:
-        victim, view = victim_of(network, test_split), View(Gradient.exact, network)
+        victim, source = victim_of(network, test_split), GradientSource(Gradient.exact, network)
         attack = make(name, norm=norm, eight_bit=eight_bit)
-        outcome = robust(victim, attack, view, eps, 50, victim.begin(120))
+        outcome = run_attack(victim, attack, source, eps, 50, victim.begin(120))
         kept, before = outcome.images.float() / 255, test_split.images.float() / 255
         check_images(kept, before, eps, norm)
         moved = (kept != before).flatten(1).any(1)
         assert torch.equal(moved, victim.clean)  # all that were attacked, and no other
         if eight_bit:  # what was judged is what was kept
             with torch.no_grad():
-                assert torch.equal(network(kept).argmax(1) == test_split.labels, outcome.right)
+                assert torch.equal(network(kept).argmax(1) == test_split.targets, outcome.robust)
 
     def test_success_is_judged_on_rounded_images(self, network: Network, test_split: Split) -> None:
         """At 1/255 no step of a quarter of it would outlive rounding; at half a level nothing does."""
         clean = victim_of(network, test_split).clean
         for eps in (0.4 / 255, 0.99 / 255):
-            assert torch.equal(attacked(network, make("pgd", eight_bit=True), test_split, eps).right, clean)
+            assert torch.equal(attacked(network, make("pgd", eight_bit=True), test_split, eps).robust, clean)
         found: dict[bool, Any] = {
-            eight_bit: attacked(network, make("pgd", eight_bit=eight_bit), test_split, 24 / 255).right
+            eight_bit: attacked(network, make("pgd", eight_bit=eight_bit), test_split, 24 / 255).robust
             for eight_bit in (False, True)
         }
         counts = {eight_bit: int(right.sum()) for eight_bit, right in found.items()}

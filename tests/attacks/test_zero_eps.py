@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from victims import OWN, Spy, attacked, make, victim_of
 
-from sstune.attacks import Attempt, InvalidAttack, Subject, View, check_zero_eps, robust
+from sstune.attacks import (
+    AttackedModel,
+    AttackResult,
+    GradientSource,
+    InvalidAttack,
+    check_zero_eps,
+    run_attack,
+)
 from sstune.backbones import Network
 from sstune.datasets import Split
 from sstune.schema import Draws, Gradient, Norm, Target
@@ -26,7 +33,10 @@ class TestZeroEps:
         self, name: str, gradient: Gradient, converted: Converted, test_split: Split
     ) -> None:
         network = converted(name)
-        victim, view = victim_of(network, test_split), View(gradient, network, draws=Draws.forward)
+        victim, source = (
+            victim_of(network, test_split),
+            GradientSource(gradient, network, draws=Draws.forward),
+        )
         for attack in (
             make("fgsm"),
             make("pgd", restarts=2, steps=2),
@@ -34,19 +44,19 @@ class TestZeroEps:
             make("mifgsm", steps=2, targeted=Target.random),
             make("fgsm", eight_bit=True, norm=Norm.L2),
         ):
-            assert torch.equal(robust(victim, attack, view, 0.0, 64).right, victim.clean)
-            check_zero_eps(victim, attack, view, 64)
+            assert torch.equal(run_attack(victim, attack, source, 0.0, 64).robust, victim.clean)
+            check_zero_eps(victim, attack, source, 64)
 
     def test_is_checked_in_few_steps(self, network: Network, test_split: Split) -> None:
-        attack: Any = make("pgd", steps=40, restarts=10).shortened()
-        assert (attack.config.steps, attack.config.restarts, len(attack.parts)) == (2, 2, 2)
-        assert make("pgd", steps=1).shortened().config == make("pgd", steps=1).config
-        assert make("fgsm", seed=3).shortened().seed == 3
+        attack: Any = make("pgd", steps=40, restarts=10).with_tiny_budget()
+        assert (attack.config.steps, attack.config.restarts, len(attack.stages)) == (2, 2, 2)
+        assert make("pgd", steps=1).with_tiny_budget().config == make("pgd", steps=1).config
+        assert make("fgsm", seed=3).with_tiny_budget().seed == 3
 
     def test_only_256_samples_are_checked(self, network: Network, test_split: Split) -> None:
         split, spy = test_split.take(torch.arange(300) % len(test_split)), Spy()
         victim = victim_of(network, split)
-        check_zero_eps(victim, spy, View(Gradient.exact, network), 64)
+        check_zero_eps(victim, spy, GradientSource(Gradient.exact, network), 64)
         some = victim.some(256)
         assert spy.samples[""] == some.samples[some.clean].tolist()
 
@@ -58,8 +68,10 @@ class Faulty(Spy):
         super().__init__()
         self.fault = fault
 
-    def __call__(self, part: str, subject: Subject, batch: Any, objective: Any, eps: float) -> Attempt:
-        return Attempt(self.fault(subject, batch.images), torch.full_like(batch.targets, -1))
+    def __call__(
+        self, stage: str, model: AttackedModel, batch: Any, objective: Any, eps: float
+    ) -> AttackResult:
+        return AttackResult(self.fault(model, batch.images), torch.full_like(batch.targets, -1))
 
 
 def train_mode(network: nn.Module, images: Tensor) -> Tensor:
@@ -96,7 +108,7 @@ class TestPlantedFaults:
     ) -> None:
         victim = victim_of(network, test_split)
         with pytest.raises(InvalidAttack, match=message):
-            check_zero_eps(victim, Faulty(fault), View(gradient, network), 64)
+            check_zero_eps(victim, Faulty(fault), GradientSource(gradient, network), 64)
 
     @pytest.mark.parametrize("eps", [0.0, 0.1])
     def test_show_at_any_eps_and_the_network_is_as_before(

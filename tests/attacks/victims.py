@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from sstune.attacks import (
     ATTACKS,
     Attack,
-    Attempt,
+    AttackedModel,
+    AttackResult,
+    GradientSource,
     Outcome,
-    Subject,
     Victim,
-    View,
     attack_batches,
-    robust,
+    run_attack,
 )
 from sstune.datasets import Batch, Split
 from sstune.schema import GROUPS, AttackConfig, ClassificationConfig, Gradient
@@ -49,7 +49,7 @@ class Labelled(Batch):
     def labels(self) -> Tensor:
         return self.targets
 
-    def broken(self, outputs: Tensor) -> Tensor:
+    def success(self, outputs: Tensor) -> Tensor:
         """Where an attack with these outputs has succeeded, by its definition."""
         predicted = outputs.argmax(1)
         return predicted != self.targets if self.wanted is None else predicted == self.wanted
@@ -68,11 +68,11 @@ def labelled(
 def batch_of(split: Split, wanted: Tensor | None = None) -> Labelled:
     """The whole split, each image with its position as its key."""
     assert isinstance(split.images, Tensor)
-    return labelled(split.images / 255, split.labels, wanted, range(len(split)))
+    return labelled(split.images / 255, split.targets, wanted, range(len(split)))
 
 
 def objective_of(batch: Labelled, loss: str = "ce") -> Misclassification:
-    return Misclassification(batch.labels, batch.wanted, loss)
+    return Misclassification(batch.targets, batch.wanted, loss)
 
 
 def gradients(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def victim_of(
     samples = torch.arange(len(split)) if samples is None else samples
     if clean is None:
         return Victim.of(network, CLASSIFICATION, split, samples, CPU)
-    predictions = torch.where(clean, split.labels, -1)
+    predictions = torch.where(clean, split.targets, -1)
     return Victim(network, CLASSIFICATION, split, samples, predictions, Score.count(clean), CPU)
 
 
@@ -110,17 +110,19 @@ def attacked(
     **of_victim: Any,
 ) -> Outcome:
     """The outcome of an attack on ``network`` through its own gradient."""
-    return robust(victim_of(network, split, **of_victim), attack, View(gradient, network), eps, batch_size)
+    return run_attack(
+        victim_of(network, split, **of_victim), attack, GradientSource(gradient, network), eps, batch_size
+    )
 
 
 def right(network: nn.Module, attack: Attack, split: Split, eps: float, *args: Any, **kwargs: Any) -> Tensor:
-    return attacked(network, attack, split, eps, *args, **kwargs).right
+    return attacked(network, attack, split, eps, *args, **kwargs).robust
 
 
-def stopped(victim: Victim, attack: Attack, view: View, eps: float, size: int, n: int) -> Outcome:
+def stopped(victim: Victim, attack: Attack, source: GradientSource, eps: float, size: int, n: int) -> Outcome:
     """What is left of an attack that is stopped after ``n`` batches, as a file would hold it."""
     outcome = victim.begin(30)
-    with closing(attack_batches(victim, attack, view, eps, size, outcome)) as batches_done:
+    with closing(attack_batches(victim, attack, source, eps, size, outcome)) as batches_done:
         for _ in range(n):
             next(batches_done)
         return Outcome.from_arrays(copy.deepcopy(outcome.arrays()))
@@ -129,24 +131,24 @@ def stopped(victim: Victim, attack: Attack, view: View, eps: float, size: int, n
 class Spy(Attack):
     """Moves nothing, and keeps what it was asked to attack."""
 
-    def __init__(self, parts: Sequence[str] = ("",)) -> None:
+    def __init__(self, stages: Sequence[str] = ("",)) -> None:
         super().__init__(AttackConfig(name="spy", eps=["0"]), 0)
-        self.parts = parts
+        self.stages = stages
         self.samples: dict[str, list[int]] = {}
         self.images: list[Tensor] = []
         self.modes: set[bool] = set()
 
-    def shortened(self) -> Spy:
+    def with_tiny_budget(self) -> Spy:
         return self
 
     def __call__(
-        self, part: str, subject: Subject, batch: Batch, objective: Objective, eps: float
-    ) -> Attempt:
-        self.samples.setdefault(part, []).extend(batch.samples.tolist())
+        self, stage: str, model: AttackedModel, batch: Batch, objective: Objective, eps: float
+    ) -> AttackResult:
+        self.samples.setdefault(stage, []).extend(batch.samples.tolist())
         self.images.append(batch.images)
-        self.modes |= {module.training for module in subject.modules()}
-        assert not any(parameter.requires_grad for parameter in subject.parameters())
-        return Attempt(self.move(part, batch), torch.full_like(batch.targets, 5))
+        self.modes |= {module.training for module in model.modules()}
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        return AttackResult(self.move(stage, batch), torch.full_like(batch.targets, 5))
 
-    def move(self, part: str, batch: Batch) -> Tensor:
+    def move(self, stage: str, batch: Batch) -> Tensor:
         return batch.images

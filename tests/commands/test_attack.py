@@ -100,8 +100,10 @@ class TestOfARun:
                 weights.load_feedback(network)
             task = tasks.build(config.task, 10)
             victim = attacks.Victim.of(network, task, test, samples, CPU)
-            view = attacks.View(Gradient.rule, network)
-            by_hand[feedback] = attacks.robust(victim, method, view, 24 / 255, 256).right.numpy()
+            gradient_source = attacks.GradientSource(Gradient.rule, network)
+            by_hand[feedback] = attacks.run_attack(
+                victim, method, gradient_source, 24 / 255, 256
+            ).robust.numpy()
         assert np.array_equal(found, by_hand["trained"])
         assert not np.array_equal(found, by_hand["newly drawn"])
 

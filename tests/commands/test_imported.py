@@ -50,7 +50,7 @@ import threading
 import others_nets
 from torch import nn
 
-def views():
+def gradient_sources():
     return others_nets.Views().eval()
 
 def cut():

@@ -35,7 +35,17 @@ Attack = Callable[..., Path]
 CPU = torch.device("cpu")
 EPS = ("8/255", "24/255")  # the digits have 17 grey levels, 16/255 apart
 CELLS = [f"{gradient} {eps}" for gradient in ("rule", "exact") for eps in EPS]
-FIELDS = ["right", "broken", "achieved", "predictions", "effort", "entered", "images", "part", "done"]
+FIELDS = [
+    "right",
+    "broken",
+    "achieved",
+    "predictions",
+    "steps_to_success",
+    "entered",
+    "images",
+    "stage",
+    "done",
+]
 LIMITS = ["attack.n=100", f"attack.eps=[{','.join(EPS)}]", "threads=1", "device=cpu"]
 PGD = ["attack=pgd", "attack.steps=3", *LIMITS]
 
@@ -103,7 +113,7 @@ class TestFile:
         assert np.array_equal(unpack(clean["outcomes"], 100), found["clean"])
         assert [f"{entry['gradient']} {entry['eps']}" for entry in measured] == CELLS
         for cell, entry in zip(CELLS, measured, strict=True):
-            right, effort = found[f"{cell}/right"], found[f"{cell}/effort"]
+            right, effort = found[f"{cell}/right"], found[f"{cell}/steps_to_success"]
             assert (entry["n"], entry["split"], entry["attack"], entry["source"]) == (100, "test", "pgd", "")
             assert entry["correct"] == int(right.sum())
             assert np.array_equal(unpack(entry["outcomes"], 100), right)
@@ -155,7 +165,7 @@ class TestFile:
         where = np.isin(more["samples"], few["samples"])
         assert where.sum() == len(few["samples"]) == 50
         for cell in CELLS:
-            for field in ("right", "broken", "effort"):
+            for field in ("right", "broken", "steps_to_success"):
                 assert np.array_equal(few[f"{cell}/{field}"], more[f"{cell}/{field}"][where])
 
     def test_another_seed_attacks_the_same_samples(self, attack: Attack, trained: Path) -> None:
@@ -253,11 +263,11 @@ class TestStopped:
             with suppress(Stopped):
                 row = work(StopAfter(1))
             found = saved(stopped.directory)
-            cells = [cell for cell in CELLS if f"{cell}/part" in found]
-            progress.append((len(cells), *(int(found[f"{cells[-1]}/{key}"]) for key in ("part", "done"))))
+            cells = [cell for cell in CELLS if f"{cell}/stage" in found]
+            progress.append((len(cells), *(int(found[f"{cells[-1]}/{key}"]) for key in ("stage", "done"))))
             assert len(progress) < 20
         assert progress == sorted(progress)
-        assert len(progress) > 2 * 2 * 2  # gradients, restarts, batches; and the end
+        assert len(progress) == 2 * 2 * 2  # gradients, restarts, batches
         assert same(outcomes(stopped.directory), outcomes(whole))
         without_seconds = [
             [{key: value for key, value in entry.items() if key != "seconds"} for entry in measured]
@@ -288,7 +298,7 @@ class TestStopped:
         assert set(os.listdir(tmp_path)) == {f"damaged{n}.{path.name}" for n in ("", ".2", ".3")}
 
     @pytest.mark.parametrize(
-        "field", ["right", "achieved", "predictions", "effort", "part", "images", "clean"]
+        "field", ["right", "achieved", "predictions", "steps_to_success", "stage", "images", "clean"]
     )
     @pytest.mark.parametrize("change", ["missing", "type", "size"])
     def test_a_cell_that_is_not_whole_is_not_gone_on_from(
@@ -323,6 +333,8 @@ class TestStopped:
         victim = victim_of(torch.arange(4), clean)
         arrays = dict(victim.begin().arrays())
         del arrays["achieved"], arrays["predictions"]
+        for name, earlier in (("stage", "part"), ("steps_to_success", "effort")):
+            arrays[earlier] = arrays.pop(name)
         # of the first three, one is still right, one is wrong, one has reached its target
         arrays |= {"right": np.array([1, 0, 0, 0], bool), "broken": np.array([0, 0, 1, 1], bool)}
         cell: Arrays = {f"rule 8/255/{field}": value for field, value in arrays.items()}
@@ -331,8 +343,8 @@ class TestStopped:
         )
         found = Outcomes(tmp_path, "a", victim).cells["rule 8/255"]
         assert found.achieved.tolist() == [0, 0.5, 1, 1]
-        assert torch.equal(found.right, torch.from_numpy(arrays["right"]))
-        assert torch.equal(found.broken, torch.from_numpy(arrays["broken"]))
+        assert torch.equal(found.robust, torch.from_numpy(arrays["right"]))
+        assert torch.equal(found.success, torch.from_numpy(arrays["broken"]))
         assert victim.score_of(found).correct == 1
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from sstune import backbones, datasets, rules
-from sstune.attacks import ATTACKS, Victim, View, robust
+from sstune.attacks import ATTACKS, GradientSource, Victim, run_attack
 from sstune.schema import BackboneConfig, FolderConfig, Gradient, PgdConfig, RuleConfig
 
 COUNTS = {"train": 10, "test": 4}  # images per class
@@ -103,18 +103,18 @@ def check_zero_eps() -> Callable[[datasets.Splits], None]:
         network = backbones.build(BackboneConfig("resnet20"), splits.shape, splits.n_classes, same, same)
         rules.convert(network.backbone, RuleConfig("usf"), seed=0)
         network.eval()
-        split = splits.test.take(datasets.spread(20, len(splits.test)))
+        split = splits.test.take(datasets.evenly_spaced(20, len(splits.test)))
         with torch.no_grad():
             (logits,) = (
                 network(images) for images, _ in pairs(datasets.batches(split, 20, torch.device("cpu")))
             )
-        split.labels[::2] = logits.argmax(1)[::2]  # it has learned nothing; half of them shall be right
-        clean = logits.argmax(1) == split.labels
+        split.targets[::2] = logits.argmax(1)[::2]  # it has learned nothing; half of them shall be right
+        clean = logits.argmax(1) == split.targets
         assert 10 <= int(clean.sum()) < 20
         victim = Victim(network, split, torch.arange(20), clean, torch.device("cpu"))
         pgd = ATTACKS["pgd"](PgdConfig("pgd", ["0"], steps=2), 0)
         for gradient in (Gradient.rule, Gradient.exact):
-            right = robust(victim, pgd, View(gradient, network), 0.0, 7).right
+            right = run_attack(victim, pgd, GradientSource(gradient, network), 0.0, 7).robust
             assert torch.equal(right, clean)
 
     return check_zero_eps

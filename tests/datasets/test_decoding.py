@@ -87,10 +87,10 @@ def test_eight_bits_are_enough_for_any_of_the_formats() -> None:
 
 
 def test_an_image_that_would_be_enlarged_beyond_measure() -> None:
-    view = View((4000, 4000))
-    view.check(Image.new("L", (80, 10)))
+    source = View((4000, 4000))
+    source.check(Image.new("L", (80, 10)))
     with pytest.raises(ValueError, match="900 x 10 pixels would be resized to 360,000 x 4,000"):
-        view.check(Image.new("L", (900, 10)))
+        source.check(Image.new("L", (900, 10)))
     assert MAX_PIXELS < 360_000 * 4000
 
 

@@ -103,7 +103,7 @@ def test_splits_are_those_of_the_images_in_memory(
 ) -> None:
     memory, files = load(folder_config(photographs, image_size=32)), streamed(workers=1)
     for one, other in ((memory.train, files.train), (memory.val, files.val), (memory.test, files.test)):
-        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.targets, other.targets)
         for (expected, labels), (found, others) in zip(
             pairs(batches(one, 4, "cpu")), pairs(batches(other, 4, "cpu")), strict=True
         ):
@@ -115,9 +115,9 @@ def test_take_sample_and_subset(streamed: Streamed) -> None:
     splits = streamed()
     part, index = splits.train.sample(5, seed=1)
     assert paths(part) == [paths(splits.train)[i] for i in index]
-    assert torch.equal(part.labels, splits.train.labels[index])
+    assert torch.equal(part.targets, splits.train.targets[index])
     shots = streamed(shots=2).train
-    assert shots.labels.tolist() == [0, 0, 1, 1]
+    assert shots.targets.tolist() == [0, 0, 1, 1]
     assert set(paths(shots)) < set(paths(splits.train))
     assert list(pairs(batches(part.take(torch.tensor([], dtype=torch.int64)), 4, "cpu"))) == []
 
@@ -125,7 +125,7 @@ def test_take_sample_and_subset(streamed: Streamed) -> None:
 def test_digest_is_of_paths_sizes_and_labels(streamed: Streamed, photographs: Path) -> None:
     split = streamed().test
     content = b"files"
-    for name, label in zip(paths(split), split.labels.tolist(), strict=True):
+    for name, label in zip(paths(split), split.targets.tolist(), strict=True):
         content += f"{name}\0{(photographs / name).stat().st_size}\0{label}\0".encode()
     assert split.digest == hashlib.sha256(content).hexdigest()
     assert split.take(torch.arange(7)).digest != split.digest
@@ -157,7 +157,7 @@ class TestTraining:
         split = streamed(val_fraction=0.12).train  # 16 images
 
         def loader(batch_size: int = 4, workers: int = 0, **settings: object) -> Loader:
-            read = Split(replace(split.images, workers=workers), split.labels)
+            read = Split(replace(split.images, workers=workers), split.targets)
             return make_loader(read, batch_size, "cpu", **{"seed": 3, **AUGMENTED, **settings})
 
         return loader

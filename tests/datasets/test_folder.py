@@ -37,7 +37,7 @@ def test_order_labels_and_pixels_are_those_of_image_folder(tree: Path, folder_co
     splits = load(folder_config(tree))
     oracle = ImageFolder(str(tree / "test"))
     assert splits.classes == oracle.classes == ["eight", "one", "zero"]
-    assert splits.test.labels.tolist() == oracle.targets
+    assert splits.test.targets.tolist() == oracle.targets
     pixels = np.stack([np.asarray(image)[:, :, 0] for image, _ in oracle])[:, None]
     assert np.array_equal(splits.test.images.numpy(), pixels)
     assert (splits.channels, splits.image_size, splits.n_classes) == (1, (8, 8), 3)
@@ -48,7 +48,7 @@ def test_validation_is_split_off_train_stratified_and_nothing_is_shared(
 ) -> None:
     splits = load(folder_config(tree, val_fraction=0.2))
     assert [len(splits.train), len(splits.val), len(splits.test)] == [24, 6, 12]
-    assert splits.val.labels.bincount().tolist() == [2, 2, 2]
+    assert splits.val.targets.bincount().tolist() == [2, 2, 2]
     oracle = ImageFolder(str(tree / "train"))
     whole = [np.asarray(image)[:, :, 0].tobytes() for image, _ in oracle]
     parts = contents(splits.train.images) + contents(splits.val.images)
@@ -61,7 +61,7 @@ def test_a_named_validation_split_leaves_train_whole(tree: Path, folder_config: 
     Image.new("L", (8, 8), 77).save(tree / "valid/one/0.png")
     splits = load(folder_config(tree, val_split="valid"))
     assert [len(splits.train), len(splits.val), len(splits.test)] == [30, 1, 12]
-    assert splits.val.labels.tolist() == [1]
+    assert splits.val.targets.tolist() == [1]
     assert splits.val.images.unique().tolist() == [77]
 
 
@@ -192,7 +192,7 @@ def test_a_class_that_train_lacks_is_refused_but_one_that_test_lacks_is_not(
     for file in (tree / "test/two").iterdir():
         file.unlink()
     scan.cache_clear()
-    assert load(folder_config(tree)).test.labels.unique().tolist() == [0, 2]
+    assert load(folder_config(tree)).test.targets.unique().tolist() == [0, 2]
 
 
 class TestCache:
@@ -321,8 +321,8 @@ def test_the_real_archive(folder_config: Config) -> None:
         pytest.skip(f"{root} is absent; set SSTUNE_SHARED to the folder that holds data/cifar10.tar.xz")
     decoded = load(folder_config(root))
     assert [len(decoded.train), len(decoded.val), len(decoded.test)] == [45_000, 5_000, 10_000]
-    assert decoded.train.labels.bincount().tolist() == [4_500] * 10
-    assert decoded.test.labels.bincount().tolist() == [1_000] * 10
+    assert decoded.train.targets.bincount().tolist() == [4_500] * 10
+    assert decoded.test.targets.bincount().tolist() == [1_000] * 10
     assert ",".join(decoded.classes) == "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
     assert (decoded.channels, decoded.image_size) == (3, (32, 32))
     assert digests(load(folder_config(root))) == digests(decoded)

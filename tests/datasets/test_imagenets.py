@@ -52,7 +52,7 @@ class TestTinyImagenet:
         wnid_of = dict(line.split("\t")[:2] for line in lines)
         assert splits.classes == sorted(wnid_of.values())
         ordered = sorted(wnid_of, key=lambda name: wnid_of[name])
-        assert splits.test.labels.tolist() == list(range(200))
+        assert splits.test.targets.tolist() == list(range(200))
         if not stream:
             first = np.asarray(Image.open(Path(official.root) / "val/images" / ordered[0])).transpose(2, 0, 1)
             assert np.array_equal(splits.test.images[0].numpy(), first)
@@ -115,7 +115,7 @@ def test_imagenet_has_1000_classes(tmp_path: Path, photograph: Photograph) -> No
     splits = load(config)
     assert [len(splits.train), len(splits.val), len(splits.test)] == [1800, 200, 1000]
     assert splits.classes == [f"n{c:08}" for c in range(1000)]
-    assert splits.test.labels.tolist() == list(range(1000))
+    assert splits.test.targets.tolist() == list(range(1000))
     for name in ("train", "val"):
         folder = tmp_path / "imagenet" / name / "n00000999"
         folder.rename(tmp_path / name)

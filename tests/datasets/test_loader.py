@@ -118,7 +118,7 @@ class TestLoader:
         digest = split.digest
         for _ in pairs(make_loader(split, 4, "cpu", 0, 1, True).epoch(0)):
             pass
-        assert Split(split.images, split.labels).digest == digest
+        assert Split(split.images, split.targets).digest == digest
 
     @pytest.mark.parametrize(
         ("n", "batch_size", "message"), [(1, 4, "at least 2"), (0, 4, "at"), (4, 0, "bat")]

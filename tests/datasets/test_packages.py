@@ -160,7 +160,7 @@ def check(config: Any) -> list[str]:
     splits = load(config)
     sizes = len(splits.train), len(splits.val), len(splits.test), splits.n_classes
     assert sizes == SIZES[config.name]
-    assert splits.train.labels.unique().tolist() == list(range(splits.n_classes))
+    assert splits.train.targets.unique().tolist() == list(range(splits.n_classes))
     assert not [path for path in Path(config.root).iterdir() if path.name.startswith(".")]
     return [splits.train.digest, splits.val.digest, splits.test.digest]
 
@@ -221,7 +221,7 @@ def test_cifar100_is_torchvisions(cifar100: Prepared) -> None:
     oracle = CIFAR100(cifar100[0].root, train=False)
     assert isinstance(splits.test.images, torch.Tensor)
     assert np.array_equal(splits.test.images.permute(0, 2, 3, 1).numpy(), oracle.data)
-    assert splits.test.labels.tolist() == oracle.targets
+    assert splits.test.targets.tolist() == oracle.targets
     assert splits.classes == [f"thing{i}" for i in range(100)]
 
 
@@ -232,7 +232,7 @@ def test_svhn_is_torchvisions_and_the_digit_0_has_the_label_0(svhn: Prepared) ->
     assert splits.shape == (3, 32, 32)
     for i, (image, label) in enumerate(oracle):
         assert np.array_equal(splits.test.images[i].permute(1, 2, 0).numpy(), np.asarray(image))
-        assert splits.test.labels[i] == label == (i + 1) % 10
+        assert splits.test.targets[i] == label == (i + 1) % 10
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -244,11 +244,11 @@ def test_flowers_have_their_official_splits_and_names(flowers102: Prepared, stre
     for name in ("train", "val", "test"):
         split = getattr(splits, name)
         oracle = Flowers102(config.root, name)
-        assert sorted(split.labels.tolist()) == sorted(oracle._labels)
+        assert sorted(split.targets.tolist()) == sorted(oracle._labels)
         if stream:
             files = {
                 os.fsdecode(bytes(file)): label
-                for file, label in zip(split.images.names, split.labels.tolist(), strict=True)
+                for file, label in zip(split.images.names, split.targets.tolist(), strict=True)
             }
             assert files == {
                 f"jpg/{file.name}": label
@@ -308,4 +308,4 @@ def test_fashion_mnist_is_read_from_its_own_folder(tmp_path: Path, check_zero_ep
     check_zero_eps(splits)
     assert [len(splits.train), len(splits.val), len(splits.test)] == [54_000, 6_000, 10_000]
     assert splits.shape == (1, 32, 32)
-    assert torch.equal(splits.test.images[:, 0, 16, 16].long(), splits.test.labels * 20)
+    assert torch.equal(splits.test.images[:, 0, 16, 16].long(), splits.test.targets * 20)

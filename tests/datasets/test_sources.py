@@ -61,15 +61,15 @@ class TestDigits:
         }
         for split in (splits.train, splits.val, splits.test):
             found = [oracle[image.numpy().tobytes()] for image in split.images]
-            assert found == split.labels.tolist()
+            assert found == split.targets.tolist()
 
     def test_splits_share_no_image_and_are_stratified(self, splits: Splits) -> None:
         assert [len(splits.train), len(splits.val), len(splits.test)] == [1294, 144, 359]
         train, val, test = (contents(split) for split in (splits.train, splits.val, splits.test))
         assert len(train | val | test) == 1797
         whole = np.bincount(load_digits().target)
-        assert np.abs(splits.test.labels.bincount().numpy() - whole * 0.2).max() < 1
-        assert np.abs(splits.val.labels.bincount().numpy() - whole * 0.8 * 0.1).max() < 1.2
+        assert np.abs(splits.test.targets.bincount().numpy() - whole * 0.2).max() < 1
+        assert np.abs(splits.val.targets.bincount().numpy() - whole * 0.8 * 0.1).max() < 1.2
 
     def test_splits_never_change(self, splits: Splits) -> None:
         """Published figures rest on these images being the test images."""
@@ -170,7 +170,7 @@ class TestMnist:
         assert (splits.shape, splits.n_classes) == ((1, 28, 28), 10)
         assert torch.equal(splits.test.images[:, 0], torch.from_numpy(raw["t10k"]))
         for split in (splits.train, splits.val, splits.test):
-            assert torch.equal(split.images[:, 0, 0, 2].long(), split.labels)
+            assert torch.equal(split.images[:, 0, 0, 2].long(), split.targets)
         pixels = torch.cat([splits.train.images, splits.val.images])[:, 0, 0].int()
         numbers = pixels[:, 0] + 251 * pixels[:, 1]
         assert torch.equal(numbers.sort().values, torch.arange(60_000, dtype=torch.int32))
@@ -213,7 +213,7 @@ class TestMnist:
         assert float(whole.mean()) == pytest.approx(0.1307, abs=5e-5)
         assert float(whole.std()) == pytest.approx(0.3081, abs=5e-5)
         counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-        assert torch.bincount(splits.test.labels).tolist() == counts
+        assert torch.bincount(splits.test.targets).tolist() == counts
 
 
 class TestCifar10:
@@ -231,8 +231,8 @@ class TestCifar10:
         assert splits.classes == list("abcdefghij")
         oracle = CIFAR10(root, train=False)
         assert np.array_equal(splits.test.images.permute(0, 2, 3, 1).numpy(), oracle.data)
-        assert splits.test.labels.tolist() == oracle.targets
-        assert splits.val.labels.bincount().tolist() == [2] * 10
+        assert splits.test.targets.tolist() == oracle.targets
+        assert splits.val.targets.bincount().tolist() == [2] * 10
         train = {image.transpose(2, 0, 1).tobytes() for image in CIFAR10(root, train=True).data}
         assert contents(splits.train) | contents(splits.val) == train
         assert not contents(splits.train) & contents(splits.val)
@@ -306,4 +306,4 @@ class TestCifar10:
 
 
 def test_labels_are_int64_whatever_the_source() -> None:
-    assert load(DigitsConfig(name="digits")).train.labels.dtype == torch.int64
+    assert load(DigitsConfig(name="digits")).train.targets.dtype == torch.int64

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sstune.datasets.splits import Split, Splits, permutation, split_off, spread
+from sstune.datasets.splits import Split, Splits, evenly_spaced, permutation, split_off
 from sstune.schema import RequestError
 
 
@@ -76,7 +76,7 @@ class TestSplit:
         part, index = split.sample(n, seed)
         assert len(part) == min(n, size)
         assert numbers(part) == index.tolist() == sorted(set(index.tolist()))
-        assert torch.equal(part.labels, split.labels[index])
+        assert torch.equal(part.targets, split.targets[index])
         assert torch.equal(split.sample(n, seed)[1], index)
         assert set(index.tolist()) <= set(split.sample(n + 1, seed)[1].tolist())
 
@@ -101,7 +101,7 @@ class TestSplit:
 
 @given(st.integers(0, 300), st.integers(1, 300))
 def test_spread_is_even(n: int, among: int) -> None:
-    positions = spread(n, among).tolist()
+    positions = evenly_spaced(n, among).tolist()
     assert len(positions) == min(n, among)
     steps = {later - earlier for earlier, later in itertools.pairwise([*positions, among])}
     assert steps <= {among // len(positions), among // len(positions) + 1} if positions else not steps
@@ -125,9 +125,9 @@ def test_split_off_partitions_and_stratifies(labels: list[int], fraction: float)
     assert sorted(numbers(rest) + numbers(part)) == list(range(len(labels)))
     assert numbers(rest) == sorted(numbers(rest))
     assert numbers(part) == sorted(numbers(part))
-    assert part.labels.tolist() == [labels[i] for i in numbers(part)]
+    assert part.targets.tolist() == [labels[i] for i in numbers(part)]
     for label in set(labels):
-        total, taken = labels.count(label), part.labels.tolist().count(label)
+        total, taken = labels.count(label), part.targets.tolist().count(label)
         assert abs(taken - total * fraction) < 1 + 1e-6
         assert taken < total
     if all(labels.count(label) * (1 - fraction) > 1 for label in set(labels)):

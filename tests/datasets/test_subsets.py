@@ -34,13 +34,13 @@ def test_train_n_is_exact_balanced_and_nested(labels: list[int], seed: int, data
     part = subset(split, n, None, seed, CLASSES)
     assert len(part) == n
     assert numbers(part) == sorted(set(numbers(part)))
-    assert part.labels.tolist() == [labels[i] for i in numbers(part)]
+    assert part.targets.tolist() == [labels[i] for i in numbers(part)]
     assert numbers(subset(split, n, None, seed, CLASSES)) == numbers(part)
     smaller = subset(split, data.draw(st.integers(1, n)), None, seed, CLASSES)
     assert set(numbers(smaller)) <= set(numbers(part))
 
     counts = np.bincount(labels, minlength=5)
-    taken = part.labels.bincount(minlength=5).numpy()
+    taken = part.targets.bincount(minlength=5).numpy()
     present = (
         counts > 0
     )  # Webster: no class could give an image to another and both be nearer to their shares
@@ -52,7 +52,7 @@ def test_train_n_is_exact_balanced_and_nested(labels: list[int], seed: int, data
 def test_classes_of_equal_size_get_equal_numbers(per_class: int, seed: int, data: st.DataObject) -> None:
     """What the largest remainder gives, too: each class the floor or the ceiling of n / 5."""
     n = data.draw(st.integers(1, 5 * per_class))
-    taken = subset(numbered(CLASSES_LABELS * per_class), n, None, seed, CLASSES).labels.bincount(minlength=5)
+    taken = subset(numbered(CLASSES_LABELS * per_class), n, None, seed, CLASSES).targets.bincount(minlength=5)
     assert set(taken.tolist()) <= {n // 5, math.ceil(n / 5)}
 
 
@@ -69,7 +69,7 @@ def test_shots_are_exactly_that_many_of_each_class(labels: list[int], seed: int,
             subset(split, None, shots, seed, CLASSES)
         return
     part = subset(split, None, shots, seed, CLASSES)
-    assert part.labels.bincount().tolist() == [shots] * 5
+    assert part.targets.bincount().tolist() == [shots] * 5
     assert numbers(part) == sorted(numbers(part))
     if shots > 1:
         assert set(numbers(subset(split, None, shots - 1, seed, CLASSES))) < set(numbers(part))

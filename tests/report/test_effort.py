@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from sstune.report.effort import accuracy_after, complete, metric_against_effort
-from sstune.report.looks import COLOURS
 from sstune.report.measurements import frame
+from sstune.report.styles import COLOURS
 
 
 def points(axes: Any) -> dict[tuple[str, str], list[tuple[float, float]]]:

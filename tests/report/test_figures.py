@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sstune.report.figures import metric_against_eps
-from sstune.report.looks import CHANCE, COLOURS
 from sstune.report.measurements import frame
+from sstune.report.styles import CHANCE, COLOURS
 
 
 def campaign(make: Any, scales: tuple[str, ...] = ("unit",), **changes: Any) -> list[Any]:

@@ -19,10 +19,10 @@ from scipy import stats
 from sstune.packing import pack, pack_values, unpack_values
 from sstune.report.effort import metric_against_effort
 from sstune.report.figures import metric_against_eps
-from sstune.report.looks import CHANCE
 from sstune.report.measurements import frame, interval
 from sstune.report.pairs import gap_table, paired_table
 from sstune.report.rows import read_rows, write_rows
+from sstune.report.styles import CHANCE
 from sstune.report.tables import table, to_csv, to_latex, to_text, wide
 from sstune.report.transfer import transfer_map
 from sstune.schema import RequestError

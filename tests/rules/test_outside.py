@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,12 +78,11 @@ class Binary(DirectFeedback):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules are known within a test only."""
     monkeypatch.setattr(FEEDBACKS, "_entries", dict(FEEDBACKS._entries))
     FEEDBACKS.register("ternary")(Ternary)
     FEEDBACKS.register("binary")(Binary)
-    yield
 
 
 def mlp() -> nn.Sequential:

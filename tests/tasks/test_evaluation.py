@@ -41,12 +41,12 @@ def test_equals_the_whole_split_in_one_batch(n: int) -> None:
     judged = evaluate(model, TASK, data, CPU)
     with torch.no_grad():
         outputs = model.eval()(data.images / 255)
-        expected = outputs.argmax(1) == data.labels
+        expected = outputs.argmax(1) == data.targets
     assert judged.score.each is not None
     assert torch.equal(judged.score.each, expected)
     assert judged.score.correct == int(expected.sum())
     assert torch.equal(judged.predictions, outputs.argmax(1))
-    loss = F.cross_entropy(outputs, data.labels, label_smoothing=0.1)
+    loss = F.cross_entropy(outputs, data.targets, label_smoothing=0.1)
     assert judged.loss == pytest.approx(float(loss), rel=1e-5)
 
 

@@ -13,7 +13,7 @@ from processes import run_all
 from sstune import backbones, datasets, rules, tasks
 from sstune.commands import execute
 from sstune.composition import Request, compose
-from sstune.training import Learner, build_optimizer, join, synchronise_normalisation
+from sstune.training import Learner, build_optimizer, init_distributed, synchronise_normalisation
 from sstune.training.adversarial import adversary_of
 from sstune.training.step import Step
 from sstune.validation import validate
@@ -46,7 +46,7 @@ def run_lines(lines: list[list[str]]) -> None:
 
 def train_in_float64(forms: dict[str, list[str]], steps: int, out: Path) -> None:
     """ResNet-20 on the digits in float64, by the engine's own step and loader; saves the whole state."""
-    world = join()
+    world = init_distributed()
     for name, overrides in forms.items():
         line = ["dataset.test_fraction=0.8", "dataset.flip=true", "batch_size=50", "optimizer.lr=0.05"]
         config = compose("train", [*line, *overrides])

@@ -107,7 +107,7 @@ def written_out(
 
 def batch(digits: datasets.Splits, n: int = 50) -> tuple[Tensor, Tensor]:
     assert isinstance(digits.train.images, Tensor)
-    return digits.train.images[:n] / 255, digits.train.labels[:n]
+    return digits.train.images[:n] / 255, digits.train.targets[:n]
 
 
 def moved(
@@ -237,7 +237,7 @@ class TestTraining:
         assert checked == epochs * len(trainer.loader)
 
     def test_makes_a_network_more_robust_than_plain_training(self, digits: datasets.Splits) -> None:
-        images, labels = digits.test.images[:300] / 255, digits.test.labels[:300]
+        images, labels = digits.test.images[:300] / 255, digits.test.targets[:300]
         right, eps = {}, 0.15
         for adversarial in ("null", "pgd5"):
             line = ["epochs=10", "optimizer.lr=0.05", f"adversary.attack={adversarial}"]

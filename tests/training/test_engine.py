@@ -24,7 +24,7 @@ from torch import nn
 import sstune
 from sstune import backbones, datasets, rules, tasks
 from sstune.cli import main
-from sstune.commands.train import learn
+from sstune.commands.train import fit_network
 from sstune.composition import compose, restore
 from sstune.datasets import Loader
 from sstune.interrupt import StopFlag, Stopped
@@ -67,7 +67,7 @@ def short() -> list[str]:
 def work(config: RunConfig, out: Path, stop: StopFlag | None = None) -> dict[str, Any]:
     run = Run(replace(config, out=str(out)), [], None)
     run.directory.mkdir(parents=True, exist_ok=True)
-    return learn(run, None, CPU, StopFlag() if stop is None else stop)
+    return fit_network(run, None, CPU, StopFlag() if stop is None else stop)
 
 
 def directory(out: Path) -> Path:
@@ -451,12 +451,12 @@ class TestSteps:
     def test_updates_are_compared_on_images_of_every_class(self, make: Make) -> None:
         """Though a source may store its images sorted by class."""
         trainer = make("rule=usf")
-        order = trainer.loader.split.labels.argsort()
+        order = trainer.loader.split.targets.argsort()
         by_class = Loader(trainer.loader.split.take(order), 50, CPU, 0)
         learner = Learner(trainer.config, trainer.network, trainer.task, trainer.optimizer, CPU)
         again = Trainer(learner, by_class, trainer.splits, trainer.save, StopFlag())
         assert len(again.probe) == 128
-        assert set(again.probe.labels.tolist()) == set(range(10))
+        assert set(again.probe.targets.tolist()) == set(range(10))
 
     @pytest.mark.parametrize("rule", [["brsf", "rule.redraw=forward"], ["usf"], ["wm"], ["dfa"]])
     def test_measuring_alignment_changes_no_weight(self, make: Make, rule: list[str]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from sstune.attacks.audit import black_box, gradients, strength, validity
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult, verdict
 from sstune.attacks.audit.evidence import Cell, Evidence
-from sstune.attacks.evaluation import drawing_anew
+from sstune.attacks.evaluation import seeded_rng
 from sstune.attacks.validity import InvalidAttack
 from sstune.schema import RequestError
 from sstune.schema.audit import CHECKS, Status
@@ -40,7 +40,7 @@ def audit(evidence: Evidence, skip: Collection[str] = ()) -> Iterator[CheckResul
             result = CheckResult(Status.not_run, text="skipped by audit.skip")
         else:
             try:
-                with drawing_anew(evidence.victim.device, evidence.seed, spec.id):
+                with seeded_rng(evidence.victim.device, evidence.seed, spec.id):
                     result = CHECK_FUNCTIONS[spec.id](evidence)
             except InvalidAttack as error:
                 result = CheckResult(Status.error, text=str(error))

@@ -71,14 +71,14 @@ def compare_black_box(
     Returns:
         The pairing, and whether the black box attacked all samples.
     """
-    white = evidence.pgd(evidence.white_box, eps).right[samples]
+    white = evidence.pgd(evidence.white_box, eps).robust[samples]
     black = white.clone()
     if white.any():
-        black[white] = attack(eps, samples[white], "left").right
+        black[white] = attack(eps, samples[white], "left").robust
     pair = pairing(white, black)
     if pair.points <= MARGIN:
         return pair, False
     others = evidence.victim.clean[samples] & ~white
     if others.any():
-        black[others] = attack(eps, samples[others], "others").right
+        black[others] = attack(eps, samples[others], "others").robust
     return pairing(white, black), True

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sstune.attacks.ascent import loss_gradient
-from sstune.attacks.evaluation import Victim, View, attacked_through
-from sstune.attacks.subject import Subject
+from sstune.attacks.attacked_model import AttackedModel
+from sstune.attacks.evaluation import GradientSource, Victim, gradient_mode
 from sstune.datasets import Batch, batches
 from sstune.schema import AttackLoss
 from sstune.tasks import Goal, Objective
@@ -28,23 +28,23 @@ def objective(victim: Victim, batch: Batch, loss: AttackLoss) -> Objective:
     return victim.task.objective(batch, Goal(loss), lambda: victim.network(batch.images))
 
 
-def input_gradient(victim: Victim, view: View, batch: Batch, *key: int | str) -> Tensor:
+def input_gradient(victim: Victim, source: GradientSource, batch: Batch, *key: int | str) -> Tensor:
     """Gradient of the cross-entropy with respect to the images, (N, C, H, W) float64, so that the squares of
     tiny values do not vanish; random feedback is drawn by ``key``."""
     wanted = objective(victim, batch, AttackLoss.ce)
-    with attacked_through(view.network, view.gradient):
-        return loss_gradient(view.subject(*key), batch.images, wanted)[1].double()
+    with gradient_mode(source.network, source.gradient):
+        return loss_gradient(source.model(*key), batch.images, wanted)[1].double()
 
 
-def margin_pass(victim: Victim, subject: Subject, batch: Batch) -> tuple[Tensor, Tensor]:
+def margin_pass(victim: Victim, model: AttackedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Outputs, and the gradient of the margin with respect to the images."""
-    return loss_gradient(subject, batch.images, objective(victim, batch, AttackLoss.margin))
+    return loss_gradient(model, batch.images, objective(victim, batch, AttackLoss.margin))
 
 
-def losses(victim: Victim, view: View, n: int, batch_size: int) -> Tensor:
+def losses(victim: Victim, source: GradientSource, n: int, batch_size: int) -> Tensor:
     """Cross-entropies, (n,) on the CPU, of the samples of :func:`spread_batches`."""
     found = []
-    with torch.no_grad(), attacked_through(victim.network, view.gradient):
+    with torch.no_grad(), gradient_mode(victim.network, source.gradient):
         for batch in spread_batches(victim, n, batch_size):
             wanted = objective(victim, batch, AttackLoss.ce)
             found.append(wanted.loss(victim.network(batch.images), batch.images, 0.0).cpu())
@@ -53,7 +53,7 @@ def losses(victim: Victim, view: View, n: int, batch_size: int) -> Tensor:
 
 def chance(victim: Victim, n_classes: int) -> float:
     """Accuracy of guessing, or of the best constant answer if that is higher."""
-    most_frequent = int(victim.split.labels.bincount().max())
+    most_frequent = int(victim.split.targets.bincount().max())
     return max(1 / n_classes, most_frequent / len(victim.clean))
 
 

@@ -17,7 +17,7 @@ FEWEST = 6  # the fewest samples that only one of two attacks breaks that are si
 
 def pairing(a: Outcome | Tensor, b: Outcome | Tensor) -> Pairing:
     """Which samples attacks A and B leave correctly classified, from outcomes or (n,) bool."""
-    right_a, right_b = (each.right if isinstance(each, Outcome) else each for each in (a, b))
+    right_a, right_b = (each.robust if isinstance(each, Outcome) else each for each in (a, b))
     return Pairing.of(right_a.numpy(), right_b.numpy())
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sstune.attacks.attack import ATTACKS, Attack
 from sstune.attacks.audit.comparison import FEWEST
-from sstune.attacks.evaluation import Victim, View
+from sstune.attacks.evaluation import GradientSource, Victim
 from sstune.attacks.outcome import Outcome
-from sstune.datasets import spread
+from sstune.datasets import evenly_spaced
 from sstune.quantities import parse_eps
 from sstune.schema import (
     AscentConfig,
@@ -33,8 +33,8 @@ LARGE = ("64/255", "1.0")  # more than any network withstands, and any image at 
 SMALLEST, LARGEST = 1 / 64 / 255, parse_eps(LARGE[0])  # between which an informative eps is searched for
 CLOSEST = 1.1  # the search ends once the ratio of the two nearest eps is smaller
 
-# ``(key, victim, attack, view, eps) -> outcome``: makes an attack, or returns its saved outcome.
-Run = Callable[[str, Victim, Attack, View, str], Outcome]
+# ``(key, victim, attack, source, eps) -> outcome``: makes an attack, or returns its saved outcome.
+Run = Callable[[str, Victim, Attack, GradientSource, str], Outcome]
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Evidence:
     """
 
     victim: Victim
-    white_box: View
-    exact: View
-    surrogate: View | None
+    white_box: GradientSource
+    exact: GradientSource
+    surrogate: GradientSource | None
     has_feedback: bool
     n_classes: int
     eps: list[str]
@@ -137,30 +137,30 @@ class Evidence:
 
     def _survival(self, eps: str) -> float:
         """The share of the correctly classified samples that PGD through the white box leaves."""
-        return int(self.pgd(self.white_box, eps).right.sum()) / max(int(self.victim.clean.sum()), 1)
+        return int(self.pgd(self.white_box, eps).robust.sum()) / max(int(self.victim.clean.sum()), 1)
 
     def largest_eps_with_survivors(self, samples: Tensor) -> str:
         """The largest informative eps at which the white box leaves enough of ``samples`` for another attack
         to be significantly stronger; the smallest, if it never does."""
-        left = {eps: int(self.pgd(self.white_box, eps).right[samples].sum()) for eps in self.informative_eps}
+        left = {eps: int(self.pgd(self.white_box, eps).robust[samples].sum()) for eps in self.informative_eps}
         enough = (eps for eps in reversed(self.informative_eps) if left[eps] >= FEWEST)
         return next(enough, self.informative_eps[0])
 
-    def pgd(self, view: View, eps: str, **changes: Any) -> Outcome:
+    def pgd(self, source: GradientSource, eps: str, **changes: Any) -> Outcome:
         """PGD-20 from one random start, steps of eps/4, with other settings in ``changes``."""
         config = replace(PgdConfig("pgd", [eps], steps=STEPS), **changes)
         label = " ".join(["pgd", *(f"{key}={value}" for key, value in changes.items())])
-        return self._attack(label, config, self._distinct(view), eps)
+        return self._attack(label, config, self._distinct(source), eps)
 
     def pgd_for_images(self) -> dict[str, Outcome]:
         """PGD through each gradient, at the eps asked for that is nearest to leaving half of the samples."""
         eps = self._nearest_half(self.eps)
         views = (self.white_box, self.exact) if self.has_feedback else (self.white_box,)
-        return {f"{view.gradient} {eps}": self.pgd(view, eps) for view in views}
+        return {f"{source.gradient} {eps}": self.pgd(source, eps) for source in views}
 
-    def fgsm(self, view: View, eps: str) -> Outcome:
+    def fgsm(self, source: GradientSource, eps: str) -> Outcome:
         """One step of size eps."""
-        return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._distinct(view), eps)
+        return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._distinct(source), eps)
 
     def transfer(self, eps: str) -> Outcome:
         """MI-FGSM on the surrogate."""
@@ -189,38 +189,38 @@ class Evidence:
     @property
     def black_box_samples(self) -> Tensor:
         """Indices, (at most ``audit.black_box_n``,)."""
-        return spread(self.config.black_box_n, self.n)
+        return evenly_spaced(self.config.black_box_n, self.n)
 
     @property
     def label_samples(self) -> Tensor:
         """Indices, (at most ``audit.label_n``,)."""
-        return spread(self.config.label_n, self.n)
+        return evenly_spaced(self.config.label_n, self.n)
 
     def worst_case(self, eps: str) -> Tensor:
         """(n,) bool, right under every attack that was made at this eps or a smaller one."""
         right, radius = self.victim.clean.clone(), parse_eps(eps)
         for cell in self.cells.values():
             if parse_eps(cell.eps) <= radius:
-                right[cell.subset.index] &= cell.outcome.right
+                right[cell.subset.index] &= cell.outcome.robust
         return right
 
     @property
-    def _no_gradient(self) -> View:
+    def _no_gradient(self) -> GradientSource:
         return replace(self.white_box, gradient=Gradient.none)
 
-    def _distinct(self, view: View) -> View:
+    def _distinct(self, source: GradientSource) -> GradientSource:
         """Without feedback both gradients are the same, so that attacks need not be repeated."""
-        return view if self.has_feedback else self.white_box
+        return source if self.has_feedback else self.white_box
 
     def _attack(
-        self, label: str, config: AttackConfig, view: View, eps: str, subset: Subset | None = None
+        self, label: str, config: AttackConfig, source: GradientSource, eps: str, subset: Subset | None = None
     ) -> Outcome:
         """The outcome of an attack on ``subset`` (None: all samples); made if there is none yet."""
         if subset is None:
             subset = Subset(torch.arange(self.n), torch.arange(self.n))
-        key = " ".join(filter(None, [label, view.gradient, view.source, eps, subset.part]))
+        key = " ".join(filter(None, [label, source.gradient, source.name, eps, subset.part]))
         if key not in self.cells:
             attack = ATTACKS[config.name](config, self.seed)
-            outcome = self.run(key, self.victim.take(subset.index), attack, view, eps)
-            self.cells[key] = Cell(label, view.gradient, eps, view.source, outcome, subset)
+            outcome = self.run(key, self.victim.take(subset.index), attack, source, eps)
+            self.cells[key] = Cell(label, source.gradient, eps, source.name, outcome, subset)
         return self.cells[key].outcome

@@ -44,8 +44,8 @@ def d2(evidence: Evidence) -> CheckResult:
     cosines, signs = [], []
     for batch in spread_batches(evidence.victim, COMPARED, BATCH_SIZE):
         rule, exact = (
-            input_gradient(evidence.victim, view, batch, evidence.seed, "gradients").flatten(1)
-            for view in (evidence.white_box, evidence.exact)
+            input_gradient(evidence.victim, source, batch, evidence.seed, "gradients").flatten(1)
+            for source in (evidence.white_box, evidence.exact)
         )
         cosines.append(F.cosine_similarity(rule, exact, eps=1e-200))
         signs.append((rule.sign() == exact.sign()).double().mean(1))

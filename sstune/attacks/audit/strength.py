@@ -23,9 +23,9 @@ FAILED = 1.0  # percent left at eps 1.0 by an attack that does not work; a few m
 @CHECK_FUNCTIONS.register("D3")
 def d3(evidence: Evidence) -> CheckResult:
     """Many steps must break what one step breaks."""
-    view, lead = evidence.white_box, {}
+    source, lead = evidence.white_box, {}
     for eps in evidence.eps:
-        lead[eps] = percent(evidence.pgd(view, eps).right) - percent(evidence.fgsm(view, eps).right)
+        lead[eps] = percent(evidence.pgd(source, eps).robust) - percent(evidence.fgsm(source, eps).robust)
     eps = max(lead, key=lambda name: lead[name])
     status = Status.warn if lead[eps] > WEAKER else Status.ok
     text = f"PGD less FGSM, at {eps}"
@@ -36,9 +36,9 @@ def d3(evidence: Evidence) -> CheckResult:
 def d4(evidence: Evidence) -> CheckResult:
     """Twice the steps, or five starts, must not find much more."""
     eps = evidence.eps_at_half
-    usual = percent(evidence.pgd(evidence.white_box, eps).right)
-    longer = usual - percent(evidence.pgd(evidence.white_box, eps, steps=40, step_size="eps/8").right)
-    restarts = usual - percent(evidence.pgd(evidence.white_box, eps, restarts=5).right)
+    usual = percent(evidence.pgd(evidence.white_box, eps).robust)
+    longer = usual - percent(evidence.pgd(evidence.white_box, eps, steps=40, step_size="eps/8").robust)
+    restarts = usual - percent(evidence.pgd(evidence.white_box, eps, restarts=5).robust)
     gain = max(longer, restarts)
     status = Status.warn if gain > CONVERGED else Status.ok
     text = f"at {eps} twice the steps break {longer:.1f} points more, five starts {restarts:.1f}"
@@ -53,7 +53,7 @@ def d5(evidence: Evidence) -> CheckResult:
     MNIST): what is left there is held against the network only if labels alone suffice to break it.
     """
     chance = classification.chance(evidence.victim, evidence.n_classes)
-    large, whole = (evidence.pgd(evidence.white_box, eps).right for eps in LARGE)
+    large, whole = (evidence.pgd(evidence.white_box, eps).robust for eps in LARGE)
     status = Status.warn if whole.any() else Status.ok
     text = f"{percent(large):.1f} % are left at {LARGE[0]}, {percent(whole):.1f} % at {LARGE[1]}"
     masked = _surely_above(whole, FAILED / 100)
@@ -96,8 +96,8 @@ def _rises(pair: Pairing) -> bool:
 def d9(evidence: Evidence) -> CheckResult:
     """The best of 100 random perturbations must be weaker than the attack."""
     eps, some = evidence.eps_at_half, evidence.black_box_samples
-    attack = percent(evidence.pgd(evidence.white_box, eps).right[some])
-    noise = percent(evidence.noise(eps).right)
+    attack = percent(evidence.pgd(evidence.white_box, eps).robust[some])
+    noise = percent(evidence.noise(eps).robust)
     status = Status.warn if noise <= attack + WEAKER else Status.ok
     text = f"at {eps} noise leaves {noise:.1f} %, PGD {attack:.1f} %"
     return CheckResult(status, noise - attack, "points", f"> {WEAKER:g}", len(some), text)
@@ -107,8 +107,8 @@ def d9(evidence: Evidence) -> CheckResult:
 def d14(evidence: Evidence) -> CheckResult:
     """Success on the way that the last step has lost; ours is kept, a plain loop would miss it."""
     eps = evidence.eps_at_half
-    kept = evidence.pgd(evidence.white_box, eps).right
-    last = evidence.pgd(evidence.white_box, eps, early_exit=False).right
+    kept = evidence.pgd(evidence.white_box, eps).robust
+    last = evidence.pgd(evidence.white_box, eps, early_exit=False).robust
     lost = percent(last & ~kept)
     text = f"{lost:.1f} % of the samples break on the way at {eps} and are right again at the last step"
     return CheckResult(Status.report, lost, "%", "", evidence.n, text)

@@ -9,7 +9,7 @@ from sstune.attacks.attack import ATTACKS
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
 from sstune.attacks.audit.classification import are_probabilities, margin_pass, spread_batches
 from sstune.attacks.audit.evidence import Evidence
-from sstune.attacks.evaluation import attacked_through, check_zero_eps
+from sstune.attacks.evaluation import check_zero_eps, gradient_mode
 from sstune.attacks.validity import InvalidAttack, differ
 from sstune.datasets import Batch
 from sstune.modes import eval_mode
@@ -83,10 +83,10 @@ def d11(evidence: Evidence) -> CheckResult:
 def repeated(evidence: Evidence) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and own input gradients of the same images, five times over, drawn as the attack draws."""
     batch = probe(evidence)
-    subject = evidence.white_box.subject(evidence.seed, "repeat")
-    subject.eot = 1
-    with attacked_through(evidence.victim.network, evidence.white_box.gradient):
-        passes = [margin_pass(evidence.victim, subject, batch) for _ in range(REPEATS)]
+    model = evidence.white_box.model(evidence.seed, "repeat")
+    model.eot = 1
+    with gradient_mode(evidence.victim.network, evidence.white_box.gradient):
+        passes = [margin_pass(evidence.victim, model, batch) for _ in range(REPEATS)]
     return [outputs for outputs, _ in passes], [gradient for _, gradient in passes]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from victims import victim_of
 
-from sstune.attacks import Attack, Outcome, Victim, View, robust
+from sstune.attacks import Attack, GradientSource, Outcome, Victim, run_attack
 from sstune.attacks.audit import Evidence
 from sstune.datasets import Split
 from sstune.quantities import parse_eps
@@ -37,15 +37,15 @@ def audited(test_split: Split) -> Audited:
         n_classes: int = 10,
         **config: Any,
     ) -> Evidence:
-        def run(key: str, victim: Victim, attack: Attack, view: View, eps: str) -> Outcome:
-            return robust(victim, attack, view, parse_eps(eps), 128)
+        def run(key: str, victim: Victim, attack: Attack, source: GradientSource, eps: str) -> Outcome:
+            return run_attack(victim, attack, source, parse_eps(eps), 128)
 
         split = test_split if split is None else split
         return Evidence(
             victim=victim_of(network, split),
-            white_box=View(Gradient.rule, network, **(own or {})),
-            exact=View(Gradient.exact, network),
-            surrogate=None if surrogate is None else View(Gradient.surrogate, surrogate, "other"),
+            white_box=GradientSource(Gradient.rule, network, **(own or {})),
+            exact=GradientSource(Gradient.exact, network),
+            surrogate=None if surrogate is None else GradientSource(Gradient.surrogate, surrogate, "other"),
             has_feedback=bool(feedback_layers(network)),
             n_classes=n_classes,
             eps=list(eps),
@@ -71,7 +71,7 @@ def planned() -> Audited:
         labels: Tensor | None = None,
         **config: Any,
     ) -> Evidence:
-        def run(key: str, victim: Victim, attack: Attack, view: View, eps: str) -> Outcome:
+        def run(key: str, victim: Victim, attack: Attack, source: GradientSource, eps: str) -> Outcome:
             right = first(left[key], n)[victim.samples]
             assert not (right & ~victim.clean).any(), key
             outcome = victim.begin()
@@ -83,9 +83,9 @@ def planned() -> Audited:
         split = Split(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), labels)
         return Evidence(
             victim=victim_of(network, split, clean=first(n if clean is None else clean, n)),
-            white_box=View(Gradient.rule, network),
-            exact=View(Gradient.exact, network),
-            surrogate=View(Gradient.surrogate, network, "other"),
+            white_box=GradientSource(Gradient.rule, network),
+            exact=GradientSource(Gradient.exact, network),
+            surrogate=GradientSource(Gradient.surrogate, network, "other"),
             has_feedback=has_feedback,
             n_classes=10,
             eps=list(eps),

@@ -10,7 +10,7 @@ import torch
 from sstune.attacks.attack import ATTACKS
 from sstune.attacks.audit import CheckResult, Evidence
 from sstune.attacks.audit.black_box import d7, d8, d13
-from sstune.attacks.evaluation import robust
+from sstune.attacks.evaluation import run_attack
 from sstune.backbones import Network
 from sstune.schema import SquareConfig
 from sstune.schema.audit import Status
@@ -92,13 +92,13 @@ def test_square_in_two_parts_is_square_on_all(converted: Callable[[str], Network
     check = d7(evidence)
     assert check.status is Status.masked
     some = evidence.black_box_samples
-    white = evidence.pgd(evidence.white_box, "64/255").right[some]
+    white = evidence.pgd(evidence.white_box, "64/255").robust[some]
     square = ATTACKS["square"](SquareConfig("square", ["64/255"], queries=100), 0)
     clean = evidence.victim.clean[some]
     right = clean.clone()
     for part in (white, clean & ~white):
-        outcome = robust(evidence.victim.take(some[part]), square, evidence.white_box, 64 / 255, 128)
-        right[part] = outcome.right
+        outcome = run_attack(evidence.victim.take(some[part]), square, evidence.white_box, 64 / 255, 128)
+        right[part] = outcome.robust
     assert check.figure == pytest.approx(100 * float(white.double().mean() - right.double().mean()))
 
 
@@ -126,7 +126,7 @@ class TestD8:
         """Against MI-FGSM written out: Dong et al. 2018, algorithm 1, 20 steps of eps/4."""
         evidence = audited(network, other)
         x = images = evidence.victim.split.images / 255
-        labels, eps, velocity = evidence.victim.split.labels, 24 / 255, torch.zeros(())
+        labels, eps, velocity = evidence.victim.split.targets, 24 / 255, torch.zeros(())
         for _ in range(20):
             x = x.detach().requires_grad_()
             loss = torch.nn.functional.cross_entropy(other(x), labels, reduction="sum")
@@ -134,4 +134,4 @@ class TestD8:
             velocity = velocity + gradient / gradient.abs().mean((1, 2, 3), keepdim=True)
             x = (images + (x + eps / 4 * velocity.sign() - images).clamp(-eps, eps)).clamp(0, 1)
         right = (network(x).argmax(1) == labels) & evidence.victim.clean
-        assert torch.equal(evidence.transfer("24/255").right, right)
+        assert torch.equal(evidence.transfer("24/255").robust, right)

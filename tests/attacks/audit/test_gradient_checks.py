@@ -25,14 +25,14 @@ FOUR = ["1/255", "2/255", "4/255", "8/255"]
 def input_gradients(network: nn.Module, split: Split) -> Tensor:
     """In float64, by plain autograd."""
     images = (split.images / 255).double().requires_grad_()
-    loss = F.cross_entropy(copy.deepcopy(network).double()(images), split.labels, reduction="sum")
+    loss = F.cross_entropy(copy.deepcopy(network).double()(images), split.targets, reduction="sum")
     return torch.autograd.grad(loss, images)[0].flatten(1)
 
 
 class TestD1:
     def gap(self, planned: Audited, own: int, exact: int, n: int = 200, eps: list[str] = FOUR) -> Evidence:
         """Equal at all eps but the last, at which half are left."""
-        left = {f"pgd {view} {each}": 2 * own for view in ("rule", "exact") for each in eps}
+        left = {f"pgd {source} {each}": 2 * own for source in ("rule", "exact") for each in eps}
         last = {f"pgd rule {eps[-1]}": own, f"pgd exact {eps[-1]}": exact}
         return planned({**left, **last}, n, eps, clean=2 * own)
 
@@ -59,7 +59,7 @@ class TestD1:
     def test_equals_the_gap_of_the_outcomes(self, converted: Converted, audited: Audited) -> None:
         evidence = audited(converted("frsf"))
         check = d1(evidence)
-        right = {key: cell.outcome.right for key, cell in evidence.cells.items()}
+        right = {key: cell.outcome.robust for key, cell in evidence.cells.items()}
         gaps = {eps: int(right[f"pgd rule {eps}"].sum()) - int(right[f"pgd exact {eps}"].sum())
                 for eps in evidence.eps}  # fmt: skip
         assert check.figure == pytest.approx(100 * max(gaps.values()) / 120)
@@ -111,7 +111,7 @@ class TestD10:
     ) -> None:
         steep = nn.Sequential(network, Times(20)).eval()
         images = (test_split.images / 255).requires_grad_()
-        losses = F.cross_entropy(steep(images), test_split.labels, reduction="none")
+        losses = F.cross_entropy(steep(images), test_split.targets, reduction="none")
         gradients = torch.autograd.grad(losses.sum(), images)[0].flatten(1)
         none = 100 * float((gradients == 0).all(1).double().mean())
         saturated = 100 * float((losses == 0).double().mean())

@@ -154,10 +154,10 @@ def test_d14_counts_what_the_last_step_has_lost(
     kept, last = (
         evidence.cells[f"pgd {key}rule {evidence.eps_at_half}"].outcome for key in ("", "early_exit=False ")
     )
-    lost = last.right & ~kept.right
+    lost = last.robust & ~kept.robust
     assert lost.any()
-    assert not (kept.right & ~last.right).any()  # what is right at no step is right at the last
-    assert (last.effort[lost] == -1).all()
+    assert not (kept.robust & ~last.robust).any()  # what is right at no step is right at the last
+    assert (last.steps_to_success[lost] == -1).all()
     assert (check.status, check.figure) == (Status.report, pytest.approx(100 * float(lost.double().mean())))
 
 
@@ -175,7 +175,7 @@ class TestD15:
         for cell in evidence.cells.values():
             for eps in evidence.eps:
                 if parse_eps(eps) >= parse_eps(cell.eps):
-                    assert not (worst[eps][cell.subset.index] & ~cell.outcome.right).any()
+                    assert not (worst[eps][cell.subset.index] & ~cell.outcome.robust).any()
         assert check.figure == pytest.approx(100 * float(worst["64/255"].double().mean()))
 
     @given(data=st.data())

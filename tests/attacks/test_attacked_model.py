@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from victims import OWN, batch_of, gradients, make, objective_of
 
 from sstune import rules
-from sstune.attacks import Subject, View, attacked_through
+from sstune.attacks import AttackedModel, GradientSource, gradient_mode
 from sstune.attacks.ascent import loss_gradient
 from sstune.backbones import Network
 from sstune.datasets import Split
@@ -32,12 +32,12 @@ def magnitudes(network: nn.Module) -> list[Tensor]:
     return [feedback.magnitude.clone() for feedback in feedbacks]
 
 
-def used(subject: Subject, split: Split, n: int) -> list[Tensor]:
+def used(model: AttackedModel, split: Split, n: int) -> list[Tensor]:
     """The first layer's magnitudes after each of ``n`` gradients."""
     found = []
     for _ in range(n):
-        gradients(subject, split.images / 255, split.labels)
-        found.append(magnitudes(subject.network)[0])
+        gradients(model, split.images / 255, split.targets)
+        found.append(magnitudes(model.network)[0])
     return found
 
 
@@ -69,19 +69,19 @@ class TestDraws:
     ) -> None:
         network = converted("brsf")
         trained = magnitudes(network)[0]
-        with attacked_through(network, Gradient.rule):
-            found = used(Subject(network, draws, eot), test_split, len(expected))
+        with gradient_mode(network, Gradient.rule):
+            found = used(AttackedModel(network, draws, eot), test_split, len(expected))
         assert distinct(found) == expected
         assert torch.equal(found[0], trained) == (draws is Draws.frozen)
 
     def test_are_named_by_the_key_and_their_number(self, converted: Converted, test_split: Split) -> None:
         network = converted("brsf")
-        with attacked_through(network, Gradient.rule):
-            found = used(Subject(network, Draws.forward, 1, (3, "restart 1")), test_split, 3)
+        with gradient_mode(network, Gradient.rule):
+            found = used(AttackedModel(network, Draws.forward, 1, (3, "restart 1")), test_split, 3)
             for i, magnitude in enumerate(found):
                 rules.redraw(network, seed_from("attack", 3, "restart 1", i))
                 assert torch.equal(magnitudes(network)[0], magnitude)
-            other = used(Subject(network, Draws.forward, 1, (3, "restart 2")), test_split, 3)
+            other = used(AttackedModel(network, Draws.forward, 1, (3, "restart 2")), test_split, 3)
         assert distinct([*found, *other]) == list(range(6))
 
     def test_do_not_depend_on_the_past(self, converted: Converted, test_split: Split) -> None:
@@ -90,19 +90,19 @@ class TestDraws:
             begin_step(old)
         found = []
         for network in (new, old):
-            with attacked_through(network, Gradient.rule):
-                used(Subject(network, Draws.forward, 1, ("other",)), test_split, network is old)
-                found.append(used(Subject(network, Draws.forward, 1, ("key",)), test_split, 2))
+            with gradient_mode(network, Gradient.rule):
+                used(AttackedModel(network, Draws.forward, 1, ("other",)), test_split, network is old)
+                found.append(used(AttackedModel(network, Draws.forward, 1, ("key",)), test_split, 2))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
     def test_questions_without_a_gradient_draw_nothing(self, converted: Converted, test_split: Split) -> None:
         network = converted("brsf")
-        subject = Subject(network, Draws.forward)
+        model = AttackedModel(network, Draws.forward)
         before = magnitudes(network)
-        with attacked_through(network, Gradient.rule), torch.no_grad():
-            subject(test_split.images / 255)
+        with gradient_mode(network, Gradient.rule), torch.no_grad():
+            model(test_split.images / 255)
             assert all(torch.equal(a, b) for a, b in zip(before, magnitudes(network), strict=True))
-        assert subject.n_gradients == 0
+        assert model.n_gradients == 0
 
     @pytest.mark.parametrize("draws", Draws)
     @pytest.mark.parametrize("name", ["bp", "usf", "frsf", "fa"])
@@ -111,11 +111,11 @@ class TestDraws:
     ) -> None:
         network, batch = converted(name), batch_of(test_split)
         before = copy.deepcopy(network.state_dict())
-        with attacked_through(network, Gradient.rule):
-            expected = gradients(network, batch.images, batch.labels)
+        with gradient_mode(network, Gradient.rule):
+            expected = gradients(network, batch.images, batch.targets)
             for eot in (1, 2):
-                subject = Subject(network, draws, eot)
-                _, found = loss_gradient(subject, batch.images, objective_of(batch, AttackLoss.ce))
+                model = AttackedModel(network, draws, eot)
+                _, found = loss_gradient(model, batch.images, objective_of(batch, AttackLoss.ce))
                 assert torch.equal(found, expected)
             after: dict[str, Any] = network.state_dict()
             for key, value in before.items():
@@ -125,20 +125,20 @@ class TestDraws:
         network, batch = converted("brsf"), batch_of(test_split)
         attack = make("pgd", steps=3, random_start=False, early_exit=False)
         found = []
-        with attacked_through(network, Gradient.rule):
+        with gradient_mode(network, Gradient.rule):
             for draws, eot in ((Draws.frozen, 1), (Draws.step, 2), (Draws.forward, 2)):
-                subject = Subject(network, draws, eot, ("key",))
-                found.append(attack("restart 0", subject, batch, objective_of(batch), 0.1).images)
+                model = AttackedModel(network, draws, eot, ("key",))
+                found.append(attack("restart 0", model, batch, objective_of(batch), 0.1).images)
         assert distinct(found) == [0, 1, 2]
 
 
 class TestView:
     def test_makes_a_subject_of_its_network(self, converted: Converted, test_split: Split) -> None:
         network, batch = converted("brsf"), batch_of(test_split)
-        subject = View(Gradient.rule, network, draws=Draws.step, eot=2).subject(3, "restart 1")
-        assert (subject.network, subject.draws, subject.eot) == (network, Draws.step, 2)
-        assert subject.key == (3, "restart 1")
-        assert torch.equal(subject(batch.images), network(batch.images))
+        model = GradientSource(Gradient.rule, network, draws=Draws.step, eot=2).model(3, "restart 1")
+        assert (model.network, model.draws, model.eot) == (network, Draws.step, 2)
+        assert model.key == (3, "restart 1")
+        assert torch.equal(model(batch.images), network(batch.images))
 
     def test_may_compute_outputs_by_other_means(self, network: Network, test_split: Split) -> None:
         asked = []
@@ -147,10 +147,10 @@ class TestView:
             asked.append(len(images))
             return network(images)
 
-        subject = View(Gradient.exact, network, forward=compiled).subject()
+        model = GradientSource(Gradient.exact, network, forward=compiled).model()
         batch = batch_of(test_split)
-        expected = gradients(network, batch.images, batch.labels)
-        assert torch.equal(gradients(subject, batch.images, batch.labels), expected)
+        expected = gradients(network, batch.images, batch.targets)
+        assert torch.equal(gradients(model, batch.images, batch.targets), expected)
         assert asked == [len(test_split)]
 
     @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, g++")
@@ -161,21 +161,21 @@ class TestView:
         forward = compiled(network, Compile.default, torch.device("cpu"), any_batch=True)
         of_rule_and_exact = []
         for gradient in OWN:
-            with attacked_through(network, gradient):
-                expected = gradients(network, batch.images, batch.labels)
-                subject = View(gradient, network, forward=forward).subject()
-                found = gradients(subject, batch.images, batch.labels)
+            with gradient_mode(network, gradient):
+                expected = gradients(network, batch.images, batch.targets)
+                model = GradientSource(gradient, network, forward=forward).model()
+                found = gradients(model, batch.images, batch.targets)
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
             of_rule_and_exact.append(found)
         assert not torch.allclose(*of_rule_and_exact, rtol=0.1)
 
     def test_shows_an_observer_every_question(self, network: Network, test_split: Split) -> None:
-        subject, seen = View(Gradient.exact, network).subject(), []
-        subject.observe = lambda images, outputs: seen.append((images, outputs))
+        model, seen = GradientSource(Gradient.exact, network).model(), []
+        model.observe = lambda images, outputs: seen.append((images, outputs))
         batch = batch_of(test_split)
-        gradients(subject, batch.images, batch.labels)
+        gradients(model, batch.images, batch.targets)
         with torch.no_grad():
-            subject(batch.images[:3])
+            model(batch.images[:3])
         assert [len(images) for images, _ in seen] == [len(test_split), 3]
         for images, outputs in seen:
             assert torch.equal(outputs, network(images))
@@ -192,27 +192,27 @@ class TestTrapsOfTorchattacks:
     def test_they_exist(self, network: Network, test_split: Split) -> None:
         """If this fails, torchattacks has changed, and the tests around it show less than they say."""
         batch = batch_of(test_split)
-        expected = (batch.images + 0.1 * gradients(network, batch.images, batch.labels).sign()).clamp(0, 1)
+        expected = (batch.images + 0.1 * gradients(network, batch.images, batch.targets).sign()).clamp(0, 1)
         network.__class__ = RobModel
         network.mean, network.std = network.mean.flatten(), network.std.flatten()
         trapped = torchattacks.FGSM(network, eps=0.1)
-        assert float((trapped(batch.images, batch.labels) - expected).abs().max()) > 0.05
+        assert float((trapped(batch.images, batch.targets) - expected).abs().max()) > 0.05
         wrapped = nn.Sequential(network.eval())  # in train mode itself, as every new module
-        torchattacks.FGSM(wrapped, eps=0.1)(batch.images, batch.labels)
+        torchattacks.FGSM(wrapped, eps=0.1)(batch.images, batch.targets)
         assert network.training
 
     @pytest.mark.parametrize("kind", [Network, RobModel])
     def test_a_subject_avoids_them(self, kind: type, network: Network, test_split: Split) -> None:
         batch = batch_of(test_split)
-        expected = (batch.images + 0.1 * gradients(network, batch.images, batch.labels).sign()).clamp(0, 1)
+        expected = (batch.images + 0.1 * gradients(network, batch.images, batch.targets).sign()).clamp(0, 1)
         network.__class__ = kind
-        found = torchattacks.FGSM(Subject(network), eps=0.1)(batch.images, batch.labels)
+        found = torchattacks.FGSM(AttackedModel(network), eps=0.1)(batch.images, batch.targets)
         assert float((found - expected).abs().max()) <= ULP
         assert not any(module.training for module in network.modules())
 
     def test_its_constants_are_hidden(self, network: Network) -> None:
-        assert not hasattr(Subject(network), "mean")
-        assert not hasattr(Subject(network), "std")
+        assert not hasattr(AttackedModel(network), "mean")
+        assert not hasattr(AttackedModel(network), "std")
 
     @pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm"])
     def test_an_attack_leaves_every_mode_and_number_as_it_was(
@@ -221,7 +221,11 @@ class TestTrapsOfTorchattacks:
         attack = make(name)
         state = {key: value.clone() for key, value in network.state_dict().items()}
         attack(
-            attack.parts[0], Subject(network), batch_of(test_split), objective_of(batch_of(test_split)), 0.1
+            attack.stages[0],
+            AttackedModel(network),
+            batch_of(test_split),
+            objective_of(batch_of(test_split)),
+            0.1,
         )
         assert not any(module.training for module in network.modules())
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
@@ -268,12 +272,12 @@ class TestAttackedThrough:
         self, name: str, draws: Draws, gradient: Gradient, peculiar: Network, test_split: Split
     ) -> None:
         before, attack = copy.deepcopy(peculiar), make(name)
-        with attacked_through(peculiar, gradient):
+        with gradient_mode(peculiar, gradient):
             assert not any(module.training for module in peculiar.modules())
             assert not any(parameter.requires_grad for parameter in peculiar.parameters())
             attack(
-                attack.parts[0],
-                Subject(peculiar, draws, 2),
+                attack.stages[0],
+                AttackedModel(peculiar, draws, 2),
                 batch_of(test_split),
                 objective_of(batch_of(test_split)),
                 0.1,
@@ -283,6 +287,6 @@ class TestAttackedThrough:
     @pytest.mark.parametrize("gradient", OWN)
     def test_after_an_exception(self, gradient: Gradient, peculiar: Network) -> None:
         before = copy.deepcopy(peculiar)
-        with pytest.raises(TypeError), attacked_through(peculiar, gradient):
-            Subject(peculiar, Draws.forward)("no images")  # type: ignore[arg-type]
+        with pytest.raises(TypeError), gradient_mode(peculiar, gradient):
+            AttackedModel(peculiar, Draws.forward)("no images")  # type: ignore[arg-type]
         self.assert_same(peculiar, before)

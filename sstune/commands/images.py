@@ -41,8 +41,8 @@ def save_images(
     few = victim.some(config.save_images)
     images = {"clean": victim.images(config.save_images)}
     images |= {key: outcome.images for key, outcome in cells.items()}
-    predicted = {key: predictions(victim, Split(value, few.split.labels)) for key, value in images.items()}
-    labels = few.split.labels.cpu().numpy()
+    predicted = {key: predictions(victim, Split(value, few.split.targets)) for key, value in images.items()}
+    labels = few.split.targets.cpu().numpy()
     arrays: dict[str, Any] = {"samples": few.samples.numpy(), "labels": labels}
     for key, value in images.items():
         arrays |= {key: value.numpy(), f"{key}/predicted": predicted[key]}

@@ -12,7 +12,7 @@ from sstune.schema import Draws
 from sstune.seeding import seed_from
 
 
-class Subject(nn.Module):
+class AttackedModel(nn.Module):
     """Passes images on to ``network``, counts what is asked of it, and has random feedback drawn.
 
     A draw depends on ``key`` and on how many were made here before, not on the network's past. The class

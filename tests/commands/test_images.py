@@ -12,8 +12,8 @@ from PIL import Image
 
 from sstune import backbones
 from sstune.cli import main
+from sstune.commands.images import drawn
 from sstune.commands.lineage import open_source
-from sstune.commands.pictures import drawn
 from sstune.commands.weights import Weights
 from sstune.schema import AttackConfig
 
@@ -114,5 +114,5 @@ def test_without_being_asked_for_there_are_none(trained: Path, tmp_path: Path) -
     ],
 )
 def test_what_is_drawn(views: list[str], eps: list[str], expected: list[str]) -> None:
-    cells: Any = {f"{view} {one}": None for view in views for one in eps}
+    cells: Any = {f"{gradient_source} {one}": None for gradient_source in views for one in eps}
     assert sorted(drawn(AttackConfig("pgd", eps), cells)) == sorted(expected)
