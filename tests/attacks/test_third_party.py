@@ -58,7 +58,7 @@ class Brightness(Attack):
 
 register_attack(
     "brightness",
-    Traits(BrightnessConfig, uses_gradient=False, norms=(Norm.Linf,), steps_to_success=Effort.queries),
+    Traits(BrightnessConfig, uses_gradient=False, norms=(Norm.Linf,), effort=Effort.queries),
 )
 values = {"eps": ["16/255", "64/255"], "gradient": ["none"]}
 register_option("attack", "brightness", BrightnessConfig, values)
