@@ -1,4 +1,4 @@
-"""Attacks that go up the gradient: FGSM, PGD and MI-FGSM in the Linf and the L2 ball.
+"""Gradient attacks: FGSM, PGD and MI-FGSM in the Linf and the L2 ball.
 
 All take images in [0,1] and return images in [0,1] within eps. Unless told otherwise, a sample that breaks at
 some iterate keeps that iterate and is left alone: a later step may undo the success (Pintor et al. 2021).
@@ -29,7 +29,7 @@ TINY = 1e-12  # against division by zero
 
 @dataclass(frozen=True)
 class GradientAscent:
-    """Steps up the gradient of an objective's loss, each projected back into the ball.
+    """Gradient ascent on the loss of an objective; each iterate is projected into the ball.
 
     Args:
         step_rule: makes the step rule for a batch, from the images where it begins.
@@ -44,7 +44,7 @@ class GradientAscent:
     def __call__(
         self, model: AttackedModel, batch: Batch, objective: Objective, start: Tensor, eps: float
     ) -> AttackResult:
-        """From ``start``, (N, C, H, W), within the ball of radius ``eps`` around the batch's images."""
+        """Start at ``start``, (N, C, H, W), and stay within ``eps`` of the batch's images."""
         result = start.clone()
         step_rule = self.step_rule(start)
         open_ = OpenSamples(batch, objective)
@@ -85,7 +85,7 @@ def loss_gradient(
 
 
 def project(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.Linf) -> Tensor:
-    """Back into the ball of radius eps around ``images``, along the radius for L2, and into [0,1]."""
+    """Project into the ball of radius eps around ``images`` (L2: along the radius) and into [0,1]."""
     delta = adversarial - images
     if norm is Norm.Linf:
         return (images + delta.clamp(-eps, eps)).clamp(0, 1)
@@ -108,12 +108,13 @@ class Fgsm(Attack):
 
 
 class IteratedAttack(Attack):
-    """Many steps, each of the same length."""
+    """Base class of attacks that take many steps of the same length."""
 
     config: IteratedConfig
 
     def ascent(self, step_rule: Callable[..., StepRule], eps: float) -> GradientAscent:
-        """With steps of the configured size; early exit only where rounding cannot undo a narrow success."""
+        """Gradient ascent as configured. With ``eight_bit`` there is no early exit, as rounding may undo a
+        narrow success."""
         config = self.config
         size = parse_step_size(config.step_size, eps, config.norm)
         early_exit = config.early_exit and not config.eight_bit
@@ -124,7 +125,7 @@ class IteratedAttack(Attack):
 
 @ATTACKS.register("mifgsm")
 class MiFgsm(IteratedAttack):
-    """Momentum iterative FGSM, from the image itself (Dong et al. 2018, arXiv 1710.06081)."""
+    """Momentum iterative FGSM, started at the image (Dong et al. 2018, arXiv 1710.06081)."""
 
     config: MiFgsmConfig
 

@@ -1,4 +1,4 @@
-"""What an attack is: hyper-parameters at construction; a batch, an objective and eps at the call."""
+"""The interface of an attack: settings at construction; a batch, an objective and eps at the call."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NEVER = -1
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What came of a batch.
+    """The adversarial images of a batch.
 
     Args:
-        images: (N, C, H, W) in [0,1] and in the ball.
+        images: (N, C, H, W) in [0,1], within eps of the originals.
         steps_to_success: (N,) gradient steps or queries after which the attack succeeded on a sample; -1
             where it never did, or does not report it.
     """
@@ -35,14 +35,14 @@ class AttackResult:
 
     @classmethod
     def of_unknown_steps(cls, images: Tensor) -> AttackResult:
-        """From an attack that does not say after how many steps or queries it succeeded."""
+        """For an attack that does not report its steps or queries."""
         return cls(images, torch.full((len(images),), NEVER, device=images.device))
 
 
 class Attack(ABC):
-    """Moves images so that a network errs; whose gradient it sees is decided by the caller.
+    """Base class of all attacks. The caller decides whose gradient the attack sees.
 
-    ``stages`` are run one after the other, each on the samples that those before have left unbroken.
+    ``stages`` run one after the other, each on the samples on which the earlier ones did not succeed.
     """
 
     stages: Sequence[str] = ("",)
@@ -54,11 +54,11 @@ class Attack(ABC):
         self.loss: str | None = getattr(config, "loss", None)  # None: the task's default
 
     def goal(self) -> Goal:
-        """What it asks of a task's objective."""
+        """The goal that the task makes an objective of."""
         return Goal(self.loss, self.config.targeted, self.seed)
 
     def with_tiny_budget(self) -> Self:
-        """The same with few steps, queries and attempts: enough to see whether eps = 0 changes nothing."""
+        """A copy with few steps, queries and attempts, enough to check that eps = 0 changes nothing."""
         few = {
             item.name: min(getattr(self.config, item.name), 2)
             for item in fields(self.config)
@@ -82,16 +82,16 @@ ATTACKS: Registry[Callable[..., Attack]] = Registry("attack.name")
 
 
 class OpenSamples:
-    """Which samples of a batch the attack has not succeeded on yet, and the batch and objective of those.
+    """The samples of a batch on which the attack has not succeeded yet, with their batch and objective.
 
-    An attack that leaves finished samples alone has to know how many are left. The host asks the device for
-    that once in each step, and sends back where the others are.
+    The host has to know how many samples are open. It reads one mask from the device in each step, and sends
+    the positions of the open samples back.
 
     Attributes:
         batch: the open samples.
         objective: of the open samples.
         index: (n,) where they are among all, on the batch's device.
-        steps_to_success: (N,) of all samples, what :meth:`note` was told; -1 before that.
+        steps_to_success: (N,) of all samples, as set by :meth:`note`; -1 before.
     """
 
     def __init__(self, batch: Batch, objective: Objective) -> None:
@@ -103,14 +103,18 @@ class OpenSamples:
     def __len__(self) -> int:
         return len(self.index)
 
-    def note(self, adversarial: Tensor, effort: int) -> None:
-        """Note ``effort`` for those open samples that are ``adversarial``, (n,) bool, for the first time."""
+    def note(self, adversarial: Tensor, step: int) -> None:
+        """Set ``step`` for the open samples that are ``adversarial``, (n,) bool, for the first time."""
         before = self.steps_to_success[self.index]
-        self.steps_to_success[self.index] = torch.where(adversarial & (before < 0), effort, before)
+        self.steps_to_success[self.index] = torch.where(adversarial & (before < 0), step, before)
 
     def close(self, adversarial: Tensor) -> Tensor | None:
-        """Leave alone those that are ``adversarial``, (n,) bool. Returns where the others were among the open
-        ones before, on the batch's device, or None if none is adversarial."""
+        """Close the samples that are ``adversarial``, (n,) bool.
+
+        Returns:
+            The positions of the others among the samples that were open before, on the batch's device; None
+            if no sample is adversarial.
+        """
         kept = (~adversarial.cpu()).nonzero().flatten()
         if len(kept) == len(self):
             return None

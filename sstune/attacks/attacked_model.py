@@ -1,4 +1,4 @@
-"""A network as an attack sees it: images in, logits out; feedback is drawn when the attacker says so."""
+"""The network that an attack calls: images in, outputs out; it redraws random feedback as configured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sstune.seeding import seed_from
 
 
 class AttackedModel(nn.Module):
-    """Passes images on to ``network``, counts what is asked of it, and has random feedback drawn.
+    """Calls ``network``, counts its gradients, and redraws random feedback.
 
     A draw depends on ``key`` and on how many were made here before, not on the network's past. The class
     also hides the network's own class, ``mean`` and ``std``: from these torchattacks may conclude that the

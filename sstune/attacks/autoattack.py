@@ -1,4 +1,4 @@
-"""AutoAttack, standard version, by its authors' own code: the package pyautoattack, an extra.
+"""AutoAttack, standard version, as its authors wrote it: the package pyautoattack, an extra.
 
 Croce & Hein 2020, arXiv 2003.01690.
 """
@@ -21,7 +21,7 @@ from sstune.tasks import Objective
 
 @ATTACKS.register("autoattack")
 class Autoattack(Attack):
-    """Its four attacks, at its settings and seeded as it seeds them, each on the samples still right.
+    """The four attacks with AutoAttack's settings and seeds, each on the samples still classified correctly.
 
     The cascade is that of every attack here, which can go on after each batch. What comes of each sample is
     what comes of its ``run_standard_evaluation``.
@@ -55,7 +55,7 @@ class Autoattack(Attack):
         return AttackResult.of_unknown_steps(adversarial)
 
     def standard(self, model: AttackedModel, n_classes: int, eps: float, device: Any) -> Any:
-        """pyautoattack's AutoAttack; with fewer than ten classes it is told how many targets there are.
+        """pyautoattack's AutoAttack; with fewer than ten classes, the number of targets is reduced.
 
         Raises:
             RequestError: there are fewer than four classes.

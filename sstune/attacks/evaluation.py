@@ -1,4 +1,4 @@
-"""Robust accuracy of a network under a named gradient, sample by sample, with validity always checked."""
+"""Run an attack through a named gradient and judge every sample; validity is always checked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU_BATCH = 128  # larger ones outgrow a CPU's caches
 
 @dataclass(frozen=True)
 class Victim:
-    """A network under attack, its task, and the samples that it is attacked with.
+    """A network under attack, its task, and the attacked samples.
 
     Args:
         split: N images; ``samples``, (N,), are their indices in the full test split.
@@ -59,25 +59,25 @@ class Victim:
         device: torch.device,
         reference: Any = None,
     ) -> Victim:
-        """With what the network says of the samples before any attack."""
+        """Evaluate the network without an attack."""
         with frozen_feedback(network), seeded_rng(device, "clean"):
             found = evaluate(network, task, split, device, reference)
         return cls(network, task, split, samples, found.predictions, found.score, device, reference)
 
     @property
     def clean(self) -> Tensor:
-        """(N,) bool, the samples that are attacked; of classifiers, those that are classified correctly."""
+        """(N,) bool, the samples to attack; for a classifier, those that it classifies correctly."""
         return self.task.attackable(self.score)
 
     def take(self, index: Tensor) -> Victim:
-        """With the samples at ``index`` only."""
+        """The same victim with the samples at ``index`` only."""
         split, predictions = self.split.take(index), self.predictions[index]
         score = self.task.score(predictions, split.targets.cpu(), self.reference)
         samples = self.samples[index]
         return replace(self, split=split, samples=samples, predictions=predictions, score=score)
 
     def some(self, n: int) -> Victim:
-        """With ``n`` of the samples only, evenly spread over them."""
+        """The same victim with ``n`` evenly spaced samples only."""
         return self.take(evenly_spaced(n, len(self.split)))
 
     def images(self, n: int) -> Tensor:
@@ -87,20 +87,20 @@ class Victim:
         return (255 * torch.cat(read)).round().byte() if read else torch.empty(0, dtype=torch.uint8)
 
     def begin(self, n_images: int = 0) -> Outcome:
-        """What no attack has done to the samples; ``n_images`` of their images are kept."""
+        """The outcome before an attack; it keeps ``n_images`` of the images."""
         return Outcome.begin(self.clean, self.predictions, self.images(n_images))
 
     def score_of(self, outcome: Outcome) -> Score:
-        """The metric that is left under an attack."""
+        """The score under an attack."""
         return self.task.score(outcome.predictions, self.split.targets.cpu(), self.reference)
 
 
 @dataclass(frozen=True)
 class GradientSource:
-    """Through what an attacker looks at a victim.
+    """The network whose gradient an attack uses, and which gradient it is.
 
     Args:
-        gradient: what is differentiated.
+        gradient: of the network with its feedback (rule), the true one (exact), or a surrogate's.
         network: whose gradient it is; the victim's own, or a surrogate.
         name: the surrogate's.
         draws: when random feedback is drawn, ``eot`` gradients being averaged for each step.
@@ -115,14 +115,14 @@ class GradientSource:
     forward: Callable[[Tensor], Tensor] | None = None
 
     def model(self, *key: int | str) -> AttackedModel:
-        """The network as an attack sees it, drawing feedback as ``key`` says."""
+        """The model that an attack calls; ``key`` seeds the draws of random feedback."""
         return AttackedModel(self.network, self.draws, self.eot, key, self.forward)
 
 
 @contextmanager
 def gradient_mode(network: nn.Module, gradient: Gradient) -> Iterator[None]:
-    """Inside, a backward pass yields ``gradient`` with respect to the images only, in eval mode; feedback is
-    drawn only when an attack has it drawn. A surrogate is looked at through its exact gradient."""
+    """Context in which a backward pass yields ``gradient`` with respect to the images only, in eval mode.
+    Random feedback stays as it is unless the attack redraws it; a surrogate has its exact gradient."""
     requires_grad = [parameter.requires_grad for parameter in network.parameters()]
     exact = nullcontext() if gradient is Gradient.rule else exact_gradients(network)
     try:
@@ -136,8 +136,8 @@ def gradient_mode(network: nn.Module, gradient: Gradient) -> Iterator[None]:
 
 @contextmanager
 def seeded_rng(device: torch.device, *key: int | str) -> Iterator[None]:
-    """Inside, a network that draws random numbers of its own draws those that ``key`` names; the process's
-    random state is left as it was."""
+    """Context in which torch's generators are seeded by ``key``, for networks that draw random numbers; the
+    process's random state is restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed_from("network", *key))
         yield
@@ -149,10 +149,10 @@ def run_attack(
     source: GradientSource,
     eps: float,
     batch_size: int,
-    begun: Outcome | None = None,
+    resume_from: Outcome | None = None,
 ) -> Outcome:
-    """The outcome of an attack, from where ``begun`` left it; see :func:`attack_batches`."""
-    outcome = begun or victim.begin()
+    """The outcome of an attack; resumes ``resume_from`` if given. See :func:`attack_batches`."""
+    outcome = resume_from or victim.begin()
     with closing(attack_batches(victim, attack, source, eps, batch_size, outcome)) as batches_done:
         for _ in batches_done:
             pass
@@ -162,10 +162,10 @@ def run_attack(
 def attack_batches(
     victim: Victim, attack: Attack, source: GradientSource, eps: float, batch_size: int, outcome: Outcome
 ) -> Generator[None]:
-    """Attack the samples on which there is something to gain, batch by batch; each batch updates ``outcome``.
+    """Attack the samples that have not been attacked successfully; each batch updates ``outcome``.
 
-    Every image is checked, and every success is judged anew by the victim itself. Close the generator when it
-    is left before its end: only then is the network as it was.
+    Every image is checked, and the victim itself judges every success. If you stop before the end, close the
+    generator: this restores the network's mode.
 
     Raises:
         InvalidAttack: an image left [0,1] or the ball, or it or an output for it is NaN or infinite.
@@ -179,7 +179,7 @@ def attack_batches(
         disable=not sys.stderr.isatty(),
         unit="image",
     )
-    own = frozen_feedback(victim.network)  # judging draws nothing, whoever's gradient it is
+    own = frozen_feedback(victim.network)  # judging does not redraw the victim's feedback
     with bar, gradient_mode(source.network, source.gradient), eval_mode(victim.network), own:
         while outcome.stage < len(attack.stages):
             entered = outcome.entered.nonzero().flatten()
@@ -223,7 +223,7 @@ class _Run:
         self._keep_images(index, adversarial, batch.images, outcome)
 
     def _valid(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """The attack's images, of 8 bits if that is asked for, once they are known to be in the ball."""
+        """The adversarial images, rounded to 8 bits if configured, after check D0."""
         config = self.attack.config
         if config.eight_bit:
             adversarial = to_8bit(adversarial, images, self.eps, config.norm)
@@ -233,7 +233,7 @@ class _Run:
     def _judge(
         self, index: Tensor, objective: Objective, outputs: Tensor, effort: Tensor, outcome: Outcome
     ) -> None:
-        """What the victim's ``outputs`` for the adversarial images mean; the host waits once."""
+        """Update ``outcome`` by the victim's outputs for the adversarial images; the host waits once."""
         predictions = self.victim.task.predict(outputs)
         columns = [objective.achieved(outputs), effort, torch.isfinite(outputs).flatten(1).all(1)]
         columns += predictions.reshape(len(index), -1).unbind(1)
@@ -243,7 +243,7 @@ class _Run:
             check_outputs_finite(finite.bool(), self.victim.network)
         except FloatingPointError as error:
             raise InvalidAttack(f"D0: {error}") from error
-        if self.source.gradient is Gradient.surrogate:  # whose steps say nothing of the victim's
+        if self.source.gradient is Gradient.surrogate:  # its steps are not the victim's
             effort = torch.full_like(effort, NEVER)
         said = found[:, 3:].reshape(predictions.shape).to(outcome.predictions.dtype)
         outcome.update(index, achieved.float(), said, effort)
@@ -257,7 +257,7 @@ class _Run:
 
 
 def check_zero_eps(victim: Victim, attack: Attack, source: GradientSource, batch_size: int) -> None:
-    """Check D0: with eps = 0 the network says of every sample (of 256) what it says without an attack.
+    """Check D0: with eps = 0 the predictions for 256 samples are those without an attack.
 
     Skipped for networks with random outputs.
 

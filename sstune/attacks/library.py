@@ -30,8 +30,8 @@ TARGETS = 9  # at most, as in AutoAttack
 
 @contextmanager
 def isolated_rng(device: torch.device) -> Iterator[None]:
-    """Inside, drawing and seeding leave the process's random state as it was, and a forward pass is stage of
-    a gradient only where the library says so: only then does a :class:`AttackedModel` draw feedback."""
+    """Context that restores the process's random state and disables gradients unless the library enables
+    them: an :class:`AttackedModel` redraws feedback only in forward passes with gradients."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         yield
 
@@ -48,17 +48,17 @@ def reference(attack: str) -> Any:
         raise RequestError(
             f'attack: {attack} needs one more package: pip install "sstune[autoattack]"'
         ) from error
-    logging.getLogger("auto-attack").setLevel(logging.ERROR)  # what it warns of, attack=audit measures
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)  # attack=audit measures what it warns about
     return package
 
 
 def n_targets(n_classes: int) -> int:
-    """Towards how many wrong classes a sample is pushed, one after the other, the likeliest first."""
+    """The number of target classes, which are tried in descending order of their logits."""
     return min(TARGETS, n_classes - 1)
 
 
 def check_targeted_dlr(attack: str, n_classes: int) -> None:
-    """See that the loss of APGD-T exists: it is relative to a difference of the four largest logits.
+    """Check that the loss of APGD-T is defined: it needs the four largest logits.
 
     Raises:
         RequestError: there are fewer than four classes.
@@ -87,18 +87,18 @@ class LibraryAttack(Attack):
 
     @abstractmethod
     def made(self, model: AttackedModel, outputs: Tensor, eps: float) -> PlainAttack:
-        """The library's attack, on samples whose outputs are (N, classes)."""
+        """The library's attack; ``outputs`` are the network's for the batch, (N, classes)."""
 
 
 def on(device: torch.device, attack: Any) -> PlainAttack:
-    """torchattacks' ``attack`` on ``device``, which it cannot tell if the network has no parameter."""
+    """Set the device of torchattacks' ``attack``, which it infers from the network's parameters."""
     attack.set_device(device)
     return attack
 
 
 @ATTACKS.register("apgd")
 class Apgd(LibraryAttack):
-    """APGD on cross-entropy."""
+    """APGD with cross-entropy."""
 
     config: ApgdConfig
 
@@ -108,7 +108,7 @@ class Apgd(LibraryAttack):
         return on(outputs.device, attack)
 
     def settings(self, eps: float) -> dict[str, Any]:
-        """What is the same for every loss."""
+        """The settings that both losses share."""
         config = self.config
         return {
             "norm": config.norm.value,
@@ -122,7 +122,7 @@ class Apgd(LibraryAttack):
 
 @ATTACKS.register("apgd_t")
 class ApgdT(Apgd):
-    """APGD on the targeted difference-of-logits ratio, towards each of up to nine classes."""
+    """APGD with the targeted difference-of-logits ratio, for up to nine target classes."""
 
     def made(self, model: AttackedModel, outputs: Tensor, eps: float) -> PlainAttack:
         n_classes, restarts = outputs.shape[1], self.config.restarts
@@ -143,7 +143,7 @@ class TargetedApgd(torchattacks.APGD):
         self.starts = 0
 
     def attack_single_run(self, images: Tensor, labels: Tensor) -> Any:
-        """From one start, all samples that are still right."""
+        """One start, for all samples that are still classified correctly."""
         rank = 2 + self.starts // self.restarts  # of the target among the classes, the likeliest being 1
         self.starts += 1
         self.targets = self.get_logits(images).sort(dim=1).indices[:, -rank]
@@ -158,7 +158,7 @@ class TargetedApgd(torchattacks.APGD):
 
 @ATTACKS.register("fab_t")
 class FabT(LibraryAttack):
-    """FAB, which seeks the nearest adversarial image, towards each of up to nine classes."""
+    """Targeted FAB, which minimises the distance of the adversarial image, for up to nine target classes."""
 
     config: ApgdConfig
 

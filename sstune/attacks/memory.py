@@ -1,4 +1,4 @@
-"""How many images a gradient is taken of at once."""
+"""The largest batch whose gradient fits into memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sstune.schema import Gradient
 
 @dataclass
 class Found:
-    """So many images fit; ``most``: twice as many do not."""
+    """The largest batch size that is known to fit; ``most``: twice as many do not."""
 
     size: int = 1
     most: bool = False
@@ -27,7 +27,7 @@ _FOUND: WeakKeyDictionary[nn.Module, dict[Gradient, Found]] = WeakKeyDictionary(
 
 
 def largest_batch(victim: Victim, source: GradientSource) -> int:
-    """As many images as memory holds, but at most twice the victim's, by doubling; on a CPU 128.
+    """The largest batch size that fits, found by doubling, at most twice the victim's samples; 128 on a CPU.
 
     It depends on the network and the gradient alone, and is found out once for all attacks through it.
     """
@@ -58,7 +58,7 @@ def _fits(source: GradientSource, images: Tensor) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was at an end: torch's own error, or what cuBLAS, cuDNN or the driver say of it."""
+    """Whether an error means out of memory, reported by torch, cuBLAS, cuDNN or the driver."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     said = r"CU(BLAS|DNN|SOLVER)_\w*ALLOC(ATION)?_FAILED|out of memory"

@@ -1,4 +1,4 @@
-"""Random perturbations: what an attack that knows anything about the network must beat."""
+"""Random perturbations, the baseline of all other attacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sstune.tasks import Objective
 
 @ATTACKS.register("noise")
 class Noise(Attack):
-    """The best of many: uniform in the Linf ball at every other attempt, one of its corners at the others.
+    """Many random perturbations: uniform in the Linf ball and, at even attempts, random corners of it.
 
     A perturbation depends on (seed, attempt, sample) alone, and is proportional to eps.
     """

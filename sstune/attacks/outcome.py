@@ -1,4 +1,4 @@
-"""What an attack has done to each sample; complete, or as far as it came before it was stopped."""
+"""The outcome of an attack for each sample, complete or in progress."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sstune.attacks.attack import NEVER
 
 @dataclass
 class Outcome:
-    """Of n samples under one attack, gradient and eps.
+    """The outcome for n samples of one attack through one gradient at one eps.
 
     Args:
         achieved: (n,) float32 in [0,1], the most that the attack has achieved of its objective; 1 also where
             there was nothing to attack.
-        predictions: (n, ...) what the network says of each sample where the attack achieved most.
+        predictions: (n, ...) the network's predictions where the attack achieved most.
         steps_to_success: (n,) gradient steps or queries after which the attack succeeded; -1 where it never
             did, or did not report it.
         entered: (n,) bool, not at 1 when the present stage of the attack began.
@@ -41,7 +41,7 @@ class Outcome:
 
     @classmethod
     def begin(cls, attackable: Tensor, predictions: Tensor, images: Tensor | None = None) -> Outcome:
-        """Before the attack.
+        """The outcome before an attack.
 
         Args:
             attackable: (n,) bool, the samples that are attacked.
@@ -63,12 +63,12 @@ class Outcome:
 
     @property
     def robust(self) -> Tensor:
-        """(n,) bool, the attack has achieved nothing; of classifiers, the samples still classified
+        """(n,) bool, the attack has achieved nothing: a classifier still classifies the sample
         correctly."""
         return self.achieved == 0
 
     def update(self, index: Tensor, achieved: Tensor, predictions: Tensor, effort: Tensor) -> None:
-        """Note what was achieved on the samples at ``index``, (m,), where that is more than before.
+        """Update the samples at ``index``, (m,), on which more was achieved than before.
 
         Args:
             steps_to_success: (m,), noted where the attack succeeded.
@@ -80,7 +80,7 @@ class Outcome:
         self.steps_to_success[where] = torch.where(achieved[more] >= 1, effort[more].int(), NEVER)
 
     def at_larger_eps(self) -> Outcome:
-        """Where the attack begins at a larger eps: what is broken stays so, at no further effort."""
+        """The start of the attack at a larger eps: samples with success are not attacked again."""
         return Outcome(
             achieved=self.achieved.clone(),
             predictions=self.predictions.clone(),
@@ -92,18 +92,18 @@ class Outcome:
         )
 
     def n_target_hits(self, attackable: Tensor) -> int:
-        """On how many of the samples that were attacked the attack has succeeded: if targeted, how many are
-        taken for their target."""
+        """The number of attacked samples with success; for a targeted attack, those predicted as their
+        target."""
         return int((self.success & attackable).sum())
 
     def arrays(self) -> dict[str, Any]:
-        """For a file, each field by its name."""
+        """The fields as arrays by name, for a file."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: np.asarray(value) for name, value in values.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Outcome:
-        """What :meth:`arrays` gave."""
+        """The inverse of :meth:`arrays`."""
         values: dict[str, Any] = {}
         for item in fields(cls):
             array = np.asarray(arrays[item.name])

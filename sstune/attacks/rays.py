@@ -1,4 +1,4 @@
-"""RayS (Chen & Gu 2020, arXiv 2006.12792): predicted labels are all that it sees of a network.
+"""RayS (Chen & Gu 2020, arXiv 2006.12792): a black-box attack that uses predicted labels only.
 
 Linf's strongest perturbations are corners of the ball, so the search is for the direction in {-1, 1}^d along
 which the decision boundary is nearest. It flips the signs of ever smaller blocks of pixels, and keeps a flip
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3  # of the radius in L2, as in the authors' code
 
 @dataclass
 class Search:
-    """How far the search has come for each of N images of d values.
+    """The state of the search for each of N images of d values.
 
     Args:
         radius: (N,) Linf distance to the nearest adversarial image so far; infinite before the first.
@@ -47,7 +47,7 @@ class Search:
 
     @classmethod
     def begin(cls, images: Tensor) -> Self:
-        """From all ones, with all of it as the first block."""
+        """The initial state: direction all ones, and one block of all pixels."""
         flat = images.flatten(1)
         n, d = flat.shape
         return cls(
@@ -70,7 +70,7 @@ class Search:
         return torch.where(self.searching, (self.near + nearest) / 2, nearest)
 
     def tell(self, asked: Tensor, broken: Tensor) -> None:
-        """Whether each sample broke at the radius ``asked``, (N,) bool."""
+        """Update the state: ``broken``, (N,) bool, are adversarial at the radius ``asked``, (N,)."""
         nearer = broken & (asked < self.radius)
         self.radius = torch.where(nearer, asked, self.radius)
         self.direction = torch.where(nearer[:, None], self.trial, self.direction)
@@ -100,7 +100,7 @@ def along(images: Tensor, direction: Tensor, radius: Tensor) -> Tensor:
 
 @ATTACKS.register("rays")
 class RayS(Attack):
-    """Until an adversarial image is within eps, or ``queries`` images have been asked about; draws nothing.
+    """RayS until an adversarial image is within eps or ``queries`` are used up; not random.
 
     Every sample still open has one image in each forward pass, so that the passes count each one's queries.
     A sample that withstands them keeps its own image: any other would be one query more.

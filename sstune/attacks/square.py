@@ -22,7 +22,7 @@ LARGEST = 0.8  # share of the image's area that the search begins with
 
 
 def check_size(attack: str, images: Tensor, norm: Norm) -> None:
-    """See that the first square is inside such images and, in L2, the tiles that the search begins with: as
+    """Check that the first square is inside such images and, in L2, the tiles that the search begins with: as
     many as fit, of a fifth of the height, from half of what five of them leave.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Step rules of the gradient attacks: from the gradient of an attack's loss to the next move.
+"""Step rules of the gradient attacks: they map the gradient of the loss to a step.
 
-A rule is made for a batch, of N images, and then called for those samples that are still open: what it
-remembers of the others stays as it was.
+A step rule is made for a batch of N images and called for the open samples only; the state of the other
+samples does not change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check D0: what must hold of every attack, and 8-bit images that keep within it."""
+"""Check D0, which every attack must pass, and rounding to 8 bits within the ball."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SAME = 1e-3  # of outputs, relative to the largest; float32 rounding is far belo
 
 
 class InvalidAttack(RuntimeError):
-    """An attack broke its own rules (check D0): its figures mean nothing."""
+    """An attack violates its constraints (check D0), so that its figures are invalid."""
 
 
 def check_images(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = Norm.Linf) -> None:
-    """Check D0: of one shape, finite, in [0,1], and within ``eps`` of the originals.
+    """Check D0: adversarial images have the originals' shape and are finite, in [0,1] and within ``eps``.
 
     Raises:
         InvalidAttack: saying what is violated and by how much.
@@ -49,7 +49,7 @@ def differ(one: Tensor, other: Tensor) -> bool:
 
 
 def to_8bit(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:
-    """``adversarial`` with every value rounded to a multiple of 1/255, still within ``eps`` of ``images``.
+    """Adversarial images with every value rounded to a multiple of 1/255, still within ``eps`` of ``images``.
 
     Linf: to the nearest multiple inside the ball. L2: towards the original, so that no pixel moves further
     away. The originals are such multiples themselves.

@@ -1,4 +1,4 @@
-"""What an attack's images look like: ``images.npz`` for a program, ``images.png`` for a reader."""
+"""Adversarial images for a look: ``images.npz`` for programs, ``images.png`` for readers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def drawn(config: AttackConfig, cells: Mapping[str, Outcome]) -> list[str]:
 
 @torch.no_grad()
 def predictions(victim: Victim, split: Split) -> npt.NDArray[Any]:
-    """What the victim says of each image, (N, ...)."""
+    """The victim's predictions for images, (N, ...)."""
     found: list[Tensor] = []
     with eval_mode(victim.network), frozen_feedback(victim.network):
         for batch in batches(split, BATCH_SIZE, victim.device):

@@ -1,4 +1,4 @@
-"""A network that somebody else's code makes: ``model.factory=package.module:factory``."""
+"""A network that other code makes: ``model.factory=package.module:factory``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ANYTHING = (Exception, SystemExit, GeneratorExit)
 
 
 def make(spec: str) -> nn.Module:
-    """What ``package.module:factory`` gives when called without arguments, or a copy of a module; on the CPU.
+    """Call ``package.module:factory`` without arguments, or copy the module of that name, on the CPU.
 
-    It shall take images in [0,1], (N, C, H, W), to logits (N, classes): normalisation is its own.
+    The network must map images in [0,1], (N, C, H, W), to logits, (N, classes): it normalises them itself.
 
     Raises:
         RequestError: there is no such factory, it fails, gives no torch module, or one with a
@@ -94,7 +94,7 @@ def digest(spec: str, network: nn.Module) -> str:
 
 
 def check_outputs(network: nn.Module, shape: tuple[int, ...], n_classes: int) -> None:
-    """See that images of ``shape`` become logits of ``n_classes``; the network stays as it was.
+    """Check that the network maps images of ``shape`` to logits of ``n_classes``; it is not changed.
 
     Raises:
         RequestError: they do not.

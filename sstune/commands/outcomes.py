@@ -1,4 +1,4 @@
-"""What became of each sample under each attack of a run, saved while the attack goes on."""
+"""The outcomes of a run's attacks for each sample, saved while the attack runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Outcomes:
         self.in_progress = read_state(self.cell_path, self._read) or {}
 
     def get(self, key: str) -> Outcome | None:
-        """As far as the cell came."""
+        """The outcome of a cell, finished or in progress; None if it has not started."""
         return self.cells.get(key, self.in_progress.get(key))
 
     def save(self, key: str, outcome: Outcome, stop: StopFlag) -> None:
@@ -120,10 +120,10 @@ class Outcomes:
 
 
 def summary(victim: Victim, outcome: Outcome) -> dict[str, Any]:
-    """A cell for a row's measurement: the score that is left, of each sample too, and the time.
+    """The keys of a measurement: the score, the score of each sample, and the time.
 
-    ``found``: ``[effort, samples]`` pairs, how many broke after how many gradient steps or queries, where the
-    attack says so.
+    ``found``: pairs ``[steps, samples]``, the number of samples on which the attack succeeded after so many
+    gradient steps or queries, if it reports them.
     """
     score = victim.score_of(outcome)
     known = outcome.steps_to_success[outcome.success & (outcome.steps_to_success >= 0)].numpy()

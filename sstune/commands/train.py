@@ -74,7 +74,7 @@ def build(
     device: torch.device,
     world: training.World,
 ) -> tuple[training.Learner, dict[str, Any]]:
-    """The network with its rule, on its device, and its optimiser; and what the row says of them.
+    """The network with its rule and optimiser, on its device, and the row's fields that describe them.
 
     Raises:
         RequestError: the network is not for these images, or a pattern names none of its layers.
@@ -164,7 +164,7 @@ def subnormals_as_zero() -> Iterator[None]:
 
 
 def _known(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry for a row, which is JSON: what is not defined is null."""
+    """An entry of a row, with null for undefined values, as JSON has no NaN."""
     return {key: None if value != value else value for key, value in entry.items()}
 
 

@@ -1,4 +1,4 @@
-"""The network under attack, as its run left it, and the networks that stand in for it."""
+"""The network under attack, with the weights of its run, and surrogates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLE_SEED = 0
 def load_victim(
     config: RunConfig, source: Source, data: datasets.Splits, device: torch.device
 ) -> attacks.Victim:
-    """The network of ``source`` with ``config``'s rule, and the test samples that it is attacked with.
+    """The network of ``source`` with the rule of ``config``, and the test samples to attack.
 
     Prints notes on the data, and the score without an attack.
     """
@@ -40,7 +40,7 @@ def load_victim(
 def row_fields(
     config: RunConfig, data: datasets.Splits, victim: attacks.Victim, measured: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the row of every attack holds: ``measured`` after the clean accuracy, and on which data."""
+    """The fields of an attack's row: the clean score, ``measured``, and the data."""
     score = victim.score
     clean = measurement("test", score.n, **score.fields(victim.task.metric), **per_sample(score))
     return {
@@ -99,7 +99,7 @@ def _contiguous(network: nn.Module, images: tuple[torch.Tensor]) -> torch.Tensor
 def gradient_sources(
     config: RunConfig, victim: attacks.Victim, data: datasets.Splits
 ) -> list[attacks.GradientSource]:
-    """Through what ``config.attack`` looks at the victim, in the order asked for."""
+    """The gradient sources of ``config.attack``, in the configured order."""
     found = []
     for gradient in config.attack.gradient:
         if gradient is Gradient.surrogate:

@@ -1,4 +1,4 @@
-"""Tasks: head, loss, metric, and what an attack may want."""
+"""Tasks: the head, the loss, the metric, and the objectives of attacks."""
 
 from sstune.tasks import classification
 from sstune.tasks.evaluation import Evaluation, evaluate, predict

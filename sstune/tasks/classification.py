@@ -71,7 +71,7 @@ class Classification(Task):
 
 @dataclass(frozen=True, eq=False)
 class Misclassification(Objective):
-    """Any wrong class, or ``wanted``.
+    """Reach any wrong class, or the class in ``wanted``.
 
     Args:
         targets: (N,) true classes.
@@ -105,7 +105,7 @@ class Misclassification(Objective):
 
 
 def target_classes(outputs: Tensor, batch: Batch, target: Target, seed: int) -> Tensor:
-    """The wrong class that each sample shall be taken for, (N,), from the network's (N, classes) outputs."""
+    """The target class of each sample, (N,), a wrong one, given the network's outputs, (N, classes)."""
     labels, n_classes = batch.targets, outputs.shape[1]
     others = outputs.scatter(1, labels[:, None], -torch.inf)
     if target is Target.runner_up:

@@ -20,7 +20,7 @@ BATCH_SIZE = 128  # larger ones outgrow a CPU's caches
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a network says of each sample of a split, (N, ...) on the CPU, its score, and the mean loss."""
+    """Predictions for a split, (N, ...) on the CPU, their score, and the mean loss."""
 
     predictions: Tensor
     score: Score

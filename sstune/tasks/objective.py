@@ -1,4 +1,4 @@
-"""What an attack wants of a network: a loss to increase, and how far it has come, in one object."""
+"""The objective of an attack: its loss and its success criterion in one object."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sstune.schema import Target
 
 @dataclass(frozen=True)
 class Goal:
-    """What is asked of an attack.
+    """The settings from which a task makes an objective.
 
     Args:
-        loss: name of the loss that it increases, one of the task's; None: the task's first.
-        target: which wrong answer it wants; None: any.
+        loss: name of the loss to increase, one of the task's; None: the task's first.
+        target: which wrong answer to reach; None: any.
         seed: of random targets.
     """
 
@@ -27,7 +27,7 @@ class Goal:
 
 
 class Objective(ABC):
-    """The loss of an attack on N samples, and its success, since both may depend on the same state."""
+    """Loss and success of an attack on N samples; both may depend on the same state."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, images: Tensor, progress: float) -> Tensor:
@@ -35,13 +35,13 @@ class Objective(ABC):
 
         Args:
             outputs: (N, ...), of the network for ``images``.
-            images: (N, C, H, W), where the attack has come to.
-            progress: share of the attack's steps that are done, in [0,1); for losses that change on the way.
+            images: (N, C, H, W), the current iterate.
+            progress: share of the attack's steps that are done, in [0,1), for losses that change over time.
         """
 
     @abstractmethod
     def achieved(self, outputs: Tensor) -> Tensor:
-        """(N,) float32 in [0,1]: how much of what the attack wants it has; at 1 nothing is left to gain."""
+        """(N,) float32 in [0,1]: how much of its aim the attack has achieved; 1 is full success."""
 
     @abstractmethod
     def take(self, index: Tensor) -> Self:

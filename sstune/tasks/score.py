@@ -1,4 +1,4 @@
-"""How well a network does on a set of samples, in a task's metric."""
+"""The score of a network on a set of samples, in the metric of a task."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Score:
         return f"{self.value:.3f} on {self.n} samples"
 
     def fields(self, metric: str) -> dict[str, Any]:
-        """For a measurement of a row: ``correct`` where samples are counted, else the metric's value."""
+        """The keys of a measurement: ``correct`` where samples are counted, otherwise metric and value."""
         if self.correct is not None:
             return {"correct": self.correct}
         found: dict[str, Any] = {"metric": metric, "value": self.value}

@@ -1,4 +1,4 @@
-"""What a network is asked to do. Rules know nothing of tasks; everything else knows only this interface."""
+"""The interface of a task. Rules do not depend on tasks; all other code uses this interface only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sstune.tasks.score import Score
 
 
 class Task(ABC):
-    """A head's width, a loss to train on, a metric, and what an attack may want.
+    """Defines the width of the head, the training loss, the metric, and the objectives of attacks.
 
     Attributes:
         outputs: units of the head.
@@ -35,7 +35,7 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, outputs: Tensor) -> Tensor:
-        """What the network says of each sample, (N, ...): all that :meth:`score` needs to know of outputs."""
+        """Predictions, (N, ...), from the network's outputs; :meth:`score` needs nothing else of them."""
 
     @abstractmethod
     def score(self, predictions: Tensor, targets: Tensor, reference: Any = None) -> Score:
@@ -49,35 +49,35 @@ class Task(ABC):
 
     @abstractmethod
     def objective(self, batch: Batch, goal: Goal, clean_outputs: Callable[[], Tensor]) -> Objective:
-        """What an attack on ``batch`` wants.
+        """The objective of an attack on ``batch``.
 
         Args:
-            clean_outputs: computes the network's outputs for the batch as it is; not every objective asks.
+            clean_outputs: computes the outputs for the batch as it is; only some objectives call it.
         """
 
     def batch_scores(self, outputs: Tensor, batch: Batch) -> Tensor | None:
-        """The score of each sample of a training batch, (N,), on its device, for the history; None where a
-        sample has none."""
+        """The score of each sample of a training batch, (N,), on its device, for the history; None if single
+        samples have no score."""
         return None
 
     def attackable(self, score: Score) -> Tensor:
-        """(N,) bool: which samples an attack can gain anything on, from the score without an attack."""
+        """(N,) bool, the samples to attack, given the score without an attack."""
         return torch.ones(score.n, dtype=torch.bool)
 
     def reference(self, network: nn.Module, splits: Splits, device: torch.device) -> Any:
-        """What predictions are compared with besides targets, computed once for a network: for retrieval, the
-        codes of the database. None: nothing."""
+        """Data that :meth:`score` needs besides targets, computed once for a network, such as the codes of a
+        retrieval database; None if it needs none."""
         return None
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:  # noqa: B027  # most tasks have nothing to do
         """Called before each epoch of training (0-based), for losses that change on the way."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the loss remembers from batch to batch; saved with every checkpoint."""
+        """State of the loss between batches; it is part of every checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
-        """Restore what :meth:`state_dict` gave."""
+        """Restore the state that :meth:`state_dict` returned."""
 
 
 # Constructors ``(config, n_classes) -> Task``.

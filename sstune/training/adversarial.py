@@ -1,4 +1,4 @@
-"""Adversarial training: each batch's images are replaced by what an attack makes of them first.
+"""Adversarial training: an attack replaces the images of each batch.
 
 Madry et al. 2018, arXiv 1706.06083.
 """

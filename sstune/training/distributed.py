@@ -1,8 +1,8 @@
-"""Several processes that train one network, as torchrun starts them: each takes its share of every batch.
+"""Data-parallel training with torchrun: each process computes its share of every batch.
 
-What one process with the whole batch would compute, they compute together: gradients are averaged over the
-batch, batch normalisation sees all of it, and every process draws the same feedback. Only the first one
-writes files.
+Together the processes compute what one process would compute with the whole batch: gradients are averaged,
+batch normalisation uses the statistics of the whole batch, and all draw the same feedback. Only the first
+process writes files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TIMEOUT = timedelta(days=1)
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this run, and which of them this is; alone unless torchrun started it."""
+    """The number of processes and the rank of this one; a single process without torchrun."""
 
     rank: int = 0
     size: int = 1
@@ -51,7 +51,7 @@ class World:
         return values
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of the processes' values, so that all take the same decision."""
+        """The maximum over all processes, so that all take the same decision."""
         if self.size == 1:
             return value
         shared = torch.tensor(value)
@@ -59,7 +59,7 @@ class World:
         return int(shared)
 
     def broadcast(self, value: Any) -> Any:
-        """What the first process says; the others' values are dropped."""
+        """The value of the first process, in all processes."""
         if self.size == 1:
             return value
         box = [value]
@@ -67,13 +67,13 @@ class World:
         return box[0]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first process goes through alone, the others after it."""
+        """Context that the first process runs before the others."""
         if not self.is_main:
             self.wait()
         yield
@@ -81,7 +81,7 @@ class World:
             self.wait()
 
     def shared(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """``network`` as one whose gradients are averaged over the processes."""
+        """``network``, wrapped so that gradients are averaged over the processes."""
         if self.size == 1:
             return network
         devices = [device] if device.type == "cuda" else None
@@ -97,7 +97,7 @@ ALONE = World()
 
 @cache
 def init_distributed() -> World:
-    """The world that torchrun's environment variables describe; joined once, left when the process ends."""
+    """Join the process group that torchrun's environment variables describe; it is left at exit."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         return ALONE
@@ -129,7 +129,7 @@ def evaluate_distributed(
 
 @contextmanager
 def no_sync(network: nn.Module) -> Iterator[None]:
-    """Inside, backward passes add up each process's own gradients; the next one outside averages the sum."""
+    """Context in which backward passes accumulate gradients locally; the next one outside averages them."""
     if isinstance(network, DistributedDataParallel):
         with network.no_sync():
             yield

@@ -68,7 +68,7 @@ class Trainer:
         self.saved = time.perf_counter()
 
     def fit(self, progress: Progress) -> Progress:
-        """Run the remaining epochs, unless ``patience`` has come to its end.
+        """Run the remaining epochs; ``patience`` may end training earlier.
 
         Raises:
             Stopped: a signal came; the state is saved.

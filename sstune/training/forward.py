@@ -1,4 +1,4 @@
-"""The forward pass that training differentiates: in its precision, and compiled if asked for."""
+"""The forward pass of training, in the configured precision, compiled if configured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def compiled(
     CUDA graphs, which are for one size each.
 
     Raises:
-        RequestError: a CPU shall compile, and there is no C++ compiler.
+        RequestError: compiling for the CPU needs a C++ compiler, and there is none.
     """
     if device.type == "cpu":
         _look_for_compiler()

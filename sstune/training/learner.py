@@ -1,4 +1,4 @@
-"""What is trained, and with what."""
+"""A network in training, with its task and optimiser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sstune.training.distributed import ALONE, World
 
 @dataclass(frozen=True)
 class Learner:
-    """A network on its device, converted to its rule, with the optimiser of what is trained of it.
+    """A network on its device, converted to its rule, with the optimiser of its trainable parameters.
 
     Args:
         world: the processes that train it together.

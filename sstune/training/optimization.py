@@ -1,4 +1,4 @@
-"""What is trained at which rate: optimisers, and schedules as pure functions of time."""
+"""Optimisers, parameter groups, and schedules as functions of the step."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def parameter_groups(network: Network, factors: dict[str, float]) -> list[dict[s
 
 
 def build_optimizer(config: OptimizerConfig, network: Network) -> torch.optim.Optimizer:
-    """SGD or AdamW over what is to be trained of ``network``, which is on its device already.
+    """SGD or AdamW over the trainable parameters of ``network``, which must be on its device.
 
     Raises:
         RequestError: a pattern of ``lr_factors`` names no module.

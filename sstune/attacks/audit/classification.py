@@ -1,4 +1,4 @@
-"""What the audit knows of classification: cross-entropies, input gradients and chance."""
+"""The parts of the audit that need a classifier: cross-entropies, input gradients and chance."""
 
 from __future__ import annotations
 
