@@ -72,7 +72,7 @@ class TestEveryPreset:
             placeholders(words)
             found = cells(command, read(words)[1])
             assert len(found) == 1 or "-m" in words
-            assert len({cell.config.out for cell in found}) == 1
+            assert len({cell.request.config.out for cell in found}) == 1
 
     def test_says_what_it_costs_and_what_to_expect(self, experiment: str) -> None:
         text = (CONF / "experiment" / f"{experiment}.yaml").read_text()

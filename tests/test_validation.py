@@ -205,7 +205,7 @@ class TestValidate:
             (
                 {"attack": "audit"},
                 {"attack.gradient": ["surrogate"], "attack.surrogates": ["."]},
-                ["attack.gradient: the audit chooses its attacks itself, remove this key"],
+                ["attack.gradient: the audit chooses its attacks itself; remove this key"],
             ),
             (
                 {"attack": "apgd"},

@@ -87,7 +87,7 @@ def svhn(config: TorchvisionConfig) -> Splits:
     )
     parts = package.opened(Path(config.root).expanduser(), config.download)
     train, test = (
-        Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.targets))
+        Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.labels))
         for part in parts
     )
     return _validated(train, test, _DIGITS, config)

@@ -306,4 +306,4 @@ def test_the_published_resnet20(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sstune.tasks.evaluation.BATCH_SIZE", 64)  # stays in a CPU's cache: half the time
     judged = tasks.evaluate(network, task, test, torch.device("cpu"))
     assert len(test) == 10_000
-    assert judged.n_correct == pytest.approx(8103, abs=3)
+    assert judged.score.correct == pytest.approx(8103, abs=3)

@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 
 from sstune import backbones, datasets, rules
 from sstune.attacks import ATTACKS, GradientSource, Victim, run_attack
-from sstune.schema import BackboneConfig, FolderConfig, Gradient, PgdConfig, RuleConfig
+from sstune.schema import BackboneConfig, ClassificationConfig, FolderConfig, Gradient, PgdConfig, RuleConfig
+from sstune.tasks.classification import Classification
 
 COUNTS = {"train": 10, "test": 4}  # images per class
 CLASSES = ["eight", "one", "zero"]
@@ -111,7 +112,8 @@ def check_zero_eps() -> Callable[[datasets.Splits], None]:
         split.targets[::2] = logits.argmax(1)[::2]  # it has learned nothing; half of them shall be right
         clean = logits.argmax(1) == split.targets
         assert 10 <= int(clean.sum()) < 20
-        victim = Victim(network, split, torch.arange(20), clean, torch.device("cpu"))
+        task = Classification(ClassificationConfig("classification"), splits.n_classes)
+        victim = Victim.of(network, task, split, torch.arange(20), torch.device("cpu"))
         pgd = ATTACKS["pgd"](PgdConfig("pgd", ["0"], steps=2), 0)
         for gradient in (Gradient.rule, Gradient.exact):
             right = run_attack(victim, pgd, GradientSource(gradient, network), 0.0, 7).robust

@@ -114,7 +114,7 @@ def moved(
     adversary: Adversary, images: Tensor, labels: Tensor, key: tuple[int, int], positions: slice
 ) -> Tensor:
     """Adversarial images; which samples they are of plays no part."""
-    return adversary(Batch(images, labels, torch.randint(1000, (len(labels),))), key, positions).images
+    return adversary(Batch(images, labels, torch.arange(len(labels)) + 500), key, positions).images
 
 
 class TestImages:

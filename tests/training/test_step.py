@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from sstune import backbones, rules, tasks
 from sstune.composition import compose
+from sstune.datasets import Batch
 from sstune.schema import RequestError, RunConfig
-from sstune.training import ALONE, build_optimizer
+from sstune.training import Learner, build_optimizer
 from sstune.training.step import Step
 
 CPU = torch.device("cpu")
@@ -35,7 +36,11 @@ def step_of(*overrides: str, batch_size: int) -> tuple[Step, backbones.Network]:
     network = network_for(config)
     optimizer = build_optimizer(config.optimizer, network)
     task = tasks.build(config.task, 4)
-    return Step(config, network, task, optimizer, CPU, ALONE, batch_size), network
+    return Step(Learner(config, network, task, optimizer, CPU), batch_size), network
+
+
+def batch_of(images: Tensor, labels: Tensor) -> Batch:
+    return Batch(images, labels, torch.arange(len(labels)))
 
 
 def batch(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -81,7 +86,7 @@ class TestAccumulation:
         lines = [f"rule={rule}", "optimizer.weight_decay=5e-4"]
         step, network = step_of(*lines, f"accumulate={k}", batch_size=n)
         batches = [batch(n, 0), batch(n, 1), batch(last, 2)]
-        seen = [step(images, labels, len(labels)) for images, labels in batches]
+        seen = [step(batch_of(images, labels), len(labels)) for images, labels in batches]
         expected, theirs = plain_loop(*lines, batches=batches)
         assert_equal_weights(network, expected)
         for (loss, right), (their_loss, their_right) in zip(seen, theirs, strict=True):
@@ -93,7 +98,7 @@ class TestAccumulation:
         sizes: list[int] = []
         network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
         for n in (8, 4):
-            step(*batch(n, 0), n)
+            step(batch_of(*batch(n, 0)), n)
         assert sizes == [3, 3, 2, 2, 2]
 
     @pytest.mark.parametrize(("redraw", "draws"), [("step", 1 + 2), ("forward", 1 + 2 * 3)])
@@ -102,7 +107,7 @@ class TestAccumulation:
     ) -> None:
         step, network = step_of("rule=brsf", f"rule.redraw={redraw}", "accumulate=3", batch_size=6)
         for seed in range(2):
-            step(*batch(6, seed), 6)
+            step(batch_of(*batch(6, seed)), 6)
         layers = rules.feedback_layers(network).values()
         assert {layer.feedback.draws for layer in layers} == {draws}  # type: ignore[attr-defined]
 
@@ -111,7 +116,7 @@ class TestAccumulation:
         step, network = step_of(*lines, "accumulate=3", "clip_norm=0.05", batch_size=8)
         batches = [batch(8, seed) for seed in range(3)]
         for images, labels in batches:
-            step(images, labels, len(labels))
+            step(batch_of(images, labels), len(labels))
         expected, _ = plain_loop(*lines, batches=batches, clip=0.05)
         assert_equal_weights(network, expected)
 
