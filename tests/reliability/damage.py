@@ -196,15 +196,17 @@ class Repaired(Trial):
 STATE = {
     "train": ("checkpoint.pt", "history.csv", "alignment.csv", "config.yaml", "lock", "failure.json"),
     "finetune": ("checkpoint.pt", "history.csv", "alignment.csv", "config.yaml", "lock", "failure.json"),
-    "attack": ("outcomes.npz", "config.yaml", "lock", "failure.json"),
-    "audit": ("outcomes.npz", "config.yaml", "lock", "failure.json"),
+    "attack": ("cell.npz", "outcomes.npz", "config.yaml", "lock", "failure.json"),
+    "audit": ("cell.npz", "outcomes.npz", "config.yaml", "lock", "failure.json"),
 }
 
 
 def state_damages(scene: Scene) -> list[Trial]:
     """Every state file that the scene's run has in the middle of its work, in every way."""
     saves = [
-        change.number for change in scene.changes if change.operation == "rename" and change.name in SAVES
+        change.number
+        for change in scene.changes
+        if change.operation == "rename" and change.name in ("checkpoint.pt", "cell.npz")
     ]
     middle = saves[len(saves) * 2 // 3]
     return [

@@ -18,7 +18,7 @@ from scenes import Scene
 # line and the exit status that are promised.
 KINDS = ("lost", "different", "blocked", "unclear")
 UNUSED = ("checkpoint.pt", "previous.checkpoint.pt", "data.json")  # beside a row
-SAVES = ("checkpoint.pt", "outcomes.npz")  # each is put in its place once for each piece of work
+SAVES = ("checkpoint.pt", "cell.npz", "outcomes.npz")  # each is put in its place once for each piece of work
 
 
 class Complaint(NamedTuple):
