@@ -70,14 +70,14 @@ def stopped(looks: int | None) -> Iterator[None]:
         return
     from stopping import StopAfter
 
-    from sstune.commands import execution
+    from sstune.commands import run_once
 
-    before = execution.stop_flag
-    execution.stop_flag = lambda: contextlib.nullcontext(StopAfter(looks))
+    before = run_once.stop_flag
+    run_once.stop_flag = lambda: contextlib.nullcontext(StopAfter(looks))
     try:
         yield
     finally:
-        execution.stop_flag = before
+        run_once.stop_flag = before
 
 
 if __name__ == "__main__":
