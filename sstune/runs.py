@@ -17,13 +17,14 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
 import yaml
 
 from sstune import __version__
 from sstune.identity import SCHEMA_VERSION, identity, plain, semantic
 from sstune.locking import locked
+from sstune.row import Ancestor, ConfigEntry, GitEntry, Measured, Row
 from sstune.schema import RequestError, RunConfig
 from sstune.storage import BEGAN, explained, in_short, set_aside, write_json, write_text
 
@@ -39,7 +40,7 @@ _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}
 REPAIR_HINT = "move it away and make that run again"
 
 
-def ancestor_id(ancestor: dict[str, Any]) -> str | None:
+def ancestor_id(ancestor: Ancestor) -> str | None:
     """An entry of a lineage as identities hold it: the run's own identity, or the file's sha256."""
     return ancestor.get("identity") or ancestor.get("sha256")
 
@@ -57,7 +58,7 @@ class Run:
     def __init__(
         self,
         config: RunConfig,
-        lineage: list[dict[str, Any]],
+        lineage: list[Ancestor],
         data: str | None,
         surrogates: Sequence[str] = (),
         earlier: Earlier | None = None,
@@ -74,8 +75,9 @@ class Run:
                 self.identity, self.directory = name, directory
 
     def _name(self, data: str | None, surrogates: Sequence[str]) -> tuple[str, Path]:
-        config, parent = self.config, self.lineage[-1] if self.lineage else {}
-        found = identity(config, ancestor_id(parent), data, surrogates)
+        config = self.config
+        parent = ancestor_id(self.lineage[-1]) if self.lineage else None
+        found = identity(config, parent, data, surrogates)
         rule = semantic(config)["rule"]
         parts = [
             config.backbone.name,
@@ -89,11 +91,11 @@ class Run:
         label = "-".join(part for part in parts if part)
         return found, Path(config.out).expanduser() / config.command / f"{label}-{found[:12]}"
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Row | None:
         """The row of the finished run, or None."""
         return read_result(self.directory)
 
-    def answer(self) -> dict[str, Any] | None:
+    def answer(self) -> Row | None:
         """The row with which this run need not be made; None where there is work to do.
 
         Under ``force`` only a row will do that a line with ``force`` made, and that was finished after the
@@ -149,13 +151,13 @@ class Run:
             if path.exists():
                 os.replace(path, path.with_name(f"previous.{name}"))
 
-    def finish(self, **measured: Any) -> dict[str, Any]:
+    def finish(self, **measured: Unpack[Measured]) -> Row:
         """Write the row, which marks the run as done, and return it as it will be read: keys sorted."""
-        row = {
+        row: Row = {
             "schema_version": SCHEMA_VERSION,
             "identity": self.identity,
             "command": self.config.command,
-            "config": semantic(self.config),
+            "config": cast(ConfigEntry, semantic(self.config)),
             "lineage": self.lineage,
             **provenance(),
             **measured,
@@ -164,10 +166,11 @@ class Run:
         for name in ("checkpoint.pt", RECORD):  # of no more use: the row says what they said
             with suppress(OSError):
                 (self.directory / name).unlink(missing_ok=True)
-        return dict(json.loads(json.dumps(row, sort_keys=True)))  # as whoever reads it will find it
+        written: Row = json.loads(json.dumps(row, sort_keys=True))
+        return written
 
 
-def read_result(directory: Path) -> dict[str, Any] | None:
+def read_result(directory: Path) -> Row | None:
     """The row in a run directory, or None where the run is not finished.
 
     Raises:
@@ -175,22 +178,36 @@ def read_result(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / RESULT
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror}); {REPAIR_HINT}") from error
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}: not JSON ({in_short(error)}); {REPAIR_HINT}") from error
-    if not isinstance(row, dict) or row.get("schema_version") != SCHEMA_VERSION:
-        raise RequestError(f"{path}: not a row of schema version {SCHEMA_VERSION}; {REPAIR_HINT}")
-    for key, kind in _NEEDED.items():
-        if not isinstance(row.get(key), kind):
-            raise RequestError(f"{path}: has no {key}; {REPAIR_HINT}")
+    if problem := _problem(found):
+        raise RequestError(f"{path}: {problem}; {REPAIR_HINT}")
+    row: Row = found
     return row
 
 
-def provenance() -> dict[str, Any]:
+def _problem(found: Any) -> str | None:
+    """Why ``found`` is not a row that another run can start from, or None."""
+    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
+        return f"not a row of schema version {SCHEMA_VERSION}"
+    return next(
+        (f"has no {key}" for key, kind in _NEEDED.items() if not isinstance(found.get(key), kind)), None
+    )
+
+
+class Provenance(TypedDict):
+    """Which code a figure comes from."""
+
+    versions: dict[str, str]
+    git: GitEntry
+
+
+def provenance() -> Provenance:
     """Which code a figure comes from: ``versions`` of packages, ``git`` commit and whether it was dirty."""
     return {"versions": _versions(), "git": _git()}
 
@@ -208,7 +225,7 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _git() -> dict[str, Any]:
+def _git() -> GitEntry:
     """Commit of the checkout this package runs from; None for an installed wheel."""
 
     def git(*arguments: str) -> str | None:

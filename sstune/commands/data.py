@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from sstune import backbones, datasets
 from sstune.commands.lineage import Source
 from sstune.identity import semantic
+from sstune.row import DatasetsEntry, SplitEntry
 from sstune.runs import RECORD, STATE, Run
 from sstune.schema import RunConfig
 from sstune.schema.keys import Role, keys_of
@@ -37,12 +38,16 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
     return replace(data, remarks=[*data.remarks, *_differences(run, source, said)])
 
 
-def described(data: datasets.Splits) -> dict[str, Any]:
-    """For a row: the number of images of each split, and their digest."""
-    return {name: {"n": len(split), "digest": split.digest} for name, split in data.named.items()}
+def described(data: datasets.Splits) -> DatasetsEntry:
+    """The number of images of each split, and their digest."""
+    return {"train": _entry(data.train), "val": _entry(data.val), "test": _entry(data.test)}
 
 
-def _put_aside_if_other(run: Run, said: dict[str, Any]) -> None:
+def _entry(split: datasets.Split) -> SplitEntry:
+    return {"n": len(split), "digest": split.digest}
+
+
+def _put_aside_if_other(run: Run, said: DatasetsEntry) -> None:
     path = run.directory / RECORD
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -58,11 +63,11 @@ def _put_aside_if_other(run: Run, said: dict[str, Any]) -> None:
     write_json(path, said)
 
 
-def _differences(run: Run, source: Source | None, said: dict[str, Any]) -> list[str]:
+def _differences(run: Run, source: Source | None, said: DatasetsEntry) -> list[str]:
     """A line if splits of the same configuration hold other images here than for the source's run."""
     if source is None or source.config is None:
         return []
-    compared = ["train", "val", "test"]
+    compared: list[Literal["train", "val", "test"]] = ["train", "val", "test"]
     treated: tuple[Role, ...] = (
         Role.AUGMENTATION,
         Role.NORMALIZATION,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -18,6 +18,7 @@ from sstune.composition import Request, compose, restore
 from sstune.datasets import earlier_fingerprint, fingerprint
 from sstune.identity import TRAINING_KEYS, semantic
 from sstune.inheritance import INHERITED, SHARED_WITH_DEFAULT_PARENT
+from sstune.row import Ancestor, AncestorConfigEntry, DatasetsEntry, Row
 from sstune.runs import CONFIG, REPAIR_HINT, Run, ancestor_id, read_result
 from sstune.schema import (
     BackboneConfig,
@@ -51,10 +52,10 @@ class Source:
     """
 
     path: Path
-    lineage: list[dict[str, Any]]
+    lineage: list[Ancestor]
     config: RunConfig | None
     network: nn.Module | None = None
-    datasets: dict[str, Any] = field(default_factory=dict)
+    datasets: DatasetsEntry = field(default_factory=DatasetsEntry)
 
 
 def open_source(path: Path) -> Source:
@@ -73,7 +74,11 @@ def open_source(path: Path) -> Source:
     if row is None or not (path / MODEL).exists():
         raise RequestError(f"init_from: {path} is not a finished train or finetune run")
     _check_weights(path / MODEL, row.get("model_sha256"))
-    ancestor = {key: row[key] for key in ("command", "identity", "config")}
+    ancestor: Ancestor = {
+        "command": row["command"],
+        "identity": row["identity"],
+        "config": cast(AncestorConfigEntry, row["config"]),
+    }
     config = _configuration(path, row)
     return Source(path / MODEL, [*row["lineage"], ancestor], config, datasets=row.get("datasets", {}))
 
@@ -93,7 +98,7 @@ def _check_weights(path: Path, digest: str | None) -> None:
         raise RequestError(f"init_from: {path} is damaged ({in_short(error)}); {REPAIR_HINT}") from error
 
 
-def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
+def _configuration(directory: Path, row: Row) -> RunConfig:
     """The configuration of a run, from its ``config.yaml``.
 
     Raises:
@@ -219,11 +224,11 @@ def _imported(request: Request) -> tuple[RunConfig, Source]:
     network = imported.make(spec)
     rule = config.rule if request.sets("rule") else RuleConfig(name="bp")
     config = replace(config, backbone=BackboneConfig(name=spec), rule=rule)
-    lineage = [{"file": spec, "sha256": imported.digest(spec, network)}]
+    lineage: list[Ancestor] = [{"file": spec, "sha256": imported.digest(spec, network)}]
     return config, Source(Path(spec), lineage, None, network)
 
 
-def make_run(config: RunConfig, lineage: list[dict[str, Any]], surrogates: Sequence[str] = ()) -> Run:
+def make_run(config: RunConfig, lineage: list[Ancestor], surrogates: Sequence[str] = ()) -> Run:
     """The run of a configuration on the data as it lies there now.
 
     Raises:

@@ -9,26 +9,26 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sstune.arithmetic import exact_products, refusing_what_cannot_repeat
 from sstune.interrupt import StopFlag, stop_flag
 from sstune.locking import Locked
+from sstune.row import Measured, Row
 from sstune.runs import Run
 from sstune.schema import Precision, RequestError, RunConfig
 from sstune.storage import write_json
 from sstune.training import World, init_distributed
 
-Work = Callable[[Run, torch.device, StopFlag], dict[str, Any]]
+Work = Callable[[Run, torch.device, StopFlag], Measured]
 
 
-def run_once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
+def run_once(run: Run, work: Work, wait: bool = False) -> Row:
     """Do ``work`` unless the run is done, and return its row.
 
     Args:
-        work: returns the row's fields, except for those that every row has.
+        work: returns what it measured.
         wait: for another process that works on this run, instead of raising ``Locked``.
 
     Raises:
@@ -69,7 +69,7 @@ def _lock(run: Run, wait: bool, world: World, stack: ExitStack) -> None:
         raise Locked(reason)
 
 
-def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world: World) -> dict[str, Any]:
+def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world: World) -> Row:
     """Do the work and write its row, which is returned in every process."""
     print(f"{run.directory}", flush=True)
     if world.is_main:
@@ -84,7 +84,7 @@ def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world
         "threads": torch.get_num_threads(),
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
     }
-    row = world.broadcast(run.finish(**measured) if world.is_main else None)
+    row: Row | None = world.broadcast(run.finish(**measured) if world.is_main else None)
     assert row is not None
     return row
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import cast
 
 from sstune.report.audit import audit_text
-from sstune.row import Row
 from sstune.runs import RESULT, Run
 from sstune.schema.audit import Verdict
 from sstune.storage import write_text
@@ -24,7 +22,7 @@ def present(run: Run) -> None:
     if not page.exists() or page.stat().st_mtime_ns < (run.directory / RESULT).stat().st_mtime_ns:
         from sstune.report.audit_page import audit_page  # matplotlib takes a second to import
 
-        write_text(page, audit_page(cast(Row, row), picture.read_bytes() if picture.exists() else None))
+        write_text(page, audit_page(row, picture.read_bytes() if picture.exists() else None))
     print(f"page: {page}", flush=True)
 
 
