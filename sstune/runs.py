@@ -30,12 +30,12 @@ from sstune.storage import BEGAN, explained, in_short, set_aside, write_json, wr
 
 RESULT, CONFIG, RECORD = "result.json", "config.yaml", "data.json"
 STATE = ("checkpoint.pt", "outcomes.npz", "cell.npz")  # which a run resumes from
-# all that it writes: none of it may be anything but a file
+# all files that a run writes
 _WRITTEN = (
     *STATE, RESULT, CONFIG, RECORD, "history.csv", "alignment.csv", "model.pt", "images.npz", "images.png",
     "failure.json", "audit.html",
 )  # fmt: skip
-# What every row holds that others start from.
+# Keys that a row needs for another run to start from it.
 _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}
 REPAIR_HINT = "move it away and make that run again"
 
@@ -63,8 +63,8 @@ class Run:
         surrogates: Sequence[str] = (),
         earlier: Earlier | None = None,
     ) -> None:
-        """A run that was begun under an ``earlier`` fingerprint, and not before the data was last changed,
-        is this one: it keeps its identity and directory."""
+        """A run started under an ``earlier`` fingerprint, after the data was last changed, keeps its identity
+        and directory."""
         self.config = config
         self.lineage = lineage
         self.identity, self.directory = self._name(data, surrogates)
@@ -96,10 +96,10 @@ class Run:
         return read_result(self.directory)
 
     def answer(self) -> Row | None:
-        """The row with which this run need not be made; None where there is work to do.
+        """The row, if the run is done and need not be repeated; otherwise None.
 
-        Under ``force`` only a row will do that a line with ``force`` made, and that was finished after the
-        present line began: lines at work at the same time share what they make, a later one makes it anew.
+        With ``force``, a row counts only if a command with ``force`` wrote it after the present command
+        started: concurrent commands share their results, a later command repeats the run.
         """
         if self.config.force and not self._made_since(float(os.environ.get(BEGAN, time.time()))):
             return None
@@ -111,27 +111,27 @@ class Run:
         return False
 
     def _forced(self) -> bool:
-        """Whether the latest work here was asked for with ``force``."""
+        """Whether the last command that worked on this run had ``force``."""
         with suppress(OSError, ValueError, yaml.YAMLError):
             asked = yaml.safe_load((self.directory / CONFIG).read_text(encoding="utf-8"))
             return isinstance(asked, dict) and asked.get("force") is True
         return False
 
     def lock(self, wait: bool = False) -> AbstractContextManager[None]:
-        """Work on this run alone (:func:`sstune.locking.locked`); what fails at once leaves no directory.
+        """Lock this run (:func:`sstune.locking.locked`); a run that fails at once leaves no directory.
 
         Raises:
-            Locked: another process holds it; the message says which.
+            Locked: another process holds the lock; the message names it.
         """
         return locked(self.directory, wait, worthless=[CONFIG, RECORD])
 
     def begin(self) -> None:
-        """Write down what is asked for; with ``force``, put an earlier result and its state aside.
+        """Write ``config.yaml``; with ``force``, rename an earlier result and its state to ``previous.*``.
 
-        Where a line with ``force`` was interrupted, there is no result, and its state is gone on from.
+        An interrupted command with ``force`` leaves a state without a result, from which the run resumes.
         """
         with explained("preparing", self.directory):
-            for leftover in self.directory.glob(".*.*"):  # of a write that a kill cut short
+            for leftover in self.directory.glob(".*.*"):  # temporary files of a killed process
                 leftover.unlink()
             for path in (self.directory / name for name in _WRITTEN):
                 if os.path.lexists(path) and not path.is_file():
@@ -143,16 +143,16 @@ class Run:
         if config["init_from"] is not None:
             config["init_from"] = str(Path(config["init_from"]).expanduser().resolve())
         write_text(self.directory / CONFIG, yaml.safe_dump(config, sort_keys=False))
-        _git()  # now: by the end the checkout may have moved on
+        _git()  # cached now: the checkout may change during the run
 
     def _put_aside(self) -> None:
-        for name in (*STATE, RESULT):  # the result last: until then, a kill leaves this to be done again
+        for name in (*STATE, RESULT):  # the result last: after a kill, this is repeated
             path = self.directory / name
             if path.exists():
                 os.replace(path, path.with_name(f"previous.{name}"))
 
     def finish(self, **measured: Unpack[Measured]) -> Row:
-        """Write the row, which marks the run as done, and return it as it will be read: keys sorted."""
+        """Write the row, which marks the run as done, and return it as :func:`read_result` will."""
         row: Row = {
             "schema_version": SCHEMA_VERSION,
             "identity": self.identity,
@@ -163,7 +163,7 @@ class Run:
             **measured,
         }
         write_json(self.directory / RESULT, row)
-        for name in ("checkpoint.pt", RECORD):  # of no more use: the row says what they said
+        for name in ("checkpoint.pt", RECORD):  # no longer needed: the row holds their content
             with suppress(OSError):
                 (self.directory / name).unlink(missing_ok=True)
         written: Row = json.loads(json.dumps(row, sort_keys=True))
@@ -174,7 +174,7 @@ def read_result(directory: Path) -> Row | None:
     """The row in a run directory, or None where the run is not finished.
 
     Raises:
-        RequestError: the file is there and is not a row.
+        RequestError: the file is not a row of this version.
     """
     path = directory / RESULT
     try:
@@ -208,7 +208,7 @@ class Provenance(TypedDict):
 
 
 def provenance() -> Provenance:
-    """Which code a figure comes from: ``versions`` of packages, ``git`` commit and whether it was dirty."""
+    """Versions of the packages, and the git commit of this package."""
     return {"versions": _versions(), "git": _git()}
 
 
@@ -237,5 +237,7 @@ def _git() -> GitEntry:
 
     if git("ls-files", "--error-unmatch", "runs.py") is None:
         return {"commit": None, "dirty": None}
-    changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")  # tables decide nothing
+    changed = git(
+        "status", "--porcelain", "--", ":(top)", ":(top,exclude)results"
+    )  # result tables do not affect a run
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}

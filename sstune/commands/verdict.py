@@ -1,4 +1,4 @@
-"""What a finished audit shows, from its row alone. Imports no torch."""
+"""Verdict and page of a finished audit, made from its row. Imports no torch."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ def strict_failure(run: Run) -> str | None:
     verdict, because = row["audit"]["verdict"], ", ".join(row["audit"]["because"])
     if verdict == Verdict.not_masked:
         return None
-    return f"{run.directory}: {verdict} ({because}), and audit.strict asks for {Verdict.not_masked}"
+    return f"{run.directory}: {verdict} ({because}), but audit.strict requires {Verdict.not_masked}"
