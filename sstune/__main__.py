@@ -1,4 +1,4 @@
-"""The program ``sstune``, also ``python -m sstune``: what holds before anything else is imported."""
+"""Entry point of ``sstune`` and ``python -m sstune``: set up signals and streams before heavy imports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sstune.interrupt import RESUME_HINT, unheard
 def main() -> int:
     """Run the command line, and return its exit status.
 
-    A signal ends the process at once as long as there is no state to save: while Python imports torch, which
-    takes seconds, an exception could be swallowed or come out as another.
+    Until there is state to save, a signal ends the process at once: an exception raised while torch is being
+    imported could be swallowed or replaced by another.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if not unheard(number):
@@ -27,14 +27,14 @@ def main() -> int:
 
 
 def _prepare_streams() -> None:
-    """Open those that are closed, as the next file that is opened would take their place."""
+    """Open closed standard streams, as the next opened file would take their descriptors."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, os.O_RDWR)
             if opened != descriptor:
                 os.dup2(opened, descriptor)
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):  # names of files may be of characters that it has not
+    for stream in (sys.stdout, sys.stderr):  # file names may hold characters outside its encoding
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

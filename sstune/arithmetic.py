@@ -1,7 +1,7 @@
-"""How float32 products are computed: exactly in all that is measured, in TF32 in training that asks for it.
+"""Precision of float32 products: float32 in all measurements, TF32 in training with ``precision=tf32``.
 
-Each kind of product is set by itself. A setting for all of them leaves alone those that were set one by one,
-and torch.compile sets that of matrix products on CUDA, to what it finds.
+Each backend is set separately: torch's global setting does not override a backend's own, and torch.compile
+sets that of CUDA matrix products.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def training_arithmetic(precision: Precision, benchmark: bool) -> Iterator[None]
     """Inside, CUDA computes float32 products in TF32 if that is the training's precision.
 
     Args:
-        benchmark: let cuDNN try out which of its algorithms is fastest, once for each size of a batch. It is
-            for training alone, where nearly all batches are of one size; in attacks they are of any.
+        benchmark: let cuDNN find its fastest algorithm for each batch size. For training only, where nearly
+            all batches have one size; in attacks the size varies.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = benchmark
@@ -49,22 +49,22 @@ def training_arithmetic(precision: Precision, benchmark: bool) -> Iterator[None]
 
 
 def check_exact(device: torch.device) -> None:
-    """See that what is measured on ``device`` is measured in float32.
+    """Check that products on ``device`` are computed in float32.
 
     Raises:
-        RuntimeError: products would be computed in another precision; names which.
+        RuntimeError: a backend uses another precision; names it.
     """
     for kind in _KINDS.get(device.type, ()):
         if (found := _backend(kind).fp32_precision) not in ("ieee", "none"):
             raise RuntimeError(
-                f"torch.backends.{kind}.fp32_precision is {found}, but figures are measured in float32: "
+                f"torch.backends.{kind}.fp32_precision is {found}, but measurements need float32: "
                 f"call sstune.arithmetic.exact_products()"
             )
 
 
 @contextmanager
 def refusing_what_cannot_repeat() -> Iterator[None]:
-    """Inside, an operation that CUDA has no deterministic algorithm for is a request that cannot be met.
+    """Inside, an operation without a deterministic CUDA algorithm raises ``RequestError``.
 
     Raises:
         RequestError: names the operation.
@@ -76,13 +76,13 @@ def refusing_what_cannot_repeat() -> Iterator[None]:
         if not found:
             raise
         raise RequestError(
-            f"deterministic: this network needs {name}, which does not repeat bit for bit on CUDA; "
+            f"deterministic: this network needs {name}, which is not deterministic on CUDA; "
             f"use deterministic=false or device=cpu"
         ) from error
 
 
 def _set(device: str, precision: str) -> None:
-    if device == "cuda":  # torch's older switches, which raise when asked while they say otherwise
+    if device == "cuda":  # torch's older flags raise when read while they disagree with the newer ones
         on = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
     for kind in _KINDS[device]:

@@ -1,4 +1,4 @@
-"""Copies to the device that the host does not wait for."""
+"""Asynchronous copies to the device."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from torch import Tensor
 
 
 def to_device(values: Tensor, device: torch.device | str) -> Tensor:
-    """``values`` on ``device``; in the order of the device's work, while the host goes on.
+    """``values`` on ``device``; to CUDA, copied asynchronously from pinned memory.
 
-    A copy from ordinary memory makes the host wait; one from pinned memory does not, and torch gives that
-    memory to nobody else before the copy is done.
+    torch's allocator does not reuse the pinned memory before the copy is done.
     """
     if torch.device(device).type != "cuda" or values.is_cuda:
         return values.to(device)

@@ -1,4 +1,4 @@
-"""Numbers that are neither NaN nor infinite: what a figure may be made of."""
+"""Checks for NaN and infinite values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Names the first tensor that holds a NaN or an infinity, and says how many it holds; None: none does."""
+    """Name of the first tensor with NaN or infinite values, and their number; None if all are finite."""
     for name, tensor in tensors:
         if tensor.is_floating_point() and (n := int((~torch.isfinite(tensor)).sum())):
             return f"{name}: {n} of {tensor.numel()} values are NaN or infinite"
@@ -18,13 +18,13 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def check_outputs_finite(finite: Tensor, network: nn.Module) -> None:
-    """See that a network's outputs were numbers; an argmax over NaN would be a class like any other.
+    """Check that a network's outputs are finite, since an argmax over NaN is an ordinary class index.
 
     Args:
-        finite: (N,) bool, whether all outputs for an image were finite.
+        finite: (N,) bool, whether all outputs for an image are finite.
 
     Raises:
-        FloatingPointError: they were not; names the network's first tensor that is not finite either.
+        FloatingPointError: they are not; names the first parameter or buffer that is not finite.
     """
     n = int((~finite).sum())
     if n == 0:

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGHUP and SIGUSR2 as a flag, so that work stops where its state can be saved."""
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR2 set a flag, so that work stops where its state can be saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from types import FrameType
 
-# SIGUSR2 is how Slurm says, as submitit asks it to, that a job's time is nearly over.
+# Under submitit, Slurm sends SIGUSR2 before a job's time limit.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 RESUME_HINT = "stopped by a signal; run the same command to resume"
@@ -42,13 +42,13 @@ class StopFlag:
 
 
 def unheard(number: int) -> bool:
-    """Whether it is a hang-up that nohup has us ignore."""
+    """Whether the signal is SIGHUP and ignored, as under nohup."""
     return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 @contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Inside, these signals set the flag that is yielded."""
+    """Inside, these signals set the yielded flag instead of ending the process."""
     flag = StopFlag()
     before = {number: signal.signal(number, flag.handle) for number in STOPPING if not unheard(number)}
     try:
@@ -60,9 +60,9 @@ def stop_flag() -> Iterator[StopFlag]:
 
 @cache
 def end_with(parent: int) -> None:
-    """From now on, this process stops as on SIGTERM once its ``parent`` process has ended, however that did.
+    """Send this process SIGTERM once its ``parent`` process has ended.
 
-    The signal comes again until the process has ended: its worker would go on to what it was given besides.
+    The signal is repeated until this process ends, as a launcher's worker would start its next cell.
     """
 
     def watch() -> None:

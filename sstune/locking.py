@@ -1,4 +1,4 @@
-"""One process at a time in a directory, which goes again if it was made for nothing. Imports no torch."""
+"""Lock a directory for one process, and remove it if the work fails at once. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sstune.schema import RequestError
 from sstune.storage import explained, set_aside
 
 LOCK = "lock"
-# of mkdir: the place asked for cannot hold a directory, in contrast to a disk that is full or broken
+# errors of mkdir that are due to the path, not to a full or broken disk
 _WRONG_PLACE = {
     errno.ENOTDIR,
     errno.EEXIST,
@@ -33,16 +33,16 @@ class Locked(Exception):
 
 @contextmanager
 def locked(directory: Path, wait: bool = False, worthless: Collection[str] = ()) -> Iterator[None]:
-    """Work in ``directory`` alone, which is made if need be; with ``wait``, once another has ended.
+    """Hold the lock of ``directory``, which is created if missing; with ``wait``, wait for the lock.
 
-    The lock is the kernel's (flock), so it ends with its process, however that ends. A directory that was
-    empty goes again, with those above it that were made for it, if the work fails before it has kept any file
-    but the ``worthless``.
+    The lock is the kernel's (flock), which releases it when the process ends. If the work fails before any
+    file other than the ``worthless`` ones was written, a directory created here is removed, with its parents
+    that were created for it.
 
     Raises:
-        Locked: another process holds the lock; the message says which.
-        RequestError: there can be no such directory.
-        StorageError: it cannot be made or locked.
+        Locked: another process holds the lock; the message names it.
+        RequestError: the path cannot be a directory.
+        StorageError: the directory cannot be created or locked.
     """
     descriptor, made = _lock(directory, wait)
     try:
@@ -54,7 +54,7 @@ def locked(directory: Path, wait: bool = False, worthless: Collection[str] = ())
             if empty and set(os.listdir(directory)) <= {LOCK, *worthless}:
                 for name in (*worthless, LOCK):
                     (directory / name).unlink(missing_ok=True)
-                for place in (directory, *made):  # as far as nothing else is in them
+                for place in (directory, *made):  # fails if it is not empty
                     place.rmdir()
         raise
     finally:
@@ -63,10 +63,10 @@ def locked(directory: Path, wait: bool = False, worthless: Collection[str] = ())
 
 
 def make_directory(path: Path, key: str) -> None:
-    """Make a directory that ``key`` asks for, with those above it.
+    """Create a directory with its parents; ``key`` is the configuration key that names it.
 
     Raises:
-        RequestError: that is no place for a directory.
+        RequestError: the path cannot be a directory.
         StorageError: the disk is full or broken.
     """
     try:
@@ -74,7 +74,7 @@ def make_directory(path: Path, key: str) -> None:
             for left in reversed(range(100)):
                 try:
                     return path.mkdir(parents=True, exist_ok=True)
-                except (FileExistsError, FileNotFoundError):  # another process makes and removes it
+                except (FileExistsError, FileNotFoundError):  # another process creates and removes it
                     if not left or file_in_the_way(path):
                         raise
     except OSError as error:
@@ -87,15 +87,15 @@ def make_directory(path: Path, key: str) -> None:
 
 
 def file_in_the_way(path: Path) -> Path | None:
-    """What is at ``path`` or above it, and no directory."""
+    """The nearest of ``path`` and its parents that exists and is not a directory, or None."""
     places = (place for place in (path, *path.parents) if os.path.lexists(place))
     return next((place for place in places if not place.is_dir()), None)
 
 
 def _lock(directory: Path, wait: bool) -> tuple[int, list[Path]]:
-    """Descriptor of the lock file, locked, and the directories above it that were made for it.
+    """Descriptor of the locked lock file, and the parent directories that were created for it.
 
-    If the file was removed while we waited, its lock is nobody's: another one is made.
+    If another process removed the file while we waited, a new one is created.
     """
     path = directory / LOCK
     while True:
@@ -129,12 +129,12 @@ def _wait_for(descriptor: int, directory: Path, wait: bool) -> None:
         reason = f"{directory} is being run by {holder}"
         if not wait:
             raise Locked(reason) from None
-        print(f"{reason}: waiting for it", flush=True)
+        print(f"{reason}: waiting", flush=True)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _sign(descriptor: int, text: str) -> None:
-    """Say who holds the lock, for others to read; the lock holds without, on a full disk."""
+    """Write the holder into the lock file, for messages; on a full disk the lock holds without it."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)

@@ -1,4 +1,4 @@
-"""What a task is measured by: the name, the label and the kind of a figure. Imports no torch."""
+"""Metrics: name, label and kind. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure in [0, 1], of which more is better.
+    """A metric in [0, 1]; larger is better.
 
     Args:
-        name: stands in a measurement's ``metric`` and in tables.
-        label: what headings and axes call it, without a unit: figures are shown in percent.
-        counted: whether it is a share of correct samples, so that each sample has one bit.
-        by_guessing: whether guessing among a row's ``n_classes`` scores 1 / ``n_classes``.
+        name: name in rows and tables.
+        label: name in headings and axes, without unit: values are shown in percent.
+        counted: whether it is the share of correct samples.
+        by_guessing: whether random guessing among ``n_classes`` scores 1 / ``n_classes``.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Metric:
     by_guessing: bool = False
 
     def chance(self, n_classes: int) -> float | None:
-        """The value that guessing among ``n_classes`` scores; None where it is not known."""
+        """The value of random guessing among ``n_classes``; None if unknown."""
         return 1 / n_classes if self.by_guessing else None
 
 
@@ -33,5 +33,5 @@ METRICS = {
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of a row; one that is not in :data:`METRICS` is labelled by its name."""
+    """The metric of this name; if it is not in :data:`METRICS`, its label is its name."""
     return METRICS.get(name, Metric(name, name, counted=False))

@@ -1,4 +1,4 @@
-"""Figures of single samples as text, so that a row holds them and samples can be paired later."""
+"""Per-sample results encoded as text for rows, from which samples can be paired later."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def pack(flags: npt.ArrayLike) -> str:
 
 
 def unpack(text: str, n: int) -> npt.NDArray[np.bool_]:
-    """The (n,) bool that :func:`pack` made ``text`` of.
+    """Inverse of :func:`pack`: (n,) bool.
 
     Raises:
-        ValueError: ``text`` is not base64, or of another number of flags.
+        ValueError: ``text`` is not base64, or not of ``n`` flags.
     """
     found = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(found) != -(-n // 8):
@@ -31,10 +31,10 @@ def pack_values(values: npt.ArrayLike) -> str:
 
 
 def unpack_values(text: str, n: int) -> npt.NDArray[np.float64]:
-    """The (n,) floats that :func:`pack_values` made ``text`` of, of float32 precision.
+    """Inverse of :func:`pack_values`: (n,) floats of float32 precision.
 
     Raises:
-        ValueError: ``text`` is not base64, of another number of values, or holds one outside [0, 1].
+        ValueError: ``text`` is not base64, not of ``n`` values, or a value is outside [0, 1].
     """
     content = base64.b64decode(text, validate=True)
     if len(content) != 4 * n:

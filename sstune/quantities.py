@@ -1,4 +1,4 @@
-"""Quantities as people write them: 8/255, eps/4, pgd7.
+"""Parse quantities such as 8/255, eps/4 and pgd7.
 
 Imports no torch.
 """
@@ -18,19 +18,21 @@ def parse_eps(text: str, norm: Norm = Norm.Linf) -> float:
     """``"8/255"`` -> 0.0313...; also ``"0.5/255"`` and plain decimals.
 
     Raises:
-        ValueError: not a number between 0 and 1, or under L2, not finite or below 0.
+        ValueError: not a number in [0, 1], or under L2, not finite or negative.
     """
     text = str(text)
     try:
-        if len(text) > _LONGEST or re.search(r"[eE][+-]?\d{5}", text):  # 1e999999999 would take for ever
+        if len(text) > _LONGEST or re.search(r"[eE][+-]?\d{5}", text):  # 1e999999999 would take forever
             raise ValueError
         numerator, *denominators = text.replace(" ", "").split("/")
         value = float(Fraction(numerator) / math.prod(map(Fraction, denominators)))
     except (ValueError, ArithmeticError):  # not a number, n/0, or beyond any float
         raise ValueError(f"{text!r} is not a fraction such as 8/255 or a decimal such as 0.03") from None
-    largest = 1.0 if norm is Norm.Linf else 1e6  # the distance of black and white; in L2 it grows with size
+    largest = (
+        1.0 if norm is Norm.Linf else 1e6
+    )  # Linf distance of black and white; in L2 it grows with image size
     if not 0 <= value <= largest:
-        raise ValueError(f"{text!r} lies outside [0, {largest:g}]")
+        raise ValueError(f"{text!r} is outside [0, {largest:g}]")
     return value
 
 
@@ -48,12 +50,12 @@ def parse_step_size(text: str, eps: float, norm: Norm = Norm.Linf) -> float:
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r} is none of 2/255, eps/4, 2.5*eps/10") from None
     if not (math.isfinite(factor) and math.isfinite(divisor) and math.isfinite(step)):
-        raise ValueError(f"{text!r} is no finite step")
+        raise ValueError(f"{text!r} is not finite")
     return step
 
 
 def parse_adversary(text: str) -> int | None:
-    """The K of ``"pgdK"``, None of ``"fgsm"``: what ``adversary.attack`` trains against.
+    """K for ``"pgdK"``, None for ``"fgsm"``: the attack of adversarial training.
 
     Raises:
         ValueError: anything else.

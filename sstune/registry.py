@@ -1,4 +1,4 @@
-"""Things that a configuration names: rules, backbones, tasks, datasets, attacks."""
+"""Registries of rules, backbones, tasks, datasets and attacks by their names in a configuration."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names of one config group and what each stands for.
+    """Maps the names of one config group to classes or functions.
 
     Args:
-        key: the config key whose value is looked up, for error lines ("rule.name").
+        key: the config key that holds the name, for error messages ("rule.name").
     """
 
     def __init__(self, key: str) -> None:
@@ -22,7 +22,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """Decorator: make the decorated thing known under ``names``.
+        """Decorator: register the decorated object under ``names``.
 
         Raises:
             ValueError: a name is taken.

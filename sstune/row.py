@@ -245,19 +245,9 @@ class Ancestor(TypedDict, total=False):
     """Of a file: digest of its content."""
 
 
-class Row(TypedDict):
-    """Everything that one finished run measured, and what it takes to make it again."""
+class Measured(TypedDict):
+    """What a command measured: the keys of a row that it returns; ``run_once`` adds device and threads."""
 
-    schema_version: int
-    """Version of this format: 1."""
-    identity: str
-    """sha256 of configuration, ancestors and data: the same run has the same identity."""
-    command: str
-    """"train", "finetune" or "attack"."""
-    config: ConfigEntry
-    """The resolved configuration."""
-    lineage: list[Ancestor]
-    """What the run started from, oldest first; empty where it trained from random or published weights."""
     n_classes: int
     """Classes of the dataset, at least 1."""
     measurements: list[Measurement]
@@ -298,6 +288,21 @@ class Row(TypedDict):
     """Training: feedback and updates in the chosen epoch, an entry for each feedback layer."""
     audit: NotRequired[AuditEntry]
     """Audits: checks and verdict."""
+
+
+class Row(Measured):
+    """A finished run: what it measured, and the configuration, data and code that reproduce it."""
+
+    schema_version: int
+    """Version of this format: 1."""
+    identity: str
+    """sha256 of configuration, ancestors and data: the same run has the same identity."""
+    command: str
+    """"train", "finetune" or "attack"."""
+    config: ConfigEntry
+    """The resolved configuration."""
+    lineage: list[Ancestor]
+    """What the run started from, oldest first; empty where it trained from random or published weights."""
     versions: NotRequired[dict[str, str]]
     """Versions of sstune, Python and the packages that may change a figure."""
     git: NotRequired[GitEntry]

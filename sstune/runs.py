@@ -17,29 +17,30 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
 import yaml
 
 from sstune import __version__
 from sstune.identity import SCHEMA_VERSION, identity, plain, semantic
 from sstune.locking import locked
+from sstune.row import Ancestor, ConfigEntry, GitEntry, Measured, Row
 from sstune.schema import RequestError, RunConfig
 from sstune.storage import BEGAN, explained, in_short, set_aside, write_json, write_text
 
 RESULT, CONFIG, RECORD = "result.json", "config.yaml", "data.json"
 STATE = ("checkpoint.pt", "outcomes.npz", "cell.npz")  # which a run resumes from
-# all that it writes: none of it may be anything but a file
+# all files that a run writes
 _WRITTEN = (
     *STATE, RESULT, CONFIG, RECORD, "history.csv", "alignment.csv", "model.pt", "images.npz", "images.png",
     "failure.json", "audit.html",
 )  # fmt: skip
-# What every row holds that others start from.
+# Keys that a row needs for another run to start from it.
 _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}
 REPAIR_HINT = "move it away and make that run again"
 
 
-def ancestor_id(ancestor: dict[str, Any]) -> str | None:
+def ancestor_id(ancestor: Ancestor) -> str | None:
     """An entry of a lineage as identities hold it: the run's own identity, or the file's sha256."""
     return ancestor.get("identity") or ancestor.get("sha256")
 
@@ -57,13 +58,13 @@ class Run:
     def __init__(
         self,
         config: RunConfig,
-        lineage: list[dict[str, Any]],
+        lineage: list[Ancestor],
         data: str | None,
         surrogates: Sequence[str] = (),
         earlier: Earlier | None = None,
     ) -> None:
-        """A run that was begun under an ``earlier`` fingerprint, and not before the data was last changed,
-        is this one: it keeps its identity and directory."""
+        """A run started under an ``earlier`` fingerprint, after the data was last changed, keeps its identity
+        and directory."""
         self.config = config
         self.lineage = lineage
         self.identity, self.directory = self._name(data, surrogates)
@@ -74,8 +75,9 @@ class Run:
                 self.identity, self.directory = name, directory
 
     def _name(self, data: str | None, surrogates: Sequence[str]) -> tuple[str, Path]:
-        config, parent = self.config, self.lineage[-1] if self.lineage else {}
-        found = identity(config, ancestor_id(parent), data, surrogates)
+        config = self.config
+        parent = ancestor_id(self.lineage[-1]) if self.lineage else None
+        found = identity(config, parent, data, surrogates)
         rule = semantic(config)["rule"]
         parts = [
             config.backbone.name,
@@ -89,15 +91,15 @@ class Run:
         label = "-".join(part for part in parts if part)
         return found, Path(config.out).expanduser() / config.command / f"{label}-{found[:12]}"
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Row | None:
         """The row of the finished run, or None."""
         return read_result(self.directory)
 
-    def answer(self) -> dict[str, Any] | None:
-        """The row with which this run need not be made; None where there is work to do.
+    def answer(self) -> Row | None:
+        """The row, if the run is done and need not be repeated; otherwise None.
 
-        Under ``force`` only a row will do that a line with ``force`` made, and that was finished after the
-        present line began: lines at work at the same time share what they make, a later one makes it anew.
+        With ``force``, a row counts only if a command with ``force`` wrote it after the present command
+        started: concurrent commands share their results, a later command repeats the run.
         """
         if self.config.force and not self._made_since(float(os.environ.get(BEGAN, time.time()))):
             return None
@@ -109,27 +111,27 @@ class Run:
         return False
 
     def _forced(self) -> bool:
-        """Whether the latest work here was asked for with ``force``."""
+        """Whether the last command that worked on this run had ``force``."""
         with suppress(OSError, ValueError, yaml.YAMLError):
             asked = yaml.safe_load((self.directory / CONFIG).read_text(encoding="utf-8"))
             return isinstance(asked, dict) and asked.get("force") is True
         return False
 
     def lock(self, wait: bool = False) -> AbstractContextManager[None]:
-        """Work on this run alone (:func:`sstune.locking.locked`); what fails at once leaves no directory.
+        """Lock this run (:func:`sstune.locking.locked`); a run that fails at once leaves no directory.
 
         Raises:
-            Locked: another process holds it; the message says which.
+            Locked: another process holds the lock; the message names it.
         """
         return locked(self.directory, wait, worthless=[CONFIG, RECORD])
 
     def begin(self) -> None:
-        """Write down what is asked for; with ``force``, put an earlier result and its state aside.
+        """Write ``config.yaml``; with ``force``, rename an earlier result and its state to ``previous.*``.
 
-        Where a line with ``force`` was interrupted, there is no result, and its state is gone on from.
+        An interrupted command with ``force`` leaves a state without a result, from which the run resumes.
         """
         with explained("preparing", self.directory):
-            for leftover in self.directory.glob(".*.*"):  # of a write that a kill cut short
+            for leftover in self.directory.glob(".*.*"):  # temporary files of a killed process
                 leftover.unlink()
             for path in (self.directory / name for name in _WRITTEN):
                 if os.path.lexists(path) and not path.is_file():
@@ -141,57 +143,72 @@ class Run:
         if config["init_from"] is not None:
             config["init_from"] = str(Path(config["init_from"]).expanduser().resolve())
         write_text(self.directory / CONFIG, yaml.safe_dump(config, sort_keys=False))
-        _git()  # now: by the end the checkout may have moved on
+        _git()  # cached now: the checkout may change during the run
 
     def _put_aside(self) -> None:
-        for name in (*STATE, RESULT):  # the result last: until then, a kill leaves this to be done again
+        for name in (*STATE, RESULT):  # the result last: after a kill, this is repeated
             path = self.directory / name
             if path.exists():
                 os.replace(path, path.with_name(f"previous.{name}"))
 
-    def finish(self, **measured: Any) -> dict[str, Any]:
-        """Write the row, which marks the run as done, and return it as it will be read: keys sorted."""
-        row = {
+    def finish(self, **measured: Unpack[Measured]) -> Row:
+        """Write the row, which marks the run as done, and return it as :func:`read_result` will."""
+        row: Row = {
             "schema_version": SCHEMA_VERSION,
             "identity": self.identity,
             "command": self.config.command,
-            "config": semantic(self.config),
+            "config": cast(ConfigEntry, semantic(self.config)),
             "lineage": self.lineage,
             **provenance(),
             **measured,
         }
         write_json(self.directory / RESULT, row)
-        for name in ("checkpoint.pt", RECORD):  # of no more use: the row says what they said
+        for name in ("checkpoint.pt", RECORD):  # no longer needed: the row holds their content
             with suppress(OSError):
                 (self.directory / name).unlink(missing_ok=True)
-        return dict(json.loads(json.dumps(row, sort_keys=True)))  # as whoever reads it will find it
+        written: Row = json.loads(json.dumps(row, sort_keys=True))
+        return written
 
 
-def read_result(directory: Path) -> dict[str, Any] | None:
+def read_result(directory: Path) -> Row | None:
     """The row in a run directory, or None where the run is not finished.
 
     Raises:
-        RequestError: the file is there and is not a row.
+        RequestError: the file is not a row of this version.
     """
     path = directory / RESULT
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror}); {REPAIR_HINT}") from error
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}: not JSON ({in_short(error)}); {REPAIR_HINT}") from error
-    if not isinstance(row, dict) or row.get("schema_version") != SCHEMA_VERSION:
-        raise RequestError(f"{path}: not a row of schema version {SCHEMA_VERSION}; {REPAIR_HINT}")
-    for key, kind in _NEEDED.items():
-        if not isinstance(row.get(key), kind):
-            raise RequestError(f"{path}: has no {key}; {REPAIR_HINT}")
+    if problem := _problem(found):
+        raise RequestError(f"{path}: {problem}; {REPAIR_HINT}")
+    row: Row = found
     return row
 
 
-def provenance() -> dict[str, Any]:
-    """Which code a figure comes from: ``versions`` of packages, ``git`` commit and whether it was dirty."""
+def _problem(found: Any) -> str | None:
+    """Why ``found`` is not a row that another run can start from, or None."""
+    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
+        return f"not a row of schema version {SCHEMA_VERSION}"
+    return next(
+        (f"has no {key}" for key, kind in _NEEDED.items() if not isinstance(found.get(key), kind)), None
+    )
+
+
+class Provenance(TypedDict):
+    """Which code a figure comes from."""
+
+    versions: dict[str, str]
+    git: GitEntry
+
+
+def provenance() -> Provenance:
+    """Versions of the packages, and the git commit of this package."""
     return {"versions": _versions(), "git": _git()}
 
 
@@ -208,7 +225,7 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _git() -> dict[str, Any]:
+def _git() -> GitEntry:
     """Commit of the checkout this package runs from; None for an installed wheel."""
 
     def git(*arguments: str) -> str | None:
@@ -220,5 +237,7 @@ def _git() -> dict[str, Any]:
 
     if git("ls-files", "--error-unmatch", "runs.py") is None:
         return {"commit": None, "dirty": None}
-    changed = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")  # tables decide nothing
+    changed = git(
+        "status", "--porcelain", "--", ":(top)", ":(top,exclude)results"
+    )  # result tables do not affect a run
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}

@@ -1,7 +1,7 @@
 """Intervals of a metric, and comparisons of two attacks on the same samples. Imports no torch and no scipy.
 
 Counts of correct samples: :func:`wilson`, :func:`mcnemar`, :func:`difference_interval`. A value for each
-sample: :func:`mean_interval`, :func:`permutation_test`. Neither: :func:`bootstrap_interval`.
+sample: :func:`mean_interval`, :func:`permutation_test`. A value for a set only: :func:`bootstrap_interval`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Z = NormalDist().inv_cdf(0.975)  # for 95 %
-ENUMERATED = 14  # differences of which all signs are tried
+ENUMERATED = 14  # most differences for which all signs are enumerated
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,7 +26,7 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     """95 % score interval of a proportion (Wilson 1927), both ends in [0, 1].
 
     Args:
-        correct: how many of ``n``; may be a mean over networks that were measured on the same n samples.
+        correct: number of ``n``; may be a mean over networks measured on the same n samples.
 
     Raises:
         ValueError: not 0 <= correct <= n, or n is 0.
@@ -36,7 +36,7 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     p, weight = correct / n, Z**2 / n
     centre = (p + weight / 2) / (1 + weight)
     half = math.sqrt(p * (1 - p) * weight + weight**2 / 4) / (1 + weight)
-    # none and all reach the ends exactly, which rounding would miss
+    # exact at 0 and n, despite rounding
     low = 0.0 if correct == 0 else max(0.0, centre - half)
     high = 1.0 if correct == n else min(1.0, centre + half)
     return low, high
@@ -44,7 +44,7 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What became of the same n samples in two ways, A and B; the four counts add up to n."""
+    """Contingency table of two methods, A and B, on the same n samples; the four counts sum to n."""
 
     both: int
     only_a: int
@@ -56,7 +56,7 @@ class Pairing:
         """From (n,) bool each, in the same order of samples.
 
         Raises:
-            ValueError: they are not of one length.
+            ValueError: their lengths differ.
         """
         if a.shape != b.shape:
             raise ValueError(f"{len(a)} and {len(b)} samples cannot be paired")
@@ -70,7 +70,7 @@ class Pairing:
 
     @property
     def difference(self) -> float:
-        """Accuracy of A less that of B, in [-1, 1]."""
+        """Accuracy of A minus that of B, in [-1, 1]."""
         return (self.only_a - self.only_b) / self.n
 
     @property
@@ -85,15 +85,19 @@ class Pairing:
 
     @property
     def points(self) -> float:
-        """Accuracy of A less that of B, in percentage points."""
+        """Accuracy of A minus that of B, in percentage points."""
         return 100 * (self.only_a - self.only_b) / self.n
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided exact p of as unequal a split, were both ways equally likely to be the only right one.
+    """Two-sided p of McNemar's exact (binomial) test (1947) of two methods on the same samples.
 
-    The binomial form of McNemar's test (1947): samples on which both ways agree say nothing. 1 where there
-    are no others. Not corrected for the number of comparisons.
+    Args:
+        only_a: number of samples on which only A is correct.
+        only_b: number of samples on which only B is correct.
+
+    Samples on which both agree do not count; p is 1 if there are no others. Not corrected for multiple
+    comparisons.
     """
     n, fewer = only_a + only_b, min(only_a, only_b)
     term = total = 1  # exact integers: binomial coefficients outgrow any float
@@ -106,8 +110,8 @@ def mcnemar(only_a: int, only_b: int) -> float:
 def difference_interval(only_a: float, only_b: float, n: int) -> tuple[float, float]:
     """95 % interval of the difference of two accuracies on the same ``n`` samples, both ends in [-1, 1].
 
-    Bonett & Price (2012): Wald's interval once a sample is added to each of the two disagreements. Counts may
-    be means over networks that were measured on the same samples.
+    Bonett & Price (2012): Wald's interval after adding one to both counts. Counts may be means over networks
+    measured on the same samples.
     """
     a, b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     half = Z * math.sqrt((a + b - (a - b) ** 2) / (n + 2))
@@ -128,11 +132,11 @@ def mean_interval(values: Floats, low: float = 0.0, high: float = 1.0) -> tuple[
 
 @cache
 def student_quantile(degrees: int) -> float:
-    """The t that Student's distribution of so many degrees of freedom exceeds with probability 0.025.
+    """The 0.975 quantile of Student's t distribution with ``degrees`` degrees of freedom.
 
     Bisection of the closed form for integer degrees (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4).
     """
-    low, high = Z, 13.0  # of infinitely many degrees; beyond that of one
+    low, high = Z, 13.0  # quantile of the normal distribution; above that of one degree
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
         if _within(middle, degrees) < 0.95:
@@ -143,7 +147,7 @@ def student_quantile(degrees: int) -> float:
 
 
 def _within(t: float, degrees: int) -> float:
-    """Probability of [-t, t] under Student's distribution."""
+    """Probability of [-t, t] under Student's t distribution."""
     angle = math.atan(t / math.sqrt(degrees))
     # terms of the series: factors 1/2, 3/4, 5/6 ... of cos^2 for even degrees, 2/3, 4/5 ... for odd ones
     k = np.arange(2 + degrees % 2, degrees, 2)
@@ -155,11 +159,10 @@ def _within(t: float, degrees: int) -> float:
 
 
 def permutation_test(differences: Floats) -> float:
-    """Two-sided p of the mean of (n,) paired differences, were both ways equally likely to be the better.
+    """Two-sided p of a sign-flip permutation test (Fisher 1935) of the mean of (n,) paired differences.
 
-    Under that, each difference is as likely to have the other sign (Fisher 1935). All signs are tried where
-    at most 14 differences are not 0; of more, their sum is taken as normal. 1 where all are 0. Not corrected
-    for the number of comparisons.
+    All signs are enumerated for at most 14 non-zero differences; beyond that, a normal approximation is used.
+    1 if all differences are 0. Not corrected for multiple comparisons.
     """
     found = differences[differences != 0]
     if len(found) == 0:
@@ -176,12 +179,13 @@ def permutation_test(differences: Floats) -> float:
 def bootstrap_interval(
     score: Callable[[npt.NDArray[np.int64]], float], n: int, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval (Efron 1979) of a metric that exists for a set of samples only.
+    """95 % percentile bootstrap interval (Efron 1979) of a metric that is defined for a set of samples only.
 
     Args:
-        score: the metric of the samples with these indices, (n,), among which samples repeat.
+        score: the metric of the samples with these (n,) indices, which may repeat.
         n: number of samples.
-        draws: resamples; the same ``seed`` draws the same ones.
+        draws: number of resamples.
+        seed: seed of the resamples.
     """
     generator = np.random.default_rng(seed)
     scores = [score(generator.integers(0, n, n)) for _ in range(draws)]

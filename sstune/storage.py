@@ -1,4 +1,4 @@
-"""Files of a run on disk: written whole or not at all, checked when they are read. Imports no torch."""
+"""Atomic writes and checked reads of a run's files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-# The variable that tells a command line's workers when it began, in seconds since 1970: what was written
-# earlier is not its own.
+# Environment variable by which worker processes know when their command started, in seconds since 1970.
 BEGAN = "SSTUNE_BEGAN"
 
 
-# What keeps a process from reading a file that may be sound.
+# Errors of the process or the system, after which the file itself may be intact.
 _NOT_THE_FILES = {
     errno.EACCES,
     errno.EPERM,
@@ -40,7 +39,7 @@ _NOT_THE_FILES = {
 
 
 class StorageError(OSError):
-    """A file or directory cannot be written or read: the message says which, why, and what is intact."""
+    """A file or directory cannot be written or read; the message gives path, reason and what is intact."""
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -48,7 +47,7 @@ class StorageError(OSError):
 
 @contextmanager
 def explained(doing: str, path: Path, intact: str = "") -> Iterator[None]:
-    """Inside, an error of the operating system says what it kept us from ``doing`` to which file.
+    """Convert an ``OSError`` raised inside to a ``StorageError`` that names the operation and the path.
 
     Raises:
         StorageError: such as "no space left on /disk while writing /disk/run/model.pt".
@@ -76,10 +75,10 @@ def _mount_point(path: Path) -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content; taken once per process and (path, size, time of modification).
+    """sha256 of a file's content, cached by path, size and time of modification.
 
     Raises:
-        OSError: it cannot be read, or is no regular file: reading a FIFO or a device might never end.
+        OSError: it cannot be read, or is not a regular file: reading a FIFO or a device might never end.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -94,13 +93,13 @@ def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def kind_of(status: os.stat_result) -> str:
-    """What lies at a path that is no regular file, in words."""
+    """The type of a path that is not a regular file, in words."""
     kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
     return kinds.get(stat.S_IFMT(status.st_mode), "device")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all, synced to disk: a kill or a full disk leaves the old one as it was.
+    """Write a file atomically and sync it to disk: a kill or a full disk leaves the previous file intact.
 
     Raises:
         StorageError: it cannot be written.
@@ -123,8 +122,8 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
-    """A new hidden file beside ``path``, locked while it is open; those that nobody locks, left behind by
-    killed processes, are removed."""
+    """Create a hidden file beside ``path``, locked while it is open, and remove unlocked ones of killed
+    processes."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with suppress(OSError), leftover.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,19 +134,19 @@ def _temporary(path: Path) -> tuple[int, Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.path.exists(name):
             return descriptor, Path(name)
-        os.close(descriptor)  # another process took it for a leftover before it was locked
+        os.close(descriptor)  # another process removed it before it was locked
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_bytes(path, text.encode(errors="backslashreplace"))  # names of files need not be Unicode
+    """Write a text file atomically."""
+    write_bytes(path, text.encode(errors="backslashreplace"))  # file names may be invalid Unicode
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all, keys sorted.
+    """Write JSON atomically, keys sorted.
 
     Raises:
-        FloatingPointError: a number is NaN or infinite, which JSON does not know; names its key.
+        FloatingPointError: a number is NaN or infinite, which JSON cannot represent; names its key.
     """
     for key, value in _floats(content):
         if not math.isfinite(value):
@@ -156,7 +155,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _floats(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Every float in nested lists and mappings, with the keys that lead to it: ``measurements.1.seconds``."""
+    """Every float in nested lists and mappings, with its dotted key: ``measurements.1.seconds``."""
     if isinstance(content, float):
         yield key, content
     elif isinstance(content, dict | list):
@@ -166,13 +165,13 @@ def _floats(content: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def read_state(path: Path, read: Callable[[Path], T]) -> T | None:
-    """What ``read`` makes of a zip file (torch's or NumPy's) in which a run keeps its state.
+    """Read a run's state from a zip file (torch's or NumPy's) with ``read``.
 
-    None where there is none, or none to go on from: a file whose checksums are wrong or that ``read`` raises
-    an error about is set aside, so that the run starts from what is sound.
+    None if the file does not exist or is damaged. A damaged file (wrong checksums, or ``read`` fails) is
+    renamed by :func:`set_aside`.
 
     Raises:
-        StorageError: it may be sound, and this process cannot read it now.
+        StorageError: the file cannot be read now, but may be intact.
     """
     if not os.path.lexists(path):
         return None
@@ -182,7 +181,7 @@ def read_state(path: Path, read: Callable[[Path], T]) -> T | None:
             return read(path)
         except MemoryError:
             raise
-        except Exception as error:  # of a damaged file, a reader may raise anything
+        except Exception as error:  # a damaged file may raise anything
             if isinstance(error, OSError) and error.errno in _NOT_THE_FILES:
                 raise
             set_aside(path, error)
@@ -190,11 +189,11 @@ def read_state(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def check_zip(path: Path) -> None:
-    """Compare every member of a zip file with its checksum, which ``torch.load`` does not do.
+    """Verify the checksum of every member of a zip file, which ``torch.load`` does not.
 
     Raises:
-        ValueError: it is no regular file, or a member's content is not what was written.
-        zipfile.BadZipFile: it is no whole zip file.
+        ValueError: not a regular file, or a wrong checksum.
+        zipfile.BadZipFile: not a zip file, or an incomplete one.
     """
     if not path.is_file():
         raise ValueError("not a file")
@@ -204,16 +203,16 @@ def check_zip(path: Path) -> None:
 
 
 def in_short(why: BaseException | str) -> str:
-    """What an error says, as much of it as goes into one line with the path of a run's file."""
+    """The message of an error, shortened to fit into one line with a path."""
     said = why.strerror if isinstance(why, OSError) and why.strerror else str(why)
     return textwrap.shorten(said, 40, placeholder=" …") or type(why).__name__
 
 
 def set_aside(path: Path, why: BaseException | str) -> None:
-    """Keep what is damaged under a new name, "damaged.NAME" or "damaged.2.NAME", and say so in one line."""
+    """Rename a damaged file to ``damaged.NAME`` (``damaged.2.NAME`` ...), and print a line about it."""
     names = ("damaged" if number == 1 else f"damaged.{number}" for number in count(1))
     new = next(new for name in names if not os.path.lexists(new := path.with_name(f"{name}.{path.name}")))
     with explained("setting aside", path):
         path.rename(new)
-    line = f"sstune: {path}: cannot be used ({in_short(why)}); kept as {new.name}, begun anew"
+    line = f"sstune: {path}: cannot be used ({in_short(why)}); renamed to {new.name}, starting over"
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The processes that torchrun started, as its environment variables describe them. Imports no torch."""
+"""Rank and number of processes under torchrun, from its environment variables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ def is_distributed() -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints for all of them."""
+    """Whether this is the process of rank 0, which prints."""
     return not is_distributed() or os.environ.get("RANK", "0") == "0"

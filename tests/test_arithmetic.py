@@ -84,7 +84,7 @@ def test_figures_are_not_measured_in_another_precision(kind: str) -> None:
 def test_what_has_no_deterministic_algorithm_is_a_wrong_request() -> None:
     said = "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ..."
     expected = (
-        "deterministic: this network needs adaptive_avg_pool2d_backward_cuda, which does not repeat bit for "
+        "deterministic: this network needs adaptive_avg_pool2d_backward_cuda, which is not deterministic on "
         "bit on CUDA; use deterministic=false or device=cpu"
     )
     with pytest.raises(RequestError, match=f"^{re.escape(expected)}$"), refusing_what_cannot_repeat():

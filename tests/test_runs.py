@@ -105,7 +105,7 @@ class TestLock:
                 pass
         assert 0.29 < waited < 30
         said = f"{run.directory} is being run by process {holder.pid} on {os.uname().nodename}"
-        assert capsys.readouterr().out == f"{said}: waiting for it\n"
+        assert capsys.readouterr().out == f"{said}: waiting\n"
 
     def test_what_nobody_holds_is_not_waited_for(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         with run.lock(wait=True):

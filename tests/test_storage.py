@@ -170,7 +170,7 @@ class TestState:
         assert os.listdir(path.parent) == ["damaged.state.npz"]
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"sstune: {path}: cannot be used (")
-        assert line.endswith("); kept as damaged.state.npz, begun anew")
+        assert line.endswith("); renamed to damaged.state.npz, starting over")
 
     def test_every_flipped_bit_that_changes_the_content_is_found(self, path: Path) -> None:
         content = path.read_bytes()

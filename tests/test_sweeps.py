@@ -141,7 +141,7 @@ class TestOneProcess:
         assert answer.errors == ["sstune: init_from: empty is not a finished train or finetune run"]
         answer = ask("attack", "-m", f"init_from={parent}", "epochs=3", "attack=fgsm,pgd")
         assert answer.errors == [
-            "sstune: epochs: attack trains nothing when init_from or model.factory is given"
+            "sstune: epochs: attack does not train when init_from or model.factory is given"
         ]
         assert answer.status == 2
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["train"]

@@ -69,7 +69,7 @@ class TestValidate:
             ({}, "dataset.std", [0.5, 0.5], "dataset.std: needs as many values as dataset.mean"),
             ({}, "dataset.std", [0.0], "dataset.std: 0 is out of range, expected > 0 and <= 1000"),
             ({}, "attack.eps", [], "attack.eps: needs at least one value"),
-            ({}, "attack.eps", ["2"], "attack.eps: '2' lies outside [0, 1]"),
+            ({}, "attack.eps", ["2"], "attack.eps: '2' is outside [0, 1]"),
             ({}, "attack.gradient", [], "attack.gradient: needs rule, exact or both, or surrogate"),
             (
                 {"attack": "pgd"},
@@ -89,7 +89,7 @@ class TestValidate:
                 "pdg7",
                 "adversary.attack: 'pdg7' is none of fgsm, pgd7, pgd10 (pgd and the number of steps)",
             ),
-            ({}, "adversary.eps", "2", "adversary.eps: '2' lies outside [0, 1]"),
+            ({}, "adversary.eps", "2", "adversary.eps: '2' is outside [0, 1]"),
             (
                 {},
                 "adversary.step_size",
@@ -240,11 +240,11 @@ class TestValidate:
             ({"attack": "pgd"}, {"attack.batch_size": None}, []),
             # in L2 a radius may be larger than the distance of black and white
             ({"attack": "pgd"}, {"attack.norm": Norm.L2, "attack.eps": ["3"], "attack.step_size": "2"}, []),
-            ({"attack": "pgd"}, {"attack.step_size": "2"}, ["attack.step_size: '2' lies outside [0, 1]"]),
+            ({"attack": "pgd"}, {"attack.step_size": "2"}, ["attack.step_size: '2' is outside [0, 1]"]),
             (
                 {},
                 {"attack.norm": Norm.L2, "attack.eps": ["-1"]},
-                ["attack.eps: '-1' lies outside [0, 1e+06]"],
+                ["attack.eps: '-1' is outside [0, 1e+06]"],
             ),
             ({}, {"model.factory": "a:b"}, []),
             ({}, {"model.factory": "a:b", "init_from": "."}, [

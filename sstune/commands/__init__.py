@@ -1,4 +1,4 @@
-"""The commands: each reads from top to bottom like a paper's method section. Imports no torch by itself."""
+"""The commands ``train``, ``finetune``, ``attack`` and ``report``. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def execute(request: Request) -> Run:
     """Carry out a validated request, and return its finished run.
 
-    A run that is done is answered from its row, without importing torch.
+    For a finished run, its row is enough and torch is not imported.
     """
     run = _done(request)
     if run is None:
@@ -32,10 +32,10 @@ def execute(request: Request) -> Run:
 
 
 def _done(request: Request) -> Run | None:
-    """The run of a request if it is done, which is printed; otherwise None.
+    """The run of a request if it is done (then its directory is printed), otherwise None.
 
-    Also None where that cannot be told here: several processes have to agree on it, and a network of
-    ``model.factory`` would be made twice.
+    Always None under torchrun, where the processes have to agree, and with ``model.factory``, whose network
+    would be created twice.
     """
     from sstune.commands.lineage import resolve_runs
 
@@ -50,7 +50,7 @@ def _done(request: Request) -> Run | None:
 
 
 def strict_failures(runs: Iterable[Run]) -> list[str]:
-    """A line for each finished run that is not what its configuration insists on (``audit.strict``)."""
+    """A line for each finished run whose audit does not satisfy ``audit.strict``."""
     strict = [run for run in runs if run.config.audit.strict]
     if not strict:
         return []

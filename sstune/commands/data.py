@@ -1,8 +1,7 @@
-"""The images of a command, compared with those that its run began with and those that its weights come from.
+"""Load a command's images, and compare them with those of the interrupted run and of the source's run.
 
-A run's identity holds the configuration of its data, and the fingerprint of one's own files. What neither
-notices (another version of a package's files, images edited below torchvision's folders, a tree that got
-another fingerprint as well) the digests of the splits do.
+A run's identity holds the configuration of its data and a fingerprint of the user's files. The digests of the
+splits detect other changes: another version of a package's files, or edited images in torchvision's folders.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from sstune import backbones, datasets
 from sstune.commands.lineage import Source
 from sstune.identity import semantic
+from sstune.row import DatasetsEntry, SplitEntry
 from sstune.runs import RECORD, STATE, Run
 from sstune.schema import RunConfig
 from sstune.schema.keys import Role, keys_of
@@ -22,12 +22,12 @@ from sstune.storage import write_json
 
 
 def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits:
-    """The splits of ``run``'s dataset; remarks on them say where they are not those of ``source``'s run.
+    """The splits of ``run``'s dataset, with a remark if their images differ from those of ``source``'s run.
 
-    State that was saved on other images is put aside: the run starts anew.
+    State that was saved on other images is renamed to ``previous.*``, and the run starts from scratch.
 
     Args:
-        first: whether this process, of several, looks after the run's directory.
+        first: whether this is the process that writes to the run's directory.
     """
     config = run.config
     data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
@@ -37,42 +37,42 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
     return replace(data, remarks=[*data.remarks, *_differences(run, source, said)])
 
 
-def described(data: datasets.Splits) -> dict[str, Any]:
-    """For a row: the number of images of each split, and their digest."""
-    return {name: {"n": len(split), "digest": split.digest} for name, split in data.named.items()}
+def described(data: datasets.Splits) -> DatasetsEntry:
+    """The number of images of each split, and their digest."""
+    return {"train": _entry(data.train), "val": _entry(data.val), "test": _entry(data.test)}
 
 
-def _put_aside_if_other(run: Run, said: dict[str, Any]) -> None:
+def _entry(split: datasets.Split) -> SplitEntry:
+    return {"n": len(split), "digest": split.digest}
+
+
+def _put_aside_if_other(run: Run, said: DatasetsEntry) -> None:
     path = run.directory / RECORD
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:  # a new run, or one of before there was the file
+    except FileNotFoundError:  # a new run, or one of a version without this file
         before = said
     except ValueError:
-        before = None  # damaged: nobody knows what the state was saved on
+        before = None  # damaged: the images of the state are unknown
     for name in STATE if before != said else ():
         state = run.directory / name
         if state.exists():
             os.replace(state, state.with_name(f"previous.{name}"))
-            print(f"  {state} was saved on other images: put aside as previous.{name}", flush=True)
+            print(f"  {state} was saved on other images; renamed to previous.{name}", flush=True)
     write_json(path, said)
 
 
-def _differences(run: Run, source: Source | None, said: dict[str, Any]) -> list[str]:
-    """A line if splits of the same configuration hold other images here than for the source's run."""
+def _differences(run: Run, source: Source | None, said: DatasetsEntry) -> list[str]:
+    """A remark if splits of the same configuration differ from those of the source's run."""
     if source is None or source.config is None:
         return []
-    compared = ["train", "val", "test"]
-    treated: tuple[Role, ...] = (
-        Role.AUGMENTATION,
-        Role.NORMALIZATION,
-    )  # they leave the images of a split as they are
+    compared: list[Literal["train", "val", "test"]] = ["train", "val", "test"]
+    # these do not change the images of a split
+    treated: tuple[Role, ...] = (Role.AUGMENTATION, Role.NORMALIZATION)
     if _without(run.config, *treated) != _without(source.config, *treated):
         compared.remove("train")
         treated = (*treated, Role.SUBSET)
-    if _without(run.config, *treated) != _without(
-        source.config, *treated
-    ):  # another dataset, and meant to be
+    if _without(run.config, *treated) != _without(source.config, *treated):  # another dataset on purpose
         return []
     before = source.datasets
     other = [name for name in compared if name in before and before[name]["digest"] != said[name]["digest"]]
@@ -85,6 +85,6 @@ def _differences(run: Run, source: Source | None, said: dict[str, Any]) -> list[
 
 
 def _without(config: RunConfig, *roles: Role) -> dict[str, Any]:
-    """The semantic keys of the dataset, without those of some roles."""
+    """The keys of the dataset that are part of the identity, without those of ``roles``."""
     keys = keys_of(type(config.dataset))
     return {key: value for key, value in semantic(config)["dataset"].items() if keys[key].role not in roles}

@@ -1,4 +1,4 @@
-"""``sstune finetune``: training from a trained network, with the backward pass of a learning rule."""
+"""``sstune finetune``: fine-tune a trained network with the backward pass of a learning rule."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sstune.runs import Run
 
 
 def finetune(request: Request, wait: bool = False) -> Run:
-    """Fine-tune the network of ``init_from``, or of ``sstune train``'s default run, which is made if need be.
+    """Fine-tune the network of ``init_from``, by default of ``sstune train``'s run, which is made if missing.
 
     The run inherits backbone, dataset and task unless the command line sets them.
 
     Args:
-        wait: for another process that works on this run, instead of raising ``Locked``.
+        wait: wait for another process that works on this run, instead of raising ``Locked``.
     """
     parent = train(default_parent(request), wait=True) if has_default_parent(request.config) else None
     run, source = derive_run(request, parent)

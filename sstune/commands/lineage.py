@@ -1,4 +1,4 @@
-"""Which run a command makes: the weights it starts from, what it inherits with them, its identity.
+"""Resolve the run of a command: the weights it starts from, the settings it inherits, its identity.
 
 Imports no torch, except for a network that ``model.factory`` names.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -18,6 +18,7 @@ from sstune.composition import Request, compose, restore
 from sstune.datasets import earlier_fingerprint, fingerprint
 from sstune.identity import TRAINING_KEYS, semantic
 from sstune.inheritance import INHERITED, SHARED_WITH_DEFAULT_PARENT
+from sstune.row import Ancestor, AncestorConfigEntry, DatasetsEntry, Row
 from sstune.runs import CONFIG, REPAIR_HINT, Run, ancestor_id, read_result
 from sstune.schema import (
     BackboneConfig,
@@ -40,25 +41,25 @@ MODEL = "model.pt"
 
 @dataclass(frozen=True)
 class Source:
-    """Weights to start from, and where they come from; :class:`sstune.commands.weights.Weights` reads them.
+    """Where the initial weights come from; :class:`sstune.commands.weights.Weights` reads them.
 
     Attributes:
         path: the file of the weights; for a network of ``model.factory``, its ``module:factory``.
         lineage: all ancestors, oldest first.
-        config: of the run that made the weights; None for a third-party file.
-        network: of ``model.factory``; None where the weights are in a file.
+        config: configuration of the run that wrote the weights; None for a third-party file.
+        network: the network of ``model.factory``; None if the weights are in a file.
         datasets: number and digest of the images of each split that the run used.
     """
 
     path: Path
-    lineage: list[dict[str, Any]]
+    lineage: list[Ancestor]
     config: RunConfig | None
     network: nn.Module | None = None
-    datasets: dict[str, Any] = field(default_factory=dict)
+    datasets: DatasetsEntry = field(default_factory=DatasetsEntry)
 
 
 def open_source(path: Path) -> Source:
-    """A finished run's directory, or a checkpoint file.
+    """The weights in the directory of a finished run, or in a checkpoint file.
 
     Raises:
         RequestError: the directory is not a finished run, or a file in it is damaged.
@@ -73,16 +74,20 @@ def open_source(path: Path) -> Source:
     if row is None or not (path / MODEL).exists():
         raise RequestError(f"init_from: {path} is not a finished train or finetune run")
     _check_weights(path / MODEL, row.get("model_sha256"))
-    ancestor = {key: row[key] for key in ("command", "identity", "config")}
+    ancestor: Ancestor = {
+        "command": row["command"],
+        "identity": row["identity"],
+        "config": cast(AncestorConfigEntry, row["config"]),
+    }
     config = _configuration(path, row)
     return Source(path / MODEL, [*row["lineage"], ancestor], config, datasets=row.get("datasets", {}))
 
 
 def _check_weights(path: Path, digest: str | None) -> None:
-    """Compare a run's weights with the digest in its row; rows of earlier versions have none.
+    """Compare a run's weights with the digest in its row, which rows of earlier versions lack.
 
     Raises:
-        RequestError: the file is not what the run wrote.
+        RequestError: the file has been changed or damaged.
     """
     try:
         if digest is None:
@@ -93,17 +98,17 @@ def _check_weights(path: Path, digest: str | None) -> None:
         raise RequestError(f"init_from: {path} is damaged ({in_short(error)}); {REPAIR_HINT}") from error
 
 
-def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
+def _configuration(directory: Path, row: Row) -> RunConfig:
     """The configuration of a run, from its ``config.yaml``.
 
     Raises:
-        RequestError: that cannot be read, or is not the configuration in the row.
+        RequestError: it cannot be read, or differs from the configuration in the row.
     """
     path = directory / CONFIG
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = restore(values)
-    except Exception as error:  # of a damaged file, YAML and the schema may raise anything
+    except Exception as error:  # a damaged file may raise anything
         raise RequestError(f"init_from: {path} cannot be read ({in_short(error)}); {REPAIR_HINT}") from error
     own = json.loads(json.dumps(semantic(config)))
     for section, value in row["config"].items():
@@ -113,18 +118,18 @@ def _configuration(directory: Path, row: dict[str, Any]) -> RunConfig:
             if found != expected:
                 name = section if key is None else f"{section}.{key}"
                 raise RequestError(
-                    f"init_from: {path} says {name}={found}, and result.json {expected}; {REPAIR_HINT}"
+                    f"init_from: {path} has {name}={found}, but result.json has {expected}; {REPAIR_HINT}"
                 )
     return config
 
 
 def inherit(request: Request, source: Source, sections: Sequence[str]) -> RunConfig:
-    """The configuration of ``request`` with those ``sections`` of the source's run that it does not set.
+    """``request``'s configuration, with those ``sections`` of the source's run that the request does not set.
 
-    Where the command line sets single keys of a section ("rule.scale"), only those differ from the run's.
+    If the command line sets single keys of a section ("rule.scale"), the other keys are the run's.
 
     Raises:
-        RequestError: the run's section has no such key, or its weights are another backbone's.
+        RequestError: the run's section has no such key, or its weights belong to another backbone.
     """
     config = request.config
     if source.config is None:
@@ -142,89 +147,89 @@ def inherit(request: Request, source: Source, sections: Sequence[str]) -> RunCon
                 taken[name] = replace(taken[name], **{part: getattr(getattr(config, name), part)})
     if source.config.backbone != taken.get("backbone", config.backbone):
         raise RequestError(
-            f"backbone: the weights of {source.path.parent} are a {source.config.backbone.name}'s, "
+            f"backbone: the weights in {source.path.parent} are of {source.config.backbone.name}, "
             f"remove backbone="
         )
     return replace(config, **taken)
 
 
 def derive_run(request: Request, parent: Run | None) -> tuple[Run, Source]:
-    """The run of a command that starts from other weights, and those weights.
+    """The run of a command that starts from trained weights, and these weights.
 
     Args:
-        parent: the finished run to start from where the configuration names none.
+        parent: the finished run to start from if the configuration names none.
 
     Raises:
-        RequestError: the source is no finished run or checkpoint, or does not fit the request.
+        RequestError: the source is not a finished run or checkpoint, or does not fit the request.
     """
     config = request.config
     unused = unused_training_keys(request)
     if config.command == "attack" and parent is None and unused:
-        raise RequestError(f"{unused[0]}: attack trains nothing when init_from or model.factory is given")
+        raise RequestError(f"{unused[0]}: attack does not train when init_from or model.factory is given")
     if config.model.factory is not None:
         config, source = _imported(request)
         return make_run(config, source.lineage, surrogate_names(config)), source
     if parent:
         config = replace(config, init_from=str(parent.directory))
     source = open_source(Path(str(config.init_from)))
-    if parent and config.command == "attack":  # the parent was made of this very configuration
+    if parent and config.command == "attack":  # the parent has this configuration
         config = replace(config, dataset=parent.config.dataset)
     else:
         config = inherit(replace(request, config=config), source, INHERITED[config.command])
-        validate(config)  # the inherited sections have to fit the others
+        validate(config)  # inherited sections must fit the others
         check_images(config, source)
     return make_run(config, source.lineage, surrogate_names(config)), source
 
 
 def unused_training_keys(request: Request) -> list[str]:
-    """Keys on the command line that only training reads."""
+    """Keys of the command line that only training uses."""
     return sorted(key for key in request.explicit if key.partition(".")[0] in TRAINING_KEYS)
 
 
 def check_images(config: RunConfig, source: Source) -> None:
-    """See that the source's network takes images like those of ``config``, as far as that is known unread.
+    """Check the number of channels that the source's network takes, if it is known without reading images.
 
     Raises:
-        RequestError: it was made for grey images, and these have colours, or the other way round.
+        RequestError: the network is for grey images and ``config``'s have three channels, or vice versa.
     """
     if source.config is None or config.dataset == source.config.dataset:
         return
     made_for, given = (_channels(each.dataset) for each in (source.config, config))
     if made_for != given and None not in (made_for, given):
         raise RequestError(
-            f"dataset: {config.dataset.label} has images of {given} channels, the network of "
+            f"dataset: {config.dataset.label} has images with {given} channels, the network of "
             f"{source.path.parent} takes {made_for} (trained on {source.config.dataset.label})"
         )
 
 
 def _channels(dataset: DatasetConfig) -> int | None:
-    """Of a dataset's images, where that is known without reading them: one mean may stand for any number."""
+    """Channels of a dataset's images; None if unknown, as a single mean applies to any number of channels."""
     if len(dataset.mean) > 1:
         return len(dataset.mean)
     return 1 if isinstance(dataset, DigitsConfig | MnistConfig) else None
 
 
 def _imported(request: Request) -> tuple[RunConfig, Source]:
-    """The configuration of an attack on ``model.factory``'s network, and that network.
+    """The configuration of an attack on ``model.factory``'s network, and this network.
 
     Raises:
-        RequestError: it cannot be made, or the command line sets a backbone besides.
+        RequestError: it cannot be created, or the command line also sets a backbone.
     """
-    from sstune.commands import imported  # torch: the network has to be made to be identified
+    from sstune.commands import imported  # imports torch: identifying the network requires it
 
     config = request.config
     spec = str(config.model.factory)
     if request.sets("backbone"):
-        raise RequestError(f"backbone: the network is the one of model.factory={spec}, remove backbone=")
+        raise RequestError(f"backbone: model.factory={spec} makes the network, remove backbone=")
     network = imported.make(spec)
     rule = config.rule if request.sets("rule") else RuleConfig(name="bp")
     config = replace(config, backbone=BackboneConfig(name=spec), rule=rule)
-    lineage = [{"file": spec, "sha256": imported.digest(spec, network)}]
+    lineage: list[Ancestor] = [{"file": spec, "sha256": imported.digest(spec, network)}]
     return config, Source(Path(spec), lineage, None, network)
 
 
-def make_run(config: RunConfig, lineage: list[dict[str, Any]], surrogates: Sequence[str] = ()) -> Run:
-    """The run of a configuration on the data as it lies there now.
+def make_run(config: RunConfig, lineage: list[Ancestor], surrogates: Sequence[str] = ()) -> Run:
+    """The run of a configuration on the data that is on disk now.
 
     Raises:
         RequestError: the data cannot be read.
@@ -234,10 +239,10 @@ def make_run(config: RunConfig, lineage: list[dict[str, Any]], surrogates: Seque
 
 
 def surrogate_names(config: RunConfig) -> list[str]:
-    """Identities of the runs, or sha256 of the files, whose gradients an attack uses besides its victim's.
+    """Identities of the runs, or sha256 of the files, of an attack's surrogates.
 
     Raises:
-        RequestError: one of them is no run or checkpoint, or was trained on other data.
+        RequestError: one of them is not a run or checkpoint, or was trained on other data.
     """
     paths = [*config.attack.surrogates]
     if config.attack.name == "audit" and config.audit.surrogate is not None:
@@ -246,16 +251,18 @@ def surrogate_names(config: RunConfig) -> list[str]:
 
 
 def stand_in(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
-    """The configuration of a surrogate, a network for the same task and classes, and its weights.
+    """Configuration and weights of a surrogate: a network for the same task and classes.
 
     Raises:
-        RequestError: no finished run or checkpoint, or not for images and classes like these.
+        RequestError: not a finished run or checkpoint, or for other images or classes.
     """
     with rename_error_key(config):
         source = open_source(Path(path))
         taken = inherit(Request(config), source, INHERITED["attack"])
         if source.config is None and config.model.factory is not None:
-            raise RequestError(f"init_from: {path} does not say what network it is for; name a run instead")
+            raise RequestError(
+                f"init_from: {path} does not state its architecture; give the directory of a run"
+            )
         if taken.dataset.label != config.dataset.label:
             raise RequestError(
                 f"init_from: {path} was trained on {taken.dataset.label}, not on {config.dataset.label}"
@@ -274,9 +281,9 @@ def rename_error_key(config: RunConfig) -> Iterator[None]:
 
 
 def resolve_runs(request: Request) -> list[Run]:
-    """The run of a request, after those that it starts from by default, oldest first.
+    """The run of a request, preceded by its default ancestors, oldest first.
 
-    Empty while one of those has yet to be made, as the run's identity depends on theirs.
+    Empty if an ancestor is not finished, as the run's identity depends on it.
     """
     if request.config.command == "train":
         return [make_run(request.config, [])]
@@ -290,13 +297,13 @@ def resolve_runs(request: Request) -> list[Run]:
 
 
 def resolve_run(request: Request) -> Run | None:
-    """The run of a request; None while one that it starts from by default has yet to be made."""
+    """The run of a request; None if one of its default ancestors is not finished."""
     runs = resolve_runs(request)
     return runs[-1] if runs else None
 
 
 def has_default_parent(config: RunConfig) -> bool:
-    """Whether no key says which weights to start from."""
+    """Whether the configuration does not name the weights to start from."""
     return config.init_from is None and config.model.factory is None
 
 

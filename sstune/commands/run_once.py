@@ -1,4 +1,4 @@
-"""What every command does around its work: answer from the row, lock, stop on a signal, record a failure."""
+"""Common frame of all commands: return an existing row, lock, stop on a signal, record a failure."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sstune.arithmetic import exact_products, refusing_what_cannot_repeat
 from sstune.interrupt import StopFlag, stop_flag
 from sstune.locking import Locked
+from sstune.row import Measured, Row
 from sstune.runs import Run
 from sstune.schema import Precision, RequestError, RunConfig
 from sstune.storage import write_json
 from sstune.training import World, init_distributed
 
-Work = Callable[[Run, torch.device, StopFlag], dict[str, Any]]
+Work = Callable[[Run, torch.device, StopFlag], Measured]
 
 
-def run_once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
+def run_once(run: Run, work: Work, wait: bool = False) -> Row:
     """Do ``work`` unless the run is done, and return its row.
 
     Args:
-        work: returns the row's fields, except for those that every row has.
-        wait: for another process that works on this run, instead of raising ``Locked``.
+        work: returns what it measured.
+        wait: wait for another process that works on this run, instead of raising ``Locked``.
 
     Raises:
         Locked: another process works on this run.
@@ -43,22 +43,22 @@ def run_once(run: Run, work: Work, wait: bool = False) -> dict[str, Any]:
     with ExitStack() as stack:
         _lock(run, wait, world, stack)
         stop = stack.enter_context(stop_flag())
-        if row := world.broadcast(run.answer()):  # another process finished it before we had the lock
+        if row := world.broadcast(run.answer()):  # another process finished it while we waited for the lock
             return row
         try:
             row = _carry_out(run, work, device, stop, world)
         except Exception as error:
             _record(run, error)
-            if stop:  # even if saving failed, a sweep must not go on to its next cell
+            if stop:  # even if saving failed, a sweep must not start its next cell
                 raise stop.stop() from error
             raise
-        if stop:  # it came in the last step: this run is done, but a sweep's next cell must not begin
+        if stop:  # it came in the last step: the run is done, but a sweep must not start its next cell
             raise stop.stop()
         return row
 
 
 def _lock(run: Run, wait: bool, world: World, stack: ExitStack) -> None:
-    """Lock the run until ``stack`` closes, in the first of several processes; all raise what it raises."""
+    """Lock the run until ``stack`` closes; in the main process, whose error all processes raise."""
     reason = None
     if world.is_main:
         try:
@@ -69,7 +69,7 @@ def _lock(run: Run, wait: bool, world: World, stack: ExitStack) -> None:
         raise Locked(reason)
 
 
-def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world: World) -> dict[str, Any]:
+def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world: World) -> Row:
     """Do the work and write its row, which is returned in every process."""
     print(f"{run.directory}", flush=True)
     if world.is_main:
@@ -84,26 +84,26 @@ def _carry_out(run: Run, work: Work, device: torch.device, stop: StopFlag, world
         "threads": torch.get_num_threads(),
         "deterministic": device.type == "cpu" or torch.are_deterministic_algorithms_enabled(),
     }
-    row = world.broadcast(run.finish(**measured) if world.is_main else None)
+    row: Row | None = world.broadcast(run.finish(**measured) if world.is_main else None)
     assert row is not None
     return row
 
 
 def _record(run: Run, error: Exception) -> None:
-    """Write ``failure.json``, and print the traceback of an error that is not understood.
+    """Write ``failure.json``, and print the traceback of an unexpected error.
 
-    Nothing is recorded of a wrong request, or of a closed output (``| head``). Diverged training and a full
-    disk are understood: their message is one line.
+    A wrong request and a closed output (``| head``) are not recorded. Diverged training and a full disk are
+    expected errors: their message is one line.
     """
     if isinstance(error, RequestError | BrokenPipeError):
         return
     failure = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     path = run.directory / "failure.json"
     with suppress(OSError):  # the disk may be what failed
-        if not path.exists():  # of several processes, the first to fail knows why
+        if not path.exists():  # with several processes, the first failure is the cause
             write_json(path, failure)
     if not isinstance(error, OSError | FloatingPointError):
-        with suppress(OSError):  # the terminal may be gone
+        with suppress(OSError):  # the terminal may be closed
             traceback.print_exc()
 
 
@@ -111,13 +111,13 @@ def prepare(config: RunConfig, world: World) -> torch.device:
     """Set up this process's arithmetic, and return its device (``auto``: CUDA when present, else the CPU).
 
     Raises:
-        RequestError: a GPU is asked for that is not there, or TF32 without CUDA.
+        RequestError: the GPU does not exist, or TF32 without CUDA.
     """
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     device = _device(config.device, world)
     if config.precision is Precision.tf32 and device.type == "cpu":
-        raise RequestError("precision: tf32 is arithmetic of CUDA devices, use float32 or bf16")
+        raise RequestError("precision: tf32 needs a CUDA device, use float32 or bf16")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     exact_products()
@@ -128,30 +128,30 @@ def prepare(config: RunConfig, world: World) -> torch.device:
 
 
 def _device(name: str, world: World) -> torch.device:
-    """The CPU, or a GPU with its number: of several processes each its own, else the current one.
+    """The CPU, or a GPU with its number: one per process under torchrun, otherwise the current one.
 
-    A process that is told to use the CPU never asks for CUDA.
+    With ``device=cpu``, CUDA is never initialised.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RequestError(f"device: {name} is not available here, use device=cpu or device=auto")
+        raise RequestError(f"device: {name} is not available, use device=cpu or device=auto")
     n = torch.cuda.device_count()
     number = int(name.removeprefix("cuda:")) if ":" in name else None
     if world.size > 1:
         if number is not None or world.local_rank >= n:
-            raise RequestError(f"device: each process needs a GPU of its own ({n} are here), not {name}")
+            raise RequestError(f"device: each process needs its own GPU (this machine has {n}), not {name}")
         number = world.local_rank
     if number is None:
         number = torch.cuda.current_device()
     if number >= n:
-        there = "cuda:0 is the only GPU" if n == 1 else f"there are cuda:0 to cuda:{n - 1}"
-        raise RequestError(f"device: {name} is not there, {there} here")
+        known = "only cuda:0" if n == 1 else f"cuda:0 to cuda:{n - 1}"
+        raise RequestError(f"device: {name} does not exist; this machine has {known}")
     return torch.device("cuda", number)
 
 
 def _device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's and which instructions torch uses there: others round otherwise."""
+    """Name of the GPU, or of the CPU with the instruction set that torch uses, on which rounding depends."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({_cpu_model()}, {torch.backends.cpu.get_cpu_capability()})"

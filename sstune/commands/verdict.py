@@ -1,13 +1,11 @@
-"""What a finished audit shows, from its row alone. Imports no torch."""
+"""Verdict and page of a finished audit, made from its row. Imports no torch."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from typing import cast
 
 from sstune.report.audit import audit_text
-from sstune.row import Row
 from sstune.runs import RESULT, Run
 from sstune.schema.audit import Verdict
 from sstune.storage import write_text
@@ -24,7 +22,7 @@ def present(run: Run) -> None:
     if not page.exists() or page.stat().st_mtime_ns < (run.directory / RESULT).stat().st_mtime_ns:
         from sstune.report.audit_page import audit_page  # matplotlib takes a second to import
 
-        write_text(page, audit_page(cast(Row, row), picture.read_bytes() if picture.exists() else None))
+        write_text(page, audit_page(row, picture.read_bytes() if picture.exists() else None))
     print(f"page: {page}", flush=True)
 
 
@@ -36,4 +34,4 @@ def strict_failure(run: Run) -> str | None:
     verdict, because = row["audit"]["verdict"], ", ".join(row["audit"]["because"])
     if verdict == Verdict.not_masked:
         return None
-    return f"{run.directory}: {verdict} ({because}), and audit.strict asks for {Verdict.not_masked}"
+    return f"{run.directory}: {verdict} ({because}), but audit.strict requires {Verdict.not_masked}"

@@ -1,4 +1,4 @@
-"""The tensors that a run starts from."""
+"""Read the weights that a run starts from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sstune.schema import BackboneConfig
 
 
 class Weights:
-    """The content of a source's file, which is read once, when it is first needed."""
+    """The content of a source's file, read once, on first use."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def resolved(self, backbone: BackboneConfig) -> BackboneConfig:
-        """``backbone`` with the values that the source's run chose, by its images, for keys left open."""
+        """``backbone`` with the values that the source's run chose for keys left at null."""
         if self.source.config is None:
             return backbone
         return cast(BackboneConfig, restored_section(backbone, self._part("settled")))
@@ -28,16 +28,16 @@ class Weights:
         """Load the forward weights into a network that is not yet converted.
 
         Returns:
-            A note on each tensor that kept its new values.
+            A note on each tensor that was not loaded and keeps its initial values.
 
         Raises:
-            RequestError: not a checkpoint, or one that does not fit the network.
+            RequestError: the file is not a checkpoint, or does not fit the network.
         """
         path = self.source.path
         return load_state(network, state_dict_in(self._content, path), path)
 
     def load_feedback(self, network: Network) -> None:
-        """Load the feedback of the source's run into a network that is converted by the same rule."""
+        """Load the feedback of the source's run into a network converted with the same rule."""
         state = {**rules.plain_state_dict(network.backbone), **self._part("feedback")}
         network.backbone.load_state_dict(state)
 
@@ -46,5 +46,5 @@ class Weights:
         return read_checkpoint(self.source.path)
 
     def _part(self, name: str) -> dict[str, Any]:
-        """A part of a run's file besides the forward weights."""
+        """Another part of a run's file than the forward weights; empty if absent."""
         return dict(self._content.get(name, {}))

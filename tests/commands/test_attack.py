@@ -135,13 +135,13 @@ class TestOfARun:
         assert answer.status == 2
         key = override.split("=")[0]
         assert answer.errors == [
-            f"sstune: {key}: attack trains nothing when init_from or model.factory is given"
+            f"sstune: {key}: attack does not train when init_from or model.factory is given"
         ]
 
     def test_another_backbone_is_refused(self, ask: Ask, trained: Path) -> None:
         answer = ask("attack", f"init_from={trained}", "backbone=resnet56")
         assert answer.status == 2
-        expected = f"sstune: backbone: the weights of {trained} are a resnet20's, remove backbone="
+        expected = f"sstune: backbone: the weights in {trained} are of resnet20, remove backbone="
         assert answer.errors == [expected]
 
     def test_of_a_file(self, attack: Attack, trained: Path) -> None:

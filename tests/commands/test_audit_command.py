@@ -187,7 +187,7 @@ class TestStrict:
             assert answer.status == 1
             assert answer.errors == [
                 f"sstune: {answer.out.splitlines()[0].removesuffix(': done already')}: "
-                "MASKED (D1), and audit.strict asks for NOT MASKED"
+                "MASKED (D1), but audit.strict requires NOT MASKED"
             ]
         assert answer.out.splitlines()[0].endswith("done already")
         assert ask(*line).status == 0

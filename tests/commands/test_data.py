@@ -57,7 +57,7 @@ def test_training_goes_on_with_the_same_images_and_not_with_others(
     torch.save(state, run / "checkpoint.pt")
     (run / RECORD).write_text("{}")
     answer = ask(*line)
-    assert "checkpoint.pt was saved on other images: put aside as previous.checkpoint.pt" in answer.out
+    assert "checkpoint.pt was saved on other images; renamed to previous.checkpoint.pt" in answer.out
     assert "resuming" not in answer.out
     assert not (run / RECORD).exists()  # finished: the row says it
 
@@ -70,7 +70,7 @@ def test_the_images_of_a_run_are_written_down_while_it_works(
     assert ask(*line).status == 1
     another_version()
     answer = ask(*line)
-    assert "put aside as previous.checkpoint.pt" in answer.out
+    assert "renamed to previous.checkpoint.pt" in answer.out
     (run,) = (tmp_path / "runs/train").iterdir()
     assert (run / "previous.checkpoint.pt").exists()
     said = json.loads((run / RECORD).read_text())

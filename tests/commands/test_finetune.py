@@ -52,7 +52,7 @@ class TestFromARun:
     @pytest.mark.parametrize(
         ("overrides", "said"),
         [
-            (["backbone=resnet32"], "backbone: the weights of {run} are a resnet20's, remove backbone="),
+            (["backbone=resnet32"], "backbone: the weights in {run} are of resnet20, remove backbone="),
             (["rule=usf", "rule.include=[layer9]"], "rule.include: 'layer9' matches no module"),
             (
                 ["dataset.mean=[0.1,0.2]", "dataset.std=[1,1]"],

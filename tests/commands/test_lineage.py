@@ -247,7 +247,7 @@ class TestInherit:
 
     def test_another_backbone_is_refused(self, trained: Path, complete: Complete) -> None:
         config = replace(complete("attack"), backbone=BackboneConfig(name="resnet32"))
-        with pytest.raises(RequestError, match="are a resnet20's, remove backbone="):
+        with pytest.raises(RequestError, match="are of resnet20, remove backbone="):
             inherit(Request(config, frozenset({"backbone"})), open_source(trained), INHERITED["attack"])
         inherited = inherit(Request(config), open_source(trained), INHERITED["attack"])
         assert inherited.backbone.name == "resnet20"
@@ -362,6 +362,6 @@ def test_images_of_other_channels_are_refused_where_that_is_sure(
         check_images(config, source)
         return
     with pytest.raises(
-        RequestError, match=r"^dataset: .* has images of [13] channels, the network of run takes"
+        RequestError, match=r"^dataset: .* has images with [13] channels, the network of run takes"
     ):
         check_images(config, source)

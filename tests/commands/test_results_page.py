@@ -20,7 +20,17 @@ from sstune.report import alignment, pairs, tables
 from sstune.report.audit_table import audit_table
 from sstune.report.measurements import LINE, frame
 from sstune.report.rows import read_rows
-from sstune.row import AuditCell, ConfigEntry, Details, Measurement, Row, measurement, metric_of, value_of
+from sstune.row import (
+    AuditCell,
+    ConfigEntry,
+    Details,
+    Measured,
+    Measurement,
+    Row,
+    measurement,
+    metric_of,
+    value_of,
+)
 
 ROOT = Path(sstune.__file__).parents[1]
 PAGE = (ROOT / "docs/results.md").read_text(encoding="utf-8")
@@ -31,7 +41,7 @@ TYPES = [
     for name, kind in vars(sstune.row).items()
     if is_typeddict(kind) and not name.endswith("ConfigEntry") and name not in ("ConfigEntry", "NameEntry")
 ]
-INHERITS = {Measurement: Details, AuditCell: Measurement}
+INHERITS = {Measurement: Details, AuditCell: Measurement, Row: Measured}
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", NoneType: "null", Any: "any"}
 
 

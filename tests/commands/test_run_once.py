@@ -226,13 +226,13 @@ class TestDevice:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
     @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
     def test_an_absent_gpu_is_a_wrong_request(self, name: str, complete: Callable[..., RunConfig]) -> None:
-        with pytest.raises(RequestError, match=f"device: {name} is not available here"):
+        with pytest.raises(RequestError, match=f"device: {name} is not available, use"):
             prepare(complete("train", device=name), ALONE)
 
     def test_tf32_on_the_cpu_is_a_wrong_request(self, ask: Callable[..., Any], small: list[str]) -> None:
         answer = ask("train", *small, "precision=tf32")
         assert answer.status == 2
-        assert answer.errors == ["sstune: precision: tf32 is arithmetic of CUDA devices, use float32 or bf16"]
+        assert answer.errors == ["sstune: precision: tf32 needs a CUDA device, use float32 or bf16"]
         assert answer.out == ""
 
 

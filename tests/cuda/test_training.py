@@ -124,5 +124,5 @@ def test_algorithms_that_repeat_are_there(name: str, told: dict[str, Answer]) ->
 def test_a_gpu_that_is_not_there_is_one_line(told: dict[str, Answer]) -> None:
     answer = told["absent"]
     assert answer.status == 2
-    assert answer.err == "sstune: device: cuda:7 is not there, cuda:0 is the only GPU here\n"
+    assert answer.err == "sstune: device: cuda:7 does not exist; this machine has only cuda:0\n"
     assert not (Path(told["directory"].out) / "absent").exists()
