@@ -177,6 +177,7 @@ def test_a_run_on_other_data_is_found_before_the_first_cell_runs(
     answer = ask("attack", "-m", "init_from=nets/*", *quick, *colours)
     assert answer.status == 2
     assert answer.errors == [
-        "sstune: dataset: digits has images with 3 channels, the network of nets/a takes 1 (trained on digits)"
+        "sstune: dataset: digits has images with 3 channels, "
+        "the network of nets/a takes 1 (trained on digits)"
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["nets"]

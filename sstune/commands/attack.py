@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -16,11 +15,11 @@ from sstune.commands.images import save_images
 from sstune.commands.lineage import Source, default_parent, derive_run, has_default_parent
 from sstune.commands.outcomes import Outcomes, summary
 from sstune.commands.run_once import run_once
-from sstune.commands.train import measurement
 from sstune.commands.victim import gradient_sources, load_victim, row_fields
 from sstune.composition import Request
 from sstune.interrupt import StopFlag
 from sstune.quantities import parse_eps
+from sstune.row import Measured, Measurement, measurement
 from sstune.runs import Run
 from sstune.schema import AttackConfig, Gradient, IteratedConfig, RunConfig
 
@@ -42,14 +41,14 @@ def attack(request: Request) -> Run:
     return run
 
 
-def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> Measured:
     """The score that is left at each eps through each gradient; per-sample outcomes go to
     ``outcomes.npz``."""
     config = run.config
     data = load(run, source)
     victim = load_victim(config, source, data, device)
     outcomes = Outcomes(run.directory, run.identity, victim)
-    measured = []
+    measured: list[Measurement] = []
     for gradient_source in gradient_sources(config, victim, data):
         method = attacks.ATTACKS[config.attack.name](_for_view(config.attack, gradient_source), config.seed)
         size = config.attack.batch_size or attacks.largest_batch(victim, gradient_source)
@@ -64,8 +63,9 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
             print(f"  {config.attack.name} {key}: {_said(victim, outcome, measured[-1])}", flush=True)
     if config.attack.save_images:
         save_images(run.directory, config.attack, victim, outcomes.cells, data.classes)
-    seconds = sum(entry["seconds"] for entry in measured)
-    return row_fields(config, data, victim, measured) | {"seconds": seconds}
+    row = row_fields(config, data, victim, measured)
+    row["seconds"] = sum(entry["seconds"] for entry in measured)
+    return row
 
 
 def _measurement(
@@ -74,15 +74,22 @@ def _measurement(
     gradient_source: attacks.GradientSource,
     eps: str,
     outcome: attacks.Outcome,
-) -> dict[str, Any]:
-    targeted = config.attack.targeted is not None
-    reached = {"reached": outcome.n_target_hits(victim.clean)} if targeted else {}
-    gradient = None if gradient_source.gradient is Gradient.none else str(gradient_source.gradient)
-    cell = {"attack": config.attack.name, "gradient": gradient, "eps": eps, "source": gradient_source.name}
-    return measurement("test", len(victim.clean), **cell, **reached, **summary(victim, outcome))
+) -> Measurement:
+    details = summary(victim, outcome)
+    details["source"] = gradient_source.name
+    if config.attack.targeted is not None:
+        details["reached"] = outcome.n_target_hits(victim.clean)
+    return measurement(
+        "test",
+        len(victim.clean),
+        attack=config.attack.name,
+        gradient=None if gradient_source.gradient is Gradient.none else str(gradient_source.gradient),
+        eps=eps,
+        **details,
+    )
 
 
-def _said(victim: attacks.Victim, outcome: attacks.Outcome, measured: dict[str, Any]) -> str:
+def _said(victim: attacks.Victim, outcome: attacks.Outcome, measured: Measurement) -> str:
     reached = f", {measured['reached']} at their target" if "reached" in measured else ""
     return f"{victim.score_of(outcome)}{reached}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,17 +15,17 @@ from sstune.commands.cells import CellRunner
 from sstune.commands.data import load
 from sstune.commands.lineage import Source
 from sstune.commands.outcomes import Outcomes, summary
-from sstune.commands.train import measurement
 from sstune.commands.victim import load_victim, own, row_fields, surrogate
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.quantities import parse_eps
+from sstune.row import AuditCell, AuditEntry, CheckEntry, Measured, Measurement, measurement
 from sstune.runs import Run
 from sstune.schema import Gradient, RunConfig
 from sstune.schema.audit import Status
 
 
-def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> Measured:
     """The audit's checks, and the robust accuracy that survives everything tried (attack ``audit``)."""
     config = run.config
     data = load(run, source)
@@ -42,11 +42,11 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> d
         shown = replace(config.attack, name="pgd")
         save_images(run.directory, shown, victim, evidence.pgd_for_images(), data.classes)
     measured = [*_measured_by_default(evidence), *_worst_cases(evidence, config.attack.name)]
-    return row_fields(config, data, victim, measured) | {
-        "classes": data.classes,
-        "audit": _summary(results, config.audit.skip, evidence),
-        "seconds": sum(cell.outcome.seconds for cell in evidence.cells.values()),
-    }
+    row = row_fields(config, data, victim, measured)
+    row["classes"] = data.classes
+    row["audit"] = _summary(results, config.audit.skip, evidence)
+    row["seconds"] = sum(cell.outcome.seconds for cell in evidence.cells.values())
+    return row
 
 
 def collect_evidence(
@@ -89,18 +89,16 @@ def collect_evidence(
     )
 
 
-def _summary(
-    results: list[checks.CheckResult], skipped: list[str], evidence: checks.Evidence
-) -> dict[str, Any]:
+def _summary(results: list[checks.CheckResult], skipped: list[str], evidence: checks.Evidence) -> AuditEntry:
     """A row's ``audit``: the verdict, the checks, and the attacks that only an audit makes."""
     verdict, because = checks.verdict(results, skipped)
     return {
         "verdict": str(verdict),
         "because": because,
         "not_run": {result.id: result.text for result in results if result.status is Status.not_run},
-        "checks": [asdict(result) for result in results],
+        "checks": [cast(CheckEntry, asdict(result)) for result in results],
         "cells": [
-            _measured(evidence.victim, cell, gradient) | _samples(cell, evidence.n)
+            _audit_cell(evidence.victim, cell, gradient)
             for cell in evidence.cells.values()
             if not _is_default(cell, evidence)
             for gradient in _gradients(cell, evidence)
@@ -108,7 +106,7 @@ def _summary(
     }
 
 
-def _measured_by_default(evidence: checks.Evidence) -> Iterator[dict[str, Any]]:
+def _measured_by_default(evidence: checks.Evidence) -> Iterator[Measurement]:
     """Measurements of the attacks that ``sstune attack`` makes as well."""
     for cell in evidence.cells.values():
         if _is_default(cell, evidence):
@@ -116,14 +114,12 @@ def _measured_by_default(evidence: checks.Evidence) -> Iterator[dict[str, Any]]:
                 yield _measured(evidence.victim, cell, gradient)
 
 
-def _worst_cases(evidence: checks.Evidence, name: str) -> Iterator[dict[str, Any]]:
+def _worst_cases(evidence: checks.Evidence, name: str) -> Iterator[Measurement]:
     """Measurements of the worst case per sample over all attacks, called ``name``, at each eps asked for."""
     for eps in evidence.eps:
         right = evidence.worst_case(eps)
-        labels: dict[str, Any] = {"attack": name, "gradient": None, "eps": eps}
-        yield measurement(
-            "test", evidence.n, correct=int(right.sum()), **labels, outcomes=pack(right.numpy())
-        )
+        n, correct = evidence.n, int(right.sum())
+        yield measurement("test", n, attack=name, eps=eps, correct=correct, outcomes=pack(right.numpy()))
 
 
 def _is_default(cell: checks.Cell, evidence: checks.Evidence) -> bool:
@@ -139,17 +135,20 @@ def _gradients(cell: checks.Cell, evidence: checks.Evidence) -> list[Gradient]:
     return [Gradient.rule, Gradient.exact] if both else [cell.gradient]
 
 
-def _measured(victim: attacks.Victim, cell: checks.Cell, gradient: Gradient) -> dict[str, Any]:
+def _measured(victim: attacks.Victim, cell: checks.Cell, gradient: Gradient) -> Measurement:
     """The measurement of an attack."""
     name = None if gradient is Gradient.none else str(gradient)
-    labels = {"attack": cell.attack, "gradient": name, "eps": cell.eps, "source": cell.source}
     index = cell.subset.index
-    return measurement("test", len(index), **labels, **summary(victim.take(index), cell.outcome))
+    details = summary(victim.take(index), cell.outcome)
+    details["source"] = cell.source
+    return measurement("test", len(index), attack=cell.attack, gradient=name, eps=cell.eps, **details)
 
 
-def _samples(cell: checks.Cell, n: int) -> dict[str, Any]:
-    """Which of the audit's ``n`` samples an attack was ``made_on``, and which it stands for, ``among``."""
-    return {"made_on": _flags(cell.subset.index, n), "among": _flags(cell.subset.stands_for, n)}
+def _audit_cell(victim: attacks.Victim, cell: checks.Cell, gradient: Gradient) -> AuditCell:
+    """The measurement, the samples that were attacked (``made_on``), and those it stands for (``among``)."""
+    n = len(victim.clean)
+    samples = {"made_on": _flags(cell.subset.index, n), "among": _flags(cell.subset.stands_for, n)}
+    return cast(AuditCell, {**_measured(victim, cell, gradient), **samples})
 
 
 def _flags(index: Tensor, n: int) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sstune.attacks import Outcome, Victim
 from sstune.interrupt import StopFlag
 from sstune.packing import pack, pack_values
+from sstune.row import Details
 from sstune.storage import read_state, write_bytes
 from sstune.tasks import Score
 
@@ -42,6 +43,8 @@ class Outcomes:
         }
         self.cells = read_state(self.finished_path, self._read) or {}
         self.in_progress = read_state(self.cell_path, self._read) or {}
+        if self.in_progress.keys() <= self.cells.keys():  # a kill came before the file was removed
+            self.cell_path.unlink(missing_ok=True)
 
     def get(self, key: str) -> Outcome | None:
         """The outcome of a cell, finished or in progress; None if it has not started."""
@@ -119,7 +122,7 @@ class Outcomes:
         )
 
 
-def summary(victim: Victim, outcome: Outcome) -> dict[str, Any]:
+def summary(victim: Victim, outcome: Outcome) -> Details:
     """The keys of a measurement: the score, the score of each sample, and the time.
 
     ``found``: pairs ``[steps, samples]``, the number of samples on which the attack succeeded after so many
@@ -136,7 +139,7 @@ def summary(victim: Victim, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def per_sample(score: Score) -> dict[str, str]:
+def per_sample(score: Score) -> Details:
     """The score of each sample, packed: ``outcomes`` where samples are counted, ``values`` where each has one
     of its own, nothing where only a set has one."""
     if score.each is None:

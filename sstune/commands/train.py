@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +20,14 @@ from sstune.commands.run_once import run_once
 from sstune.commands.weights import Weights
 from sstune.composition import Request
 from sstune.interrupt import StopFlag
+from sstune.row import (
+    AlignmentEntry,
+    LayersEntry,
+    Measured,
+    PreprocessingEntry,
+    SkippedEntry,
+    measurement,
+)
 from sstune.runs import Run
 from sstune.schema import RequestError, RunConfig
 from sstune.storage import file_digest, write_bytes, write_text
@@ -32,7 +40,7 @@ def train(request: Request, wait: bool = False) -> Run:
     return run
 
 
-def fit_network(run: Run, source: Source | None, device: torch.device, stop: StopFlag) -> dict[str, Any]:
+def fit_network(run: Run, source: Source | None, device: torch.device, stop: StopFlag) -> Measured:
     """Train ``run``'s network from ``source``'s weights; the epoch is chosen on validation.
 
     Returns what the row holds: the score on validation and, measured once, on test.
@@ -41,7 +49,8 @@ def fit_network(run: Run, source: Source | None, device: torch.device, stop: Sto
     world = training.init_distributed()
     with world.main_process_first():  # it decodes or downloads what the others then find
         data = load(run, source, world.is_main)
-    learner, fields = build(run.config, source, data, device, world)
+    config = run.config
+    learner, conversion, notes = build(config, source, data, device, world)
     trainer, progress = fit(run, learner, data, stop)
     network, task = learner.network, learner.task
     network.load_state_dict(progress.best["network"])
@@ -51,7 +60,8 @@ def fit_network(run: Run, source: Source | None, device: torch.device, stop: Sto
     reference = task.reference(network, data, device)
     test = training.evaluate_distributed(network, task, data.test, device, world, reference).score
     print(f"  epoch {progress.best['epoch']} chosen: test {test}", flush=True)
-    return fields | {
+    published = backbones.preprocessing(config.backbone)
+    return {
         "n_classes": data.n_classes,
         "measurements": [
             measurement("val", len(data.val), **progress.best["val"]),
@@ -63,7 +73,13 @@ def fit_network(run: Run, source: Source | None, device: torch.device, stop: Sto
         "model_sha256": file_digest(run.directory / MODEL) if world.is_main else None,
         "alignment": [_known(asdict(layer)) for layer in trainer.alignment()],
         "datasets": described(data),
-        "skipped": data.skipped_summary,
+        "skipped": cast(SkippedEntry, data.skipped_summary),
+        "preprocessing": None if published is None else cast(PreprocessingEntry, asdict(published)),
+        "precision": str(config.precision),
+        "compiled": str(config.compile) if config.compile else None,
+        "processes": world.size,
+        "notes": notes,
+        "layers": cast(LayersEntry, asdict(conversion)),
     }
 
 
@@ -73,13 +89,12 @@ def build(
     data: datasets.Splits,
     device: torch.device,
     world: training.World,
-) -> tuple[training.Learner, dict[str, Any]]:
-    """The network with its rule and optimiser, on its device, and the row's fields that describe them.
+) -> tuple[training.Learner, rules.Conversion, list[str]]:
+    """The network with its rule and optimiser, on its device; the converted layers; and notes.
 
     Raises:
         RequestError: the network is not for these images, or a pattern names none of its layers.
     """
-    published = backbones.preprocessing(config.backbone)
     task = tasks.build(config.task, data.n_classes)
     weights = None if source is None else Weights(source)
     network = backbones.build(
@@ -100,14 +115,7 @@ def build(
     training.freeze(network, config.optimizer.freeze)
     network.to(device).to(memory_format=torch.channels_last)
     optimizer = training.build_optimizer(config.optimizer, network)
-    return training.Learner(config, network, task, optimizer, device, world), {
-        "preprocessing": None if published is None else asdict(published),
-        "precision": str(config.precision),
-        "compiled": str(config.compile) if config.compile else None,
-        "processes": world.size,
-        "notes": notes,
-        "layers": asdict(conversion),
-    }
+    return training.Learner(config, network, task, optimizer, device, world), conversion, notes
 
 
 def fit(
@@ -163,9 +171,10 @@ def subnormals_as_zero() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def _known(entry: dict[str, Any]) -> dict[str, Any]:
+def _known(entry: dict[str, Any]) -> AlignmentEntry:
     """An entry of a row, with null for undefined values, as JSON has no NaN."""
-    return {key: None if value != value else value for key, value in entry.items()}
+    known = {key: None if value != value else value for key, value in entry.items()}
+    return cast(AlignmentEntry, known)
 
 
 def _epoch_line(entry: dict[str, float], learner: training.Learner) -> str:
@@ -177,12 +186,6 @@ def _epoch_line(entry: dict[str, float], learner: training.Learner) -> str:
         + ("" if math.isnan(train) else f"  train {train:.1%}")
         + f"  val {entry[f'val_{metric}']:.1%}{angle}  {entry['seconds']:.1f} s"
     )
-
-
-def measurement(split: str, n: int, **figures: Any) -> dict[str, Any]:
-    """One counted figure of a row; without an attack, clean accuracy."""
-    none = {"attack": None, "gradient": None, "eps": None}
-    return {"split": split, "n": n, **none, **figures}
 
 
 def write_model(path: Path, network: backbones.Network) -> None:

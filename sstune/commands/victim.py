@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
@@ -11,8 +11,8 @@ from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
 from sstune.commands.lineage import Source, rename_error_key, stand_in
 from sstune.commands.outcomes import per_sample
-from sstune.commands.train import measurement
 from sstune.commands.weights import Weights
+from sstune.row import Details, Measured, Measurement, SkippedEntry, measurement
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
 from sstune.training.forward import compiled
 
@@ -38,11 +38,12 @@ def load_victim(
 
 
 def row_fields(
-    config: RunConfig, data: datasets.Splits, victim: attacks.Victim, measured: list[dict[str, Any]]
-) -> dict[str, Any]:
+    config: RunConfig, data: datasets.Splits, victim: attacks.Victim, measured: list[Measurement]
+) -> Measured:
     """The fields of an attack's row: the clean score, ``measured``, and the data."""
     score = victim.score
-    clean = measurement("test", score.n, **score.fields(victim.task.metric), **per_sample(score))
+    details: Details = {**score.fields(victim.task.metric), **per_sample(score)}
+    clean = measurement("test", score.n, **details)
     return {
         "n_classes": data.n_classes,
         "measurements": [clean, *measured],
@@ -51,7 +52,7 @@ def row_fields(
         "datasets": {
             "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
         },
-        "skipped": data.skipped_summary,
+        "skipped": cast(SkippedEntry, data.skipped_summary),
         "notes": data.notes,
     }
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from sstune.metric import ACCURACY
+from sstune.row import Details
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +54,15 @@ class Score:
             return f"{self.correct}/{self.n} correct"
         return f"{self.value:.3f} on {self.n} samples"
 
-    def fields(self, metric: str) -> dict[str, Any]:
+    def fields(self, metric: str) -> Details:
         """The keys of a measurement: ``correct`` where samples are counted, otherwise metric and value."""
-        if self.correct is not None:
-            return {"correct": self.correct}
-        found: dict[str, Any] = {"metric": metric, "value": self.value}
+        found: Details = {} if metric == ACCURACY.name else {"metric": metric}
+        if self.correct is None:
+            found["value"] = self.value
+        else:
+            found["correct"] = self.correct
         if self.interval is not None:
             found["interval"] = list(self.interval)
-        return found | ({"more": dict(self.more)} if self.more else {})
+        if self.more:
+            found["more"] = dict(self.more)
+        return found

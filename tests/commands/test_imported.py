@@ -50,7 +50,7 @@ import threading
 import others_nets
 from torch import nn
 
-def gradient_sources():
+def views():
     return others_nets.Views().eval()
 
 def cut():
