@@ -65,7 +65,7 @@ def metric_against_effort(cells: pd.DataFrame, directory: Path) -> list[Path]:
         cells: :func:`sstune.report.measurements.frame`.
     """
     cells = cells[cells["counted"]]
-    cells = cells[[_drawn(cell) for cell in cells.to_dict("records")]]
+    cells = cells[np.array([_drawn(cell) for cell in cells.to_dict("records")], dtype=bool)]
     telling = cells.loc[cells["found"].map(len) > 0, "attack"].unique()
     cells = cells[cells["attack"].isin(telling)]
     written = []

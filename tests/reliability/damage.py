@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -204,12 +203,13 @@ STATE = {
 
 def state_damages(scene: Scene) -> list[Trial]:
     """Every state file that the scene's run has in the middle of its work, in every way."""
-    saves = [change for change in scene.changes if change.operation == "rename" and change.name in SAVES]
-    # killed before the second of two saves of one file, so that the file is there
-    seconds = [
-        save.number for first, save in itertools.pairwise(saves) if first.name == save.name != "outcomes.npz"
+    # killed before a cell in progress becomes a finished one, or before a further checkpoint
+    saves = [
+        change.number
+        for change in scene.changes
+        if change.operation == "rename" and change.name in ("checkpoint.pt", "outcomes.npz")
     ]
-    middle = seconds[len(seconds) * 2 // 3]
+    middle = saves[len(saves) * 2 // 3]
     return [
         StateDamaged(scene, middle, name, way)
         for name in STATE[scene.name]
