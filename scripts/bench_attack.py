@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -102,9 +102,36 @@ def _lines(arguments: argparse.Namespace, rule: str, gradient: Gradient) -> list
     device = prepare(config, ALONE)
     data = datasets.load(config.dataset)
     victim = load_victim(config, open_source(arguments.checkpoint), data, device)
-    gradient_source = own(config, victim, gradient)
     starts = torch.empty(len(data.test), *data.shape)
     starts.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    sides = _sides(arguments, victim, own(config, victim, gradient), starts)
+    shares = [victim.take(index) for index in torch.arange(len(victim.clean)).split(arguments.share)]
+    for side in sides:  # kernels chosen, graphs compiled
+        side.attack(shares[0].some(BATCH))
+    for turn, share in enumerate(shares):
+        for side in sides[turn % 3 :] + sides[: turn % 3]:
+            side.turn(share)
+    constant = {
+        "n": len(victim.clean),
+        "clean": int(victim.clean.sum()),
+        "steps": arguments.steps,
+        "rounds": len(shares),
+        "compiled": arguments.compile,
+        "backbone": config.backbone.name,
+        "dataset": config.dataset.label,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "torch": torch.__version__,
+    }
+    names = {"rule": rule, "gradient": str(gradient)}
+    compared = _compared(sides, victim.clean, sorted(arguments.eps, key=parse_eps))
+    return [names | line | constant for line in compared]
+
+
+def _sides(
+    arguments: argparse.Namespace, victim: attacks.Victim, source: attacks.GradientSource, starts: Tensor
+) -> list[Side]:
+    """The plain loop, and ours with a cascade and early exit, and without."""
     named = sorted(arguments.eps, key=parse_eps)
     epsilons = [parse_eps(eps) for eps in named]
     step = PgdConfig("pgd", named, steps=arguments.steps, step_size="eps/4", cascade=True)
@@ -116,60 +143,43 @@ def _lines(arguments: argparse.Namespace, rule: str, gradient: Gradient) -> list
         def run(share: attacks.Victim) -> list[Tensor]:
             found: list[attacks.Outcome] = []
             for eps in epsilons:
-                begun = found[-1].at_larger_eps() if config.cascade and found else None
-                size = arguments.batch_size or attacks.largest_batch(share, gradient_source)
-                found.append(attacks.run_attack(share, method, gradient_source, eps, size, begun))
+                begin = found[-1].at_larger_eps() if config.cascade and found else None
+                size = arguments.batch_size or attacks.largest_batch(share, source)
+                found.append(attacks.run_attack(share, method, source, eps, size, begin))
             return [outcome.robust for outcome in found]
 
         return run
 
     def plain(share: attacks.Victim) -> list[Tensor]:
-        return [_plain_loop(share, victim.network, gradient, starts, eps, arguments) for eps in epsilons]
+        network, gradient = victim.network, source.gradient
+        return [_plain_loop(share, network, gradient, starts, eps, arguments) for eps in epsilons]
 
-    sides = [
+    return [
         Side("plain", plain, [], []),
         Side("ours", ours(step), [], []),
         Side("ours, all steps", ours(replace(step, cascade=False, early_exit=False)), [], []),
     ]
-    shares = [victim.take(index) for index in torch.arange(len(victim.clean)).split(arguments.share)]
-    for side in sides:  # kernels chosen, graphs compiled
-        side.attack(shares[0].some(BATCH))
-    for turn, share in enumerate(shares):
-        for side in sides[turn % 3 :] + sides[: turn % 3]:
-            side.turn(share)
-    reference, clean = sides[0].correct(), victim.clean
-    lines = []
+
+
+def _compared(sides: list[Side], clean: Tensor, each_eps: list[str]) -> Iterator[dict[str, object]]:
+    """Each side at each eps: correct samples, those that differ from the plain loop's, and speed."""
+    reference = sides[0].correct()
     for side in sides:
         ratios = [plain / own for plain, own in zip(sides[0].seconds, side.seconds, strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4)
-        for number, eps in enumerate(named):
+        for number, eps in enumerate(each_eps):
             right = side.correct()[number]
-            lines.append(
-                {
-                    "rule": rule,
-                    "gradient": str(gradient),
-                    "side": side.name,
-                    "eps": eps,
-                    "robust": int((right & clean).sum()),
-                    "differ": int((right != reference[number])[clean].sum()),
-                    "above": int((right & ~reference[number] & clean).sum()),
-                    "seconds": round(sum(side.seconds), 1),
-                    "speedup": round(statistics.median(ratios), 2),
-                    "speedup_q1": round(low, 2),
-                    "speedup_q3": round(high, 2),
-                    "n": len(clean),
-                    "clean": int(clean.sum()),
-                    "steps": arguments.steps,
-                    "rounds": len(shares),
-                    "compiled": arguments.compile,
-                    "backbone": config.backbone.name,
-                    "dataset": config.dataset.label,
-                    "threads": torch.get_num_threads(),
-                    "device": device.type,
-                    "torch": torch.__version__,
-                }
-            )
-    return lines
+            yield {
+                "side": side.name,
+                "eps": eps,
+                "robust": int((right & clean).sum()),
+                "differ": int((right != reference[number])[clean].sum()),
+                "above": int((right & ~reference[number] & clean).sum()),
+                "seconds": round(sum(side.seconds), 1),
+                "speedup": round(statistics.median(ratios), 2),
+                "speedup_q1": round(low, 2),
+                "speedup_q3": round(high, 2),
+            }
 
 
 def _plain_loop(

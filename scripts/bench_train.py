@@ -64,6 +64,33 @@ def speedup(name: str, others: list[float], own: list[float]) -> dict[str, float
     return {key: round(value, 2) for key, value in found.items()}
 
 
+Key = tuple[str, str]  # rule and side
+
+
+def take_turns(
+    sides: dict[Key, Turns], arguments: argparse.Namespace
+) -> tuple[dict[Key, list[float]], dict[Key, list[float]]]:
+    """Seconds of each round, and the loader's share; each round starts with another side."""
+    seconds: dict[Key, list[float]] = {key: [] for key in sides}
+    shares: dict[Key, list[float]] = {key: [] for key in sides}
+    keys = list(sides)
+    for turn in range(arguments.rounds):
+        start = turn % len(keys)
+        for key in keys[start:] + keys[:start]:
+            sides[key].data_seconds = 0.0
+            seconds[key].append(sides[key].seconds(arguments.steps))
+            shares[key].append(sides[key].data_seconds / seconds[key][-1])
+    return seconds, shares
+
+
+def matrix_peaks(device: torch.device) -> dict[str, float]:
+    """Measured FLOP/s of matrix products in each precision."""
+    peaks = {"float32": matrix_peak(device, torch.float32), "bf16": matrix_peak(device, torch.bfloat16)}
+    with training_arithmetic(Precision.tf32, benchmark=False):
+        peaks["tf32"] = matrix_peak(device, torch.float32)
+    return peaks
+
+
 def measure(arguments: argparse.Namespace) -> pd.DataFrame:
     """One line per side and rule: throughput, its ratio to the plain loop, loader's share, MFU, memory."""
     config = compose("train", [f"device={arguments.device}"])
@@ -81,21 +108,8 @@ def measure(arguments: argparse.Namespace) -> pd.DataFrame:
     for turns in sides.values():
         turns.train(arguments.warmup)
     memory = {key: peak_bytes(partial(turns.train, 1), device) for key, turns in sides.items()}
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in sides}
-    shares: dict[tuple[str, str], list[float]] = {key: [] for key in sides}
-    keys = list(sides)
-    for turn in range(arguments.rounds):
-        start = turn % len(keys)
-        for key in keys[start:] + keys[:start]:
-            sides[key].data_seconds = 0.0
-            seconds[key].append(sides[key].seconds(arguments.steps))
-            shares[key].append(sides[key].data_seconds / seconds[key][-1])
-    peaks = {
-        "float32": matrix_peak(device, torch.float32),
-        "bf16": matrix_peak(device, torch.bfloat16),
-    }
-    with training_arithmetic(Precision.tf32, benchmark=False):
-        peaks["tf32"] = matrix_peak(device, torch.float32)
+    seconds, shares = take_turns(sides, arguments)
+    peaks = matrix_peaks(device)
     lines = []
     for (rule, name), own in seconds.items():
         images = arguments.batch_size * arguments.steps

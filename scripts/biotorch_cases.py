@@ -138,15 +138,15 @@ def run_case(case: Case, side: str) -> None:
     v = (before if case.rule == "frsf" else magnitude(layer)) * weight.sign()
     through = functional_call(plain, {"weight": v.detach(), "bias": bias.detach()}, (x,))
     expected_y = local + through - through.detach()
-    evaluate_distributed("output", y, expected_y, case.tolerance)
+    judge("output", y, expected_y, case.tolerance)
     delta = torch.randn_like(expected_y)
     found = torch.autograd.grad(y, [x, *parameters(layer)], delta)
     expected = torch.autograd.grad(expected_y, [x, weight, bias], delta)
     for what, one, two in zip(["input", "weight", "bias"], found, expected, strict=True):
-        evaluate_distributed(f"{what} gradient", one, two, case.tolerance)
+        judge(f"{what} gradient", one, two, case.tolerance)
 
 
-def evaluate_distributed(what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+def judge(what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
     if found.shape != expected.shape:
         raise Wrong(f"{what} has shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
     difference = gap(found, expected)
