@@ -1,4 +1,4 @@
-"""Options of config groups that another package adds, as the files under ``conf/`` add ours.
+"""Options of config groups that another package adds, in place of files under ``conf/``.
 
 A package registers its class with the registry of the group (for example ``sstune.attacks.ATTACKS``), the
 traits of an attack with :func:`sstune.schema.register_attack`, and here the option that a command line names.
@@ -39,10 +39,10 @@ def register_option(group: str, name: str, schema: type, values: Mapping[str, An
         TypeError: ``schema`` is not a dataclass.
     """
     if group not in GROUPS:
-        raise ValueError(f"{group!r} is no config group, known: {', '.join(GROUPS)}")
+        raise ValueError(f"{group!r} is not a config group, known: {', '.join(GROUPS)}")
     if not is_dataclass(schema):
         raise TypeError(f"{group}={name}: {schema!r} is not a dataclass")
     if name in GROUPS[group]:
-        raise ValueError(f"{group}={name}: there is such an option already")
+        raise ValueError(f"{group}={name}: this option exists already")
     GROUPS[group][name] = schema
     ADDED[group][name] = AddedOption(schema, {"name": name, **(values or {})})

@@ -159,8 +159,8 @@ def test_is_reported(answers: tuple[Path, dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("gradient", "attack.gradient: brightness uses none, remove this key"),
-        ("norm", "attack.norm: brightness works in Linf only"),
+        ("gradient", "attack.gradient: brightness uses no gradient, remove this key"),
+        ("norm", "attack.norm: brightness supports Linf only"),
         ("eot", "attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for brightness"),
         ("key", "attack.level: no such key, did you mean 'attack.levels'?"),
         ("name", "attack: there is no 'brightnes', did you mean 'brightness'?"),

@@ -361,7 +361,5 @@ def test_images_of_other_channels_are_refused_where_that_is_sure(
     if goes:
         check_images(config, source)
         return
-    with pytest.raises(
-        RequestError, match=r"^dataset: .* has images with [13] channels, the network of run takes"
-    ):
+    with pytest.raises(RequestError, match=r"^dataset: .* has [13]-channel images, the network of run takes"):
         check_images(config, source)
