@@ -305,9 +305,13 @@ class TestNames:
     @pytest.mark.parametrize(
         ("key", "name", "problem"),
         [
-            ("optimizer.name", "adamw", "optimizer.name: a SgdConfig is not 'adamw', known: sgd"),
-            ("schedule.name", "cosine", "schedule.name: a ScheduleConfig is not 'cosine', known: constant"),
-            ("rule.name", "brsf", "rule.name: a RuleConfig is not 'brsf', did you mean 'frsf'?"),
+            ("optimizer.name", "adamw", "optimizer.name: a SgdConfig cannot be 'adamw', known: sgd"),
+            (
+                "schedule.name",
+                "cosine",
+                "schedule.name: a ScheduleConfig cannot be 'cosine', known: constant",
+            ),
+            ("rule.name", "brsf", "rule.name: a RuleConfig cannot be 'brsf', did you mean 'frsf'?"),
         ],
     )
     def test_one_of_another_kind_is_refused(
