@@ -32,7 +32,7 @@ _SUMMARY = {
 _EXAMPLES = """\
   sstune train                                        BP pre-training on the embedded digits
   sstune finetune -m rule=bp,usf,frsf,brsf            fine-tune by four rules, from that run
-  sstune attack -m rule=bp,usf attack=fgsm,pgd        attack what they gave
+  sstune attack -m rule=bp,usf attack=fgsm,pgd        attack the resulting networks
   sstune attack init_from=runs/finetune/RUN attack.eps=[2/255,8/255]
   sstune report runs --out results/digits             tables and figure
   sstune finetune --cfg job                           show the configuration, run nothing"""
@@ -100,7 +100,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sstune {__version__}")
         return 0
     if command in ("-m", "--multirun"):
-        raise RequestError(f"the command comes first: sstune COMMAND {' '.join(arguments)}")
+        raise RequestError(f"the command must come first: sstune COMMAND {' '.join(arguments)}")
     if command == "report":
         from sstune.commands import report
 

@@ -291,7 +291,7 @@ class Measured(TypedDict):
 
 
 class Row(Measured):
-    """A finished run: what it measured, and the configuration, data and code that reproduce it."""
+    """A finished run: its measurements, and the configuration, data and code that reproduce it."""
 
     schema_version: int
     """Version of this format: 1."""

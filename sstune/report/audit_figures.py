@@ -32,8 +32,8 @@ Floats = npt.NDArray[np.float64]
 AGAINST_EPS = (
     "Accuracy against eps (not to scale), with 95 % intervals. Signs of masking: PGD with the rule's "
     "gradient above PGD with the exact one; a transferred attack below PGD; a black-box attack below PGD on "
-    "the same samples. Marks are black-box attacks at one eps on some samples, circles PGD on the same samples. "
-    "After PGD: on the samples that PGD did not break."
+    "the same samples. Marks are black-box attacks at one eps on some samples, circles PGD on the same "
+    "samples. After PGD: on the samples that PGD did not break."
 )
 COLOURS = {"rule": "#D55E00", "exact": "#000000", "surrogate": "#009E73"}
 
@@ -58,7 +58,7 @@ class AttackRecord:
     Args:
         gradient: "" if the attack uses none.
         source: the name of a surrogate, or "".
-        n: the number of samples, of which ``n_clean`` are correct without an attack.
+        n: the number of samples; ``n_clean`` of them are correct without an attack.
         entered: number of these that were attacked. If a black box breaks few of the samples that withstand
             PGD, it is not run on the others, which count as broken.
         correct: number of the ``n`` samples that stay correct.

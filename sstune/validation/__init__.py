@@ -101,7 +101,7 @@ def _dataset(dataset: DatasetConfig) -> Iterator[str]:
     elif len(dataset.mean) not in (1, 3):
         yield f"dataset.mean: has {len(dataset.mean)} values, expected 1 (grey images) or 3 (colours)"
     if dataset.train_n is not None and dataset.shots is not None:
-        yield "dataset.shots: says how many images of each class are used, so dataset.train_n cannot"
+        yield "dataset.shots: cannot be combined with dataset.train_n"
     if isinstance(dataset, FolderConfig):
         splits = {key: getattr(dataset, key) for key in ("train_split", "val_split", "test_split")}
         for (key, name), (other, same) in itertools.combinations(splits.items(), 2):

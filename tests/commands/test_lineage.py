@@ -129,7 +129,7 @@ class TestDamaged:
         answer = ask("finetune", f"init_from={source}", "epochs=1", "threads=1", "device=cpu")
         assert (answer.status, len(answer.errors)) == (2, 1), answer.err
         assert str(source / name) in answer.err
-        assert answer.err.endswith("; move it away and make that run again\n")
+        assert answer.err.endswith("; delete or rename it, and repeat that run\n")
         assert os.listdir(tmp_path) == ["source"]
 
     @pytest.mark.parametrize("damage", [None, weight])
