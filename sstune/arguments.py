@@ -1,4 +1,4 @@
-"""A command line before Hydra reads it: options, paths as they are written, patterns of runs expanded."""
+"""Preprocess a command line for Hydra: options, quoting of paths, expansion of run patterns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sstune.schema import RequestError, nearest
 from sstune.schema.aliases import renamed
 from sstune.validation.places import exists
 
-# Of Hydra's own options, those that make sense here: short form, and what may follow.
+# The supported options of Hydra: short form, and allowed values.
 OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "--multirun": ("-m", ()),
     "--cfg": ("-c", ("job", "hydra", "all")),
@@ -19,10 +19,10 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "--package": ("-p", ("KEY",)),
     "--resolve": ("", ()),
 }
-# Keys whose value is one path, of characters that Hydra's grammar has another meaning for, or none.
+# Keys whose value is a path, whose characters may have a meaning in Hydra's grammar.
 PATHS = ("init_from", "out", "dataset.root", "dataset.cache", "audit.surrogate")
 
-# What only Hydra's grammar has: quotes around all or an item of a list, null in one, and brackets.
+# Hydra's grammar: quotes around the value or an item of a list, null in a list, and brackets.
 _HYDRAS = (
     r"""(['"]).*\1$|(['"]).*\2,|.*,(['"]).*\3(?:,|$)"""
     r"""|null,|.*,null(?:,|$)|\[.*\]$|\{.*\}$|\w+\(.*\)$|.*\$\{"""
@@ -30,11 +30,11 @@ _HYDRAS = (
 
 
 def read(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options by their long names, each followed by its value, and overrides as Hydra's grammar has them.
+    """Options by their long names, each followed by its value, and overrides in Hydra's grammar.
 
     Raises:
-        RequestError: no such option, no such value of one, options that do not go together, a key that is
-            added, or a pattern that matches no finished run.
+        RequestError: an unknown option or value, options that cannot be combined, a key that is added or
+            removed, or a pattern that matches no finished run.
     """
     options: list[str] = []
     overrides = []
@@ -48,17 +48,19 @@ def read(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if "--multirun" in options and len(set(options)) > 1:
         raise RequestError("-m: cannot be combined with another option")
     if options and not {"--multirun", "--cfg", "--info"} & set(options):
-        raise RequestError(f"{options[0]}: goes with --cfg job, which shows the configuration")
+        raise RequestError(f"{options[0]}: needs --cfg job")
     for key in (override.partition("=")[0] for override in overrides):
         if re.match(r"hydra\b", key) and not options:
-            raise RequestError(f"{key}: is for a sweep, sstune COMMAND -m")
+            raise RequestError(f"{key}: is for sweeps only, add -m")
         if re.match(r"hydra\b(?![/.]launcher)", key) and "--multirun" in options:
-            raise RequestError(f"{key}: a sweep takes hydra/launcher and hydra.launcher.* of Hydra's keys")
+            raise RequestError(
+                f"{key}: of Hydra's keys, a sweep supports hydra/launcher and hydra.launcher.* only"
+            )
     return options, overrides
 
 
 def _option(word: str, following: list[str]) -> list[str]:
-    """The option and its value, which is taken from the words that follow if it is not in the same one."""
+    """The option and its value, from the same word (``--cfg=job``) or from the next one."""
     given, equals, value = word.partition("=")
     name = next((long for long, (short, _) in OPTIONS.items() if given in (long, short)), None)
     if name is None:
@@ -97,7 +99,7 @@ def _is_hydras(text: str) -> bool:
 
 
 def _paths(key: str, text: str) -> list[str]:
-    """The paths that ``text`` names; of several, commas between them."""
+    """The paths in ``text``, separated by commas."""
     if exists(text):
         return [text]
     if key == "init_from" and glob.has_magic(text):
@@ -111,7 +113,7 @@ def _paths(key: str, text: str) -> list[str]:
 
 
 def _finished_runs(pattern: str) -> list[str]:
-    """The finished runs that ``runs/finetune/*`` matches, if any; folders that exist are no pattern."""
+    """The finished runs that a pattern such as ``runs/finetune/*`` matches; existing folders are literal."""
     whole = Path(pattern).expanduser()
     folder = next(parent for parent in whole.parents if exists(str(parent)))
     search = Path(glob.escape(str(folder)), whole.relative_to(folder))
@@ -119,7 +121,7 @@ def _finished_runs(pattern: str) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """``text`` as Hydra's grammar has it, in quotes where it would be read as something else than itself."""
+    """``text`` in Hydra's grammar, quoted if it would otherwise be parsed as another value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

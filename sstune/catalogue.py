@@ -1,4 +1,4 @@
-"""The options of each config group, as the files under ``conf/`` define them and as other packages add them.
+"""The options of each config group, from the files under ``conf/`` and from other packages.
 
 Imports no torch.
 """
@@ -21,7 +21,7 @@ _FREE = "???"
 
 
 class Option(NamedTuple):
-    """What an option says of itself: its schema (a key of ``GROUPS[group]``) and its name, None if free."""
+    """An option: its schema (a key of ``GROUPS[group]``) and its name, None if the user gives it."""
 
     schema: str | None
     name: str | None
@@ -31,11 +31,11 @@ def options(group: str) -> list[str]:
     """Names of a config group's options.
 
     Raises:
-        ValueError: another package adds one that ``conf/`` has.
+        ValueError: an option of another package is also in ``conf/``.
     """
     files, added = _options(CONF / group), tuple(ADDED.get(group, ()))
     if taken := set(files) & set(added):
-        raise ValueError(f"{group}: {', '.join(taken)} is an option already")
+        raise ValueError(f"{group}: {', '.join(taken)} exists already")
     return sorted((*files, *added))
 
 
@@ -45,7 +45,7 @@ def _options(folder: Path) -> tuple[str, ...]:
 
 
 def option(group: str, chosen: str) -> Option:
-    """What the option ``chosen`` of ``group`` says, itself or by the options that it is made from."""
+    """Schema and name of the option ``chosen``, its own or those of the options in its defaults list."""
     if added := ADDED[group].get(chosen):
         return Option(chosen, added.values["name"])
     return _option(CONF / group, chosen)
@@ -70,7 +70,7 @@ def _option(folder: Path, chosen: str) -> Option:
 
 
 def schemas(group: str, name: str) -> list[type]:
-    """The dataclasses that may have this ``name``; those that stand for any name last."""
+    """The dataclasses that may have this ``name``; those for any name last."""
     return list(_schemas(CONF, group, name, tuple(options(group))))
 
 
@@ -82,17 +82,17 @@ def _schemas(conf: Path, group: str, name: str, chosen: tuple[str, ...]) -> tupl
 
 
 def name_problem(group: str, section: Any) -> str | None:
-    """What is wrong where no option has this name and this dataclass: an SGD is not called adamw."""
+    """Message if no option has this name and dataclass (an SgdConfig named adamw); otherwise None."""
     kind = type(section)
     if kind in schemas(group, section.name):
         return None
     said = [option(group, chosen) for chosen in options(group)]
     own = {each.name for each in said if each.name and each.schema and GROUPS[group].get(each.schema) is kind}
-    return f"{group}.name: a {kind.__name__} is not {section.name!r}, {nearest(str(section.name), own)}"
+    return f"{group}.name: a {kind.__name__} cannot be {section.name!r}, {nearest(str(section.name), own)}"
 
 
 def choice_problem(group: str, chosen: str, name: str) -> str | None:
-    """What is wrong where the option ``chosen`` has another name than the one asked for."""
+    """Message if the option ``chosen`` has another name than ``name``; otherwise None."""
     own = option(group, chosen).name
     if own is None or own == name:
         return None

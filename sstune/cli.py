@@ -1,8 +1,7 @@
-"""The one command line: ``sstune train | finetune | attack`` over Hydra, and ``sstune report``.
+"""The command line: ``sstune train | finetune | attack`` over Hydra, and ``sstune report``.
 
-A thin dispatcher; torch is imported only once a request has been found right. Exit status: 0 done, 1 failed
-while working or found not good enough (audit.strict), 2 the request was wrong, 128 + its number when a
-signal stopped it with the state saved.
+torch is imported only for a valid request. Exit status: 0 done; 1 failed, or ``audit.strict`` is not
+satisfied; 2 invalid request; 128 + signal number when stopped by a signal, with the state saved.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from sstune.torchrun import is_distributed, is_main_process
 _SUMMARY = {
     "train": "train a network from scratch (backpropagation unless rule= says otherwise)",
     "finetune": "fine-tune a network with a learning rule, from init_from=RUN_DIR|FILE",
-    "attack": "attack a network through the rule's gradient and through the exact one",
+    "attack": "attack a network with the rule's gradient and with the exact one",
     "report": "turn result rows into CSV and LaTeX tables and a figure",
 }
 
 _EXAMPLES = """\
   sstune train                                        BP pre-training on the embedded digits
   sstune finetune -m rule=bp,usf,frsf,brsf            fine-tune by four rules, from that run
-  sstune attack -m rule=bp,usf attack=fgsm,pgd        attack what they gave
+  sstune attack -m rule=bp,usf attack=fgsm,pgd        attack the resulting networks
   sstune attack init_from=runs/finetune/RUN attack.eps=[2/255,8/255]
   sstune report runs --out results/digits             tables and figure
   sstune finetune --cfg job                           show the configuration, run nothing"""
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verbose:
             traceback.print_exc()
         if not is_main_process():
-            time.sleep(10)  # the first process says it and torchrun ends the others, if it is wrong there too
+            time.sleep(10)  # rank 0 prints the error, and torchrun ends the other processes
         _say(*error.problems)
         return 2
     except Stopped as stopped:
@@ -78,16 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(error: Exception) -> int:
     try:
         print(end="", flush=True)
-    except OSError:  # it is the output that failed, and the interpreter would try again at its end
+    except OSError:  # stdout is broken; the interpreter would flush it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # as of a program that SIGPIPE ends
+    if isinstance(error, BrokenPipeError):  # the status of a program ended by SIGPIPE
         return 128 + signal.SIGPIPE
     _say(str(error) if isinstance(error, StorageError) else f"failed: {type(error).__name__}: {error}")
     return 1
 
 
 def _say(*problems: str) -> None:
-    with suppress(OSError):  # the terminal may be gone
+    with suppress(OSError):  # the terminal may be closed
         for problem in problems:
             print(error_line(problem), file=sys.stderr, flush=True)
 
@@ -101,7 +100,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sstune {__version__}")
         return 0
     if command in ("-m", "--multirun"):
-        raise RequestError(f"the command comes first: sstune COMMAND {' '.join(arguments)}")
+        raise RequestError(f"the command must come first: sstune COMMAND {' '.join(arguments)}")
     if command == "report":
         from sstune.commands import report
 
@@ -121,9 +120,9 @@ def _run(command: str, arguments: list[str]) -> int:
 
     options, overrides = read(arguments)
     if is_distributed() and command == "attack":
-        raise RequestError("attack: works in one process; torchrun is for train and finetune")
+        raise RequestError("attack: runs in one process; torchrun is for train and finetune")
     if is_distributed() and "--multirun" in options:
-        raise RequestError("-m: the processes of torchrun share one run, so they cannot share a sweep")
+        raise RequestError("-m: a sweep cannot run under torchrun, whose processes share one run")
     try:
         if "--multirun" in options:
             from sstune.sweeps import sweep
@@ -143,7 +142,7 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def _hydra_main(command: str, arguments: list[str]) -> None:
-    """Let Hydra show a configuration, as ``--cfg`` or ``--info`` asks it to."""
+    """Let Hydra print a configuration (``--cfg``, ``--info``)."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf import DictConfig
@@ -152,10 +151,10 @@ def _hydra_main(command: str, arguments: list[str]) -> None:
     from sstune import catalogue, mistakes, schema
 
     def task(config: DictConfig) -> None:
-        """Never called: the options of ours that reach Hydra only show the configuration."""
+        """Never called: with these options, Hydra only prints."""
 
     schema.register()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are, instead of Hydra's exit status 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises exceptions instead of exiting with status 1
     program, sys.argv = sys.argv, [f"sstune {command}", *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(catalogue.CONF), config_name=command)(task)()

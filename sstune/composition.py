@@ -1,4 +1,4 @@
-"""From command-line overrides, or the values that a run has stored, to a typed configuration."""
+"""Compose a typed configuration from command-line overrides, or restore it from stored values."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from sstune.validation.leaves import leaves
 
 @dataclass(frozen=True)
 class Request:
-    """A run that is asked for: its configuration, and which part of it the command line sets itself.
+    """A requested run: its configuration, and the keys that the command line sets explicitly.
 
-    ``explicit`` holds the keys of the command line as written, and each group for which an experiment chooses
-    another option than the default. ``rule`` stands for the whole group, ``rule.scale`` for that key of any
-    rule. Training settings of an experiment are not explicit: it states them once for all commands.
+    ``explicit`` holds the keys of the command line as written, and each group whose option an experiment
+    changes. ``rule`` stands for the whole group, ``rule.scale`` for one key. Training settings of an
+    experiment are not explicit, since they serve all commands.
     """
 
     config: RunConfig
@@ -42,12 +42,12 @@ class Request:
 
     @classmethod
     def of(cls, config: RunConfig, overrides: Sequence[str]) -> Request:
-        """The request that a command line makes, given the configuration composed from it."""
+        """The request of a command line, given the configuration composed from it."""
         default = _default_names(catalogue.CONF, config.command)
         chosen = {group for group in GROUPS if getattr(config, group).name != default[group]}
         keys = {re.split(r"[=@]", renamed(override).lstrip("+~"))[0] for override in overrides}
         if "task" in keys:
-            keys.add("adversary")  # which was part of the task: another task starts without the parent's
+            keys.add("adversary")  # once part of the task: with another task, it is not inherited either
         return cls(config, frozenset(keys | (chosen & set(INHERITED["attack"]))))
 
     def sets(self, section: str) -> bool:
@@ -63,10 +63,10 @@ def _default_names(conf: Path, command: str) -> dict[str, str]:
 
 
 def request(command: str, overrides: Sequence[str] = ()) -> Request:
-    """The request that ``sstune <command> <overrides>`` makes, validated.
+    """The validated request of ``sstune <command> <overrides>``.
 
     Raises:
-        RequestError: the command line does not compose, or its configuration is not valid.
+        RequestError: the command line cannot be composed, or its configuration is invalid.
     """
     config = compose(command, overrides)
     validate(config)
@@ -74,10 +74,10 @@ def request(command: str, overrides: Sequence[str] = ()) -> Request:
 
 
 def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that ``sstune <command> <overrides>`` stands for, not yet validated.
+    """The configuration of ``sstune <command> <overrides>``, not validated.
 
     Raises:
-        RequestError: it does not compose; one line with file or key and the nearest right spelling.
+        RequestError: it cannot be composed; one line with the file or key and the nearest valid spelling.
     """
     try:
         parsed = [_parsed(override) for override in overrides]
@@ -97,14 +97,14 @@ def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command: str) -> None:
-    """See that keys which name what was chosen name just that.
+    """Check that ``command`` and each group's ``name`` agree with the chosen options.
 
     Raises:
-        RequestError: the line says how to choose.
+        RequestError: they do not; the message says how to choose another option.
     """
     if config.command != command:
         known = config.command if config.command in COMMANDS else "|".join(COMMANDS)
-        raise RequestError(f"command: is the first word of the line, write sstune {known} …")
+        raise RequestError(f"command: is the first word of the command line, write sstune {known} …")
     wrong = [
         catalogue.choice_problem(group, chosen[group], OmegaConf.select(config, f"{group}.name"))
         for group in GROUPS
@@ -115,10 +115,10 @@ def _check_what_is_chosen(config: DictConfig, chosen: Mapping[str, str], command
 
 @cache
 def _parsed(text: str) -> Override:
-    """Kept, as the cells of a sweep have most of their overrides in common."""
+    """Cached, as the cells of a sweep share most overrides."""
     try:
         return OverridesParser.create().parse_override(renamed(text))
-    except (HydraException, ValueError) as error:  # ValueError: more digits than Python reads
+    except (HydraException, ValueError) as error:  # ValueError: an integer with too many digits
         raise RequestError(mistakes.unreadable(text)) from error
 
 
@@ -130,16 +130,16 @@ def _set(config: DictConfig, override: Override) -> None:
 
 
 def _sets_a_value(override: Override) -> bool:
-    """Whether an override sets one value, and does not choose among configurations."""
+    """Whether an override sets a value, rather than choosing an option of a group."""
     return override.key_or_group not in (*GROUPS, "experiment", "local")
 
 
 @cache
 def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[bytes, dict[str, str]]:
-    """The configuration that Hydra composes, a pickled DictConfig, and the option chosen of each group.
+    """The configuration that Hydra composes, as a pickled DictConfig, and the chosen option of each group.
 
-    Kept, as composing takes 0.1 s and the cells of a sweep often differ in values only. Pickled, as that is
-    five times as fast as a deep copy.
+    Cached, as composing takes 0.1 s and cells of a sweep often differ in values only. Unpickling is five
+    times as fast as a deep copy.
     """
     schema.register()
     initialised = GlobalHydra.instance().is_initialized()
@@ -155,10 +155,10 @@ def _composed(conf: Path, command: str, choices: tuple[str, ...]) -> tuple[bytes
 
 
 def typed(config: DictConfig, command: str) -> RunConfig:
-    """A composed configuration as plain dataclasses.
+    """Convert a composed configuration to dataclasses.
 
     Raises:
-        RequestError: a value that must be given is absent.
+        RequestError: a required value is missing.
     """
     try:
         result = OmegaConf.to_object(config)
@@ -171,17 +171,17 @@ def typed(config: DictConfig, command: str) -> RunConfig:
 
 
 class Cell(NamedTuple):
-    """One run of a sweep: its part of the command line, and the request that it makes."""
+    """One run of a sweep: its overrides and its request."""
 
     overrides: list[str]
     request: Request
 
 
 def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
-    """Every cell of a sweep, composed and validated before the first one is run.
+    """Compose and validate every cell of a sweep.
 
     Raises:
-        RequestError: naming the cell and what is wrong with it.
+        RequestError: a cell is invalid; the message names it.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -205,12 +205,11 @@ def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
 def restore(values: Any) -> RunConfig:
     """A configuration from the plain values of a run's ``config.yaml``.
 
-    They are data: a text that Hydra would put another value for, as it does for ``${oc.env:HOME}`` on a
-    command line, is refused. The dataclass of each group is the one of its name that has all those fields; an
-    older version may have had less.
+    Texts with interpolations such as ``${oc.env:HOME}`` are refused. The dataclass of each group is the one
+    of its name that has all stored fields; older versions may have stored fewer.
 
     Raises:
-        RequestError: the values fit no schema of this version.
+        RequestError: the values match no schema of this version.
     """
     if not isinstance(values, dict):
         raise RequestError("not a mapping of keys to values")
@@ -234,26 +233,26 @@ def restore(values: Any) -> RunConfig:
 
 
 def _schema_of(group: str, section: dict[str, Any]) -> type:
-    """The dataclass that these keys of a stored section are of."""
+    """The dataclass that has the keys of a stored section."""
     keys = {str(key) for key in section}
     able = {kind: {item.name for item in fields(kind)} for kind in GROUPS[group].values()}
     able = {kind: known for kind, known in able.items() if keys <= known}
     if not keys or not able:
-        raise RequestError(f"{group}: {sorted(keys)} are the keys of no {group} of this version")
+        raise RequestError(f"{group}: no {group} of this version has the keys {sorted(keys)}")
     named = [kind for kind in catalogue.schemas(group, str(section.get("name"))) if kind in able]
     if not named:
         name, known = section.get("name"), catalogue.options(group)
         raise RequestError(
-            f"{group}.name: {name!r} has not the keys {sorted(keys)}, {nearest(str(name), known)}"
+            f"{group}.name: {name!r} does not have the keys {sorted(keys)}, {nearest(str(name), known)}"
         )
     return min(named, key=lambda kind: able[kind] != keys)
 
 
 def restored_section(section: Any, values: Any) -> Any:
-    """``section``, a dataclass of a group, with those of its fields that stored plain ``values`` have.
+    """``section``, a dataclass of a group, updated with stored plain ``values``.
 
     Raises:
-        RequestError: they are no values of it.
+        RequestError: the values do not fit the dataclass.
     """
     _check_text(values)
     try:
@@ -263,13 +262,11 @@ def restored_section(section: Any, values: Any) -> Any:
 
 
 def _check_text(values: Any) -> None:
-    """See that Hydra would take every text as it stands, as nothing else may be looked up for it."""
+    """Check that no text holds an interpolation, which Hydra would replace."""
     try:
         found = leaves(values)
     except ValueError as error:
         raise RequestError(str(error)) from error
     for key, held in found.items():
         if any(isinstance(text, str) and "${" in text for text in held):
-            raise RequestError(
-                f"{key}: holds ${{…}}, a reference; stored values are data, nothing is looked up"
-            )
+            raise RequestError(f"{key}: holds ${{…}}, a reference, which stored values must not")

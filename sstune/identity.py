@@ -1,4 +1,4 @@
-"""What tells one run from another: the part of its configuration on which the outcome depends.
+"""Identity of a run: a hash of the part of its configuration on which results depend.
 
 Imports no torch.
 """
@@ -18,14 +18,14 @@ from sstune.schema.keys import Identity, Role, default_of, key_of, keys_of
 
 SCHEMA_VERSION = 1
 
-# Sections and keys that only training uses: an attack takes them from its parent.
+# Sections and keys that only training uses; an attack inherits them from its parent.
 TRAINING_KEYS = tuple(name for name, key in keys_of(RunConfig).items() if key.role is Role.TRAINING)
 _UNUSED_BY_RULE = {"bp": ("scale", "include", "exclude"), "sham": ("scale",)}
 _UNUSED_BY_ADVERSARY: dict[str | None, tuple[str, ...]] = {None: ("eps", "step_size"), "fgsm": ("step_size",)}
 
 
 def semantic(config: RunConfig) -> dict[str, Any]:
-    """The part of a configuration on which the outcome depends, as plain nested values.
+    """The part of a configuration on which results depend, as plain nested values.
 
     Keys have their first names (:mod:`sstune.schema.aliases`). Mappings whose order matters are lists.
     """
@@ -44,7 +44,7 @@ def semantic(config: RunConfig) -> dict[str, Any]:
 
 
 def _semantic(section: Any) -> dict[str, Any]:
-    """The keys of one section that count, whatever the others are."""
+    """The keys of one section that are part of the identity, regardless of other keys."""
     values: dict[str, Any] = {}
     for item in fields(section):
         value, counts = getattr(section, item.name), key_of(item).identity
@@ -60,15 +60,15 @@ def _semantic(section: Any) -> dict[str, Any]:
 
 
 def _without_effect(config: RunConfig) -> list[str]:
-    """Keys and sections that change nothing, given the values of others, so they do not tell runs apart."""
+    """Keys and sections without effect, given the values of other keys; the identity omits them."""
     keys = [f"rule.{key}" for key in _UNUSED_BY_RULE.get(config.rule.name, ())]
     keys += [f"adversary.{key}" for key in _UNUSED_BY_ADVERSARY.get(config.adversary.attack, ())]
     if getattr(config.rule, "start", None) is Start.weights:
-        keys.append("rule.scale")  # that of a random start
+        keys.append("rule.scale")  # scale of a random start
     traits = traits_of(config.attack.name)
     if not traits.suite:
         keys.append("audit")
-    # random draws are keyed by sample, except in other libraries; a suite passes its batch_size on to those
+    # random numbers are seeded per sample, except in other libraries, to which a suite passes batch_size
     if not (traits.whole_batches or (traits.suite and config.attack.batch_size)):
         keys.append("attack.batch_size")
     if config.dataset.train_n is None and config.dataset.shots is None:
@@ -79,7 +79,7 @@ def _without_effect(config: RunConfig) -> list[str]:
 
 
 def plain(value: Any, names: bool = False) -> Any:
-    """Enums as their values, or as their ``names``, in nested lists and mappings."""
+    """Nested lists and mappings with enums replaced by their values, or by their ``names``."""
     if isinstance(value, dict):
         return {key: plain(item, names) for key, item in value.items()}
     if isinstance(value, list):
@@ -90,12 +90,12 @@ def plain(value: Any, names: bool = False) -> Any:
 
 
 def identity(config: RunConfig, parent: str | None, data: str | None, surrogates: Sequence[str] = ()) -> str:
-    """sha256 over what the outcome depends on.
+    """sha256 of everything that results depend on.
 
     Args:
-        parent: identity of the run that this one starts from, or sha256 of the checkpoint file.
-        data: fingerprint of data that the configuration names only by path.
-        surrogates: identities of runs or sha256 of checkpoints that an attack looks through besides.
+        parent: identity of the parent run, or sha256 of the checkpoint file.
+        data: fingerprint of data that the configuration gives by path only.
+        surrogates: identities of runs, or sha256 of checkpoints, of an attack's surrogates.
     """
     content = {"schema": SCHEMA_VERSION, "config": semantic(config), "parent": parent, "data": data}
     if surrogates:

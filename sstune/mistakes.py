@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf find wrong, in one line: file or key, what was expected, the nearest spelling."""
+"""Errors of Hydra and OmegaConf as one line: file or key, what was expected, and the nearest spelling."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def unreadable(override: str) -> str:
-    """What is wrong with a word that is no KEY=VALUE of Hydra's grammar."""
+    """Message for a word that is not KEY=VALUE in Hydra's grammar."""
     hint = """; with other characters in it, KEY="'VALUE'" """.rstrip() if "=" in override else ""
     return f"{override}: cannot be read as KEY=VALUE{hint}"
 
 
 def in_override(override: Override, command: str) -> str | None:
-    """What is wrong with one override, whatever the others are; None if nothing is."""
+    """Message for a single invalid override; None if it is valid."""
     key, (written, _, text) = override.key_or_group, str(override.input_line).partition("=")
     within = _type_of(key)
     if not key:
@@ -42,12 +42,12 @@ def in_override(override: Override, command: str) -> str | None:
         return f"{key}: there is no {text!r}, {nearest(text, options(key))}"
     nested = isinstance(value, list) and any(isinstance(each, list | dict) for each in value)
     if nested or (within is bool and not isinstance(value, bool | str) and value not in (0, 1)):
-        return in_value(override)  # OmegaConf would take it
+        return in_value(override)  # OmegaConf would accept it
     return None
 
 
 def _type_of(key: str) -> Any:
-    """The type of a key, or of a name within a mapping (optimizer.lr_factors.head); None if there is none."""
+    """The type of a key, or of a name within a mapping (optimizer.lr_factors.head); None if unknown."""
     if key in types():
         return types()[key]
     mappings = {known: hint for known, hint in types().items() if get_origin(hint) is dict}
@@ -55,7 +55,7 @@ def _type_of(key: str) -> Any:
 
 
 def in_value(override: Override) -> str:
-    """What is wrong with an override whose value its key cannot have."""
+    """Message for an override with an invalid value."""
     key, text = override.key_or_group, str(override.input_line).partition("=")[2]
     hint = _type_of(key)
     null = " or null" if type(None) in get_args(hint) else ""
@@ -73,14 +73,14 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is list:
         inner = get_args(hint)[0]
         names = [each.name for each in inner] if issubclass(inner, StrEnum) else []
-        return f"a list of {', '.join(names)}" if names else f"a list of which each is {_words(inner)}"
+        return f"a list of {', '.join(names)}" if names else f"a list of {_words(inner).removeprefix('a ')}s"
     if get_origin(hint) is dict:
         return "a mapping, {NAME:VALUE}"
     return _WORDS.get(hint, "a text")
 
 
 def explain(error: BaseException, command: str) -> str:
-    """Hydra's or OmegaConf's error in one line: file or key, what was expected, the nearest spelling."""
+    """An error of Hydra or OmegaConf as one line with file or key, what was expected, and a suggestion."""
     messages = [str(link) for link in _chain(error)]
     text = "\n".join(messages)
     where = re.search(r"In '((?:experiment|local)/[^']+)'", text)
@@ -95,13 +95,13 @@ def explain(error: BaseException, command: str) -> str:
             return f"{prefix}{key[1]}: the chosen {key[1].partition('.')[0]} has no such key"
         return prefix + no_such_key(key[1])
     if key:
-        stated = [message for message in messages if "full_key" in message][-1]  # the first cause
+        stated = [message for message in messages if "full_key" in message][-1]  # the original error
         return f"{prefix}{key[1]}: {stated.splitlines()[0]}"
     return prefix + next(line for line in text.splitlines() if line.strip())
 
 
 def no_such_key(key: str, written: str | None = None) -> str:
-    """What is said of a key that does not exist; ``written``: how the command line names it."""
+    """Message for an unknown key; ``written``: its spelling on the command line."""
     return f"{written or key}: no such key, {nearest_key(key, known_keys())}"
 
 
@@ -113,7 +113,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 @cache
 def types() -> dict[str, Any]:
-    """Every key that some configuration has, dotted, and its type."""
+    """Every dotted key and its type."""
     found: dict[str, Any] = {"experiment": str, "local": str}
     for section, kinds in sections().items():
         for kind in kinds:
@@ -122,5 +122,5 @@ def types() -> dict[str, Any]:
 
 
 def known_keys() -> set[str]:
-    """Every key that some configuration has, dotted."""
+    """Every dotted key."""
     return set(types()) - {"local"}

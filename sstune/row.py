@@ -1,8 +1,8 @@
-"""A row: what a finished run writes into its ``result.json``. Imports no torch.
+"""The row: the content of a finished run's ``result.json``. Imports no torch.
 
-The types are what writers and readers are checked against, what ``sstune report`` accepts, and what
-``docs/results.md`` explains. A key that is ``NotRequired`` is absent, or null, where it does not apply and in
-rows of versions that did not write it.
+Writers and readers are type-checked against these types, ``sstune report`` validates rows by them, and a test
+compares ``docs/results.md`` with them. Keys that are ``NotRequired`` are absent or null if they do not apply,
+and in rows of earlier versions.
 """
 
 from __future__ import annotations
@@ -10,82 +10,82 @@ from __future__ import annotations
 from typing import Annotated, Any, NotRequired, TypedDict, Unpack
 
 Pair = Annotated[list[int], 2]
-"""Two whole numbers."""
+"""Two integers."""
 Interval = Annotated[list[float], 2]
 """A lower and an upper bound."""
 
 
 class Details(TypedDict, total=False):
-    """The keys of a measurement that not every measurement has."""
+    """Optional keys of a measurement."""
 
     correct: int
-    """Counted metrics: samples that were correct (under attack: that stayed so), 0 to ``n``."""
+    """Counted metrics: number of correct samples (under attack: that stay correct), 0 to ``n``."""
     metric: str
     """Name of the metric; absent: "accuracy"."""
     value: float
-    """The metric in [0, 1]; absent where it is counted: ``correct / n``."""
+    """The metric in [0, 1]; absent for counted metrics, whose value is ``correct / n``."""
     outcomes: str
-    """Counted metrics: which samples were correct; see ``sstune.packing.pack``."""
+    """Counted metrics: which samples are correct; see ``sstune.packing.pack``."""
     values: str
     """The metric of each sample in [0, 1], whose mean is ``value``; see ``sstune.packing.pack_values``."""
     interval: Interval
-    """95 % interval of ``value``, in [0, 1]; where samples have no value of their own."""
+    """95 % interval of ``value``, in [0, 1]; for metrics without a value per sample."""
     more: dict[str, float]
-    """Further figures of the same predictions, by name."""
+    """Further metrics of the same predictions, by name."""
     source: str | None
-    """The surrogate whose gradient was followed, as ``NAME@DIGEST``; "" or null: the network itself."""
+    """The surrogate whose gradient was used, as ``NAME@DIGEST``; "" or null: the network itself."""
     reached: int
-    """Targeted attacks: samples that ended at their target, 0 to ``n``."""
+    """Targeted attacks: number of samples classified as their target, 0 to ``n``."""
     found: list[Pair]
-    """Pairs ``[effort, samples]``: how many samples the attack broke after how many gradient steps or
-    queries; empty where the attack does not tell."""
+    """Pairs ``[effort, samples]``: number of samples broken after so many gradient steps or queries; empty if
+    the attack does not report it."""
     seconds: float
     """Wall time of the attack in s."""
 
 
 class Measurement(Details):
-    """One figure: a network on a split, clean or under one attack at one eps."""
+    """The metric of a network on a split, clean or under one attack at one eps."""
 
     split: str
     """"val" or "test"."""
     n: int
-    """Samples measured, at least 1."""
+    """Number of samples, at least 1."""
     attack: str | None
     """Name of the attack; "audit": the worst case over all that an audit tried; null: clean."""
     gradient: str | None
-    """The gradient that was followed: "rule", "exact" or "surrogate"; null: none."""
+    """The gradient that was used: "rule", "exact" or "surrogate"; null: none."""
     eps: str | None
-    """Radius of the ball as it was asked for, such as "8/255"; null: clean."""
+    """Radius of the ball as configured, such as "8/255"; null: clean."""
 
 
 class AuditCell(Measurement):
-    """An attack that only an audit makes: other settings, another eps, or some of the samples."""
+    """An attack that is specific to the audit: other settings, another eps, or a part of the samples."""
 
     made_on: NotRequired[str]
     """Which of the audit's samples were attacked, packed like ``outcomes``; absent: all."""
     among: NotRequired[str]
-    """Which of them the count stands for: those that were not attacked count as not correct; absent: all."""
+    """Which of them ``correct`` covers: those that were not attacked count as not correct; absent: all."""
 
 
 class CheckEntry(TypedDict):
-    """The answer of one check of an audit."""
+    """The result of one check of an audit."""
 
     id: str
     """"D0" to "D15"."""
     title: str
-    """What it asks."""
+    """What it checks."""
     status: str
     """"ok", "report", "warn", "masked", "error" or "not run"."""
     figure: float | None
-    """What was measured, in ``unit``; null where there is no single number."""
+    """The measured value, in ``unit``; null if there is no single number."""
     unit: str | None
     """Unit of ``figure``, such as "points"; may be empty."""
     threshold: str
-    """What ``figure`` was compared with, in words."""
+    """What ``figure`` is compared with, in words."""
     n: int | None
-    """Samples that it rests on."""
+    """Number of samples."""
     text: str
-    """One sentence for a reader; may be empty."""
+    """One sentence of explanation; may be empty."""
 
 
 class AuditEntry(TypedDict):
@@ -94,13 +94,13 @@ class AuditEntry(TypedDict):
     verdict: str
     """"MASKED", "NOT MASKED" or "INCONCLUSIVE"."""
     because: list[str]
-    """Ids of the checks that the verdict rests on."""
+    """Ids of the checks that the verdict is based on."""
     not_run: dict[str, str]
-    """Id of each check that did not run, and why."""
+    """Id of each check that did not run -> reason."""
     checks: list[CheckEntry]
     """Every check, D0 first."""
     cells: list[AuditCell]
-    """Attacks that are no ``measurements`` of the row."""
+    """Attacks that are not in ``measurements`` of the row."""
 
 
 class AlignmentEntry(TypedDict):
@@ -119,7 +119,7 @@ class AlignmentEntry(TypedDict):
 
 
 class LayersEntry(TypedDict):
-    """Which layers were given feedback: module name -> class."""
+    """Which layers use feedback: module name -> class."""
 
     feedback: dict[str, str]
     """Layers that use the rule's feedback."""
@@ -139,21 +139,21 @@ class SplitEntry(TypedDict):
 
 
 class DatasetsEntry(TypedDict, total=False):
-    """The splits that a run read."""
+    """The splits that a run used."""
 
     train: SplitEntry
-    """Training: what the weights were learnt from."""
+    """Training images."""
     val: SplitEntry
-    """Training: what the epoch was chosen on."""
+    """Validation images, on which the epoch was chosen."""
     test: SplitEntry
-    """What is measured."""
+    """Test images."""
 
 
 class SkippedEntry(TypedDict):
     """Image files that could not be read and were left out (``dataset.skip_corrupt``)."""
 
     n: int
-    """How many."""
+    """Number of files."""
     first: list[str]
     """Names of the first 20."""
 
@@ -183,26 +183,26 @@ class PreprocessingEntry(TypedDict):
 
 
 class NameEntry(TypedDict):
-    """A group of the configuration; only the key that every reader needs is declared."""
+    """A group of the configuration; only the key that all readers need is declared."""
 
     name: str
 
 
 class DatasetConfigEntry(TypedDict):
-    """``config.dataset``; only the key that every reader needs is declared."""
+    """``config.dataset``; only the key that all readers need is declared."""
 
     label: str
 
 
 class RuleConfigEntry(TypedDict):
-    """``config.rule``; only the keys that every reader needs are declared."""
+    """``config.rule``; only the keys that all readers need are declared."""
 
     name: str
     scale: NotRequired[str]
 
 
 class AttackConfigEntry(TypedDict, total=False):
-    """``config.attack``; only the keys that every reader needs are declared."""
+    """``config.attack``; only the keys that all readers need are declared."""
 
     eps: list[str]
     norm: str
@@ -210,9 +210,9 @@ class AttackConfigEntry(TypedDict, total=False):
 
 
 class ConfigEntry(TypedDict):
-    """The configuration as the identity holds it: keys at their neutral value are absent.
+    """The part of the configuration that the identity includes.
 
-    Every key is explained in ``docs/configuration.md``; those that readers of rows need are declared here.
+    ``docs/configuration.md`` explains all keys; only those that readers of rows need are declared here.
     """
 
     backbone: NameEntry
@@ -225,24 +225,24 @@ class ConfigEntry(TypedDict):
 
 
 class AncestorConfigEntry(TypedDict, total=False):
-    """An ancestor's configuration; ``seed`` alone must be of its type."""
+    """An ancestor's configuration; only the type of ``seed`` is checked."""
 
     seed: int
 
 
 class Ancestor(TypedDict, total=False):
-    """What a run started from: a run of sstune, or a file."""
+    """A run of sstune or a file that a run started from."""
 
     command: str
-    """Of a run: "train" or "finetune"."""
+    """"train" or "finetune", for a run."""
     identity: str
-    """Of a run: its identity."""
+    """Identity, for a run."""
     config: AncestorConfigEntry
-    """Of a run: its configuration."""
+    """Configuration, for a run."""
     file: str
-    """Of a file: its name, or ``module:factory`` of an imported network."""
+    """File name, or ``module:factory`` of an imported network; for a file."""
     sha256: str
-    """Of a file: digest of its content."""
+    """sha256 of its content, for a file."""
 
 
 class Measured(TypedDict):
@@ -251,7 +251,7 @@ class Measured(TypedDict):
     n_classes: int
     """Classes of the dataset, at least 1."""
     measurements: list[Measurement]
-    """The figures, in the order in which they were measured."""
+    """The measurements, in the order in which they were made."""
     seconds: NotRequired[float]
     """Wall time of the training or of all attacks in s, summed over resumptions."""
     device: NotRequired[str]
@@ -267,15 +267,15 @@ class Measured(TypedDict):
     processes: NotRequired[int]
     """Training: processes that shared the batch."""
     notes: NotRequired[list[str]]
-    """What a reader has to know of data and weights, a sentence each."""
+    """Remarks on data and weights, a sentence each."""
     datasets: NotRequired[DatasetsEntry]
-    """The splits that the run read."""
+    """The splits that the run used."""
     skipped: NotRequired[SkippedEntry]
     """Image files that were left out."""
     classes: NotRequired[list[str]]
     """Audits: names of the classes."""
     preprocessing: NotRequired[PreprocessingEntry | None]
-    """Training: what the published weights expect; null: the backbone has none."""
+    """Training: preprocessing of the published weights; null: the backbone has none."""
     epoch: NotRequired[int]
     """Training: the chosen epoch, from 1."""
     epochs_trained: NotRequired[int]
@@ -283,7 +283,7 @@ class Measured(TypedDict):
     model_sha256: NotRequired[str | None]
     """Training: sha256 of ``model.pt``."""
     layers: NotRequired[LayersEntry]
-    """Training: which layers were given feedback."""
+    """Training: which layers use feedback."""
     alignment: NotRequired[list[AlignmentEntry]]
     """Training: feedback and updates in the chosen epoch, an entry for each feedback layer."""
     audit: NotRequired[AuditEntry]
@@ -291,18 +291,18 @@ class Measured(TypedDict):
 
 
 class Row(Measured):
-    """A finished run: what it measured, and the configuration, data and code that reproduce it."""
+    """A finished run: its measurements, and the configuration, data and code that reproduce it."""
 
     schema_version: int
     """Version of this format: 1."""
     identity: str
-    """sha256 of configuration, ancestors and data: the same run has the same identity."""
+    """sha256 of configuration, ancestors and data; equal for equal runs."""
     command: str
     """"train", "finetune" or "attack"."""
     config: ConfigEntry
     """The resolved configuration."""
     lineage: list[Ancestor]
-    """What the run started from, oldest first; empty where it trained from random or published weights."""
+    """Ancestors of the run, oldest first; empty if it trained from random or published weights."""
     versions: NotRequired[dict[str, str]]
     """Versions of sstune, Python and the packages that may change a figure."""
     git: NotRequired[GitEntry]
@@ -318,10 +318,10 @@ def measurement(
     eps: str | None = None,
     **details: Unpack[Details],
 ) -> Measurement:
-    """A measurement of ``n`` samples of ``split``; clean, unless an attack is named.
+    """A measurement of ``n`` samples of ``split``; clean if no ``attack`` is given.
 
     Raises:
-        ValueError: neither ``correct`` nor ``value`` is given, or it is outside [0, n], or [0, 1].
+        ValueError: neither ``correct`` nor ``value`` is given, or it is outside [0, ``n``] or [0, 1].
     """
     found: Measurement = {
         "split": split, "n": n, "attack": attack, "gradient": gradient, "eps": eps, **details,
@@ -332,12 +332,12 @@ def measurement(
 
 
 def metric_of(measurement: Measurement) -> str:
-    """Name of the metric; rows that do not say are of accuracy."""
+    """Name of the metric; accuracy if the measurement has none."""
     return measurement.get("metric") or "accuracy"
 
 
 def is_counted(measurement: Measurement) -> bool:
-    """Whether the metric is a count of correct samples."""
+    """Whether the metric is a share of correct samples."""
     return measurement.get("correct") is not None
 
 

@@ -37,7 +37,7 @@ _WRITTEN = (
 )  # fmt: skip
 # Keys that a row needs for another run to start from it.
 _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}
-REPAIR_HINT = "move it away and make that run again"
+REPAIR_HINT = "delete or rename it, and repeat that run"
 
 
 def ancestor_id(ancestor: Ancestor) -> str | None:

@@ -1,8 +1,8 @@
-"""Sweeps: many runs from one line, each made at most once however many processes work on them.
+"""Sweeps: many runs from one command line, which several processes may share.
 
-Every cell is composed and validated before the first one runs. Finished cells are answered from their rows;
-what is left runs here one after the other, or goes to the launcher that ``hydra/launcher=`` names: several at
-once on this machine (joblib), or on a Slurm cluster (submitit_slurm).
+All cells are composed and validated before the first one runs. Finished cells are skipped; the others run
+one after the other in this process, or by the launcher that ``hydra/launcher=`` names: in parallel on this
+machine (joblib), or on a Slurm cluster (submitit_slurm).
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from sstune.storage import StorageError
 
 
 class _Failure(NamedTuple):
-    """A cell that was carried out, and why it has no row."""
+    """A cell that failed, and its error."""
 
     cell: Cell
     error: Exception
 
 
 def sweep(command: str, overrides: Sequence[str]) -> list[str]:
-    """Run every cell that is not done; returns a line for each kind of failure.
+    """Run all unfinished cells; returns a line for each kind of failure.
 
     Raises:
-        RequestError: a cell is wrong, or the launcher is, and nothing has run; or all that failed was wrong.
+        RequestError: a cell or the launcher is invalid (nothing has run), or only invalid requests failed.
     """
     launcher = [override for override in overrides if override.startswith("hydra")]
     cells = composition.cells(command, [override for override in overrides if override not in launcher])
@@ -71,7 +71,7 @@ def sweep(command: str, overrides: Sequence[str]) -> list[str]:
 
 
 def _counted(wrong: int, unfinished: int) -> list[str]:
-    """How many cells were wrong requests, and how many others failed or are another process's."""
+    """Lines with the number of refused cells, and of cells that failed or that another process runs."""
     lines = []
     if wrong > 0:
         lines.append(f"{wrong} cell{'s were' if wrong > 1 else ' was'} refused")
@@ -82,7 +82,7 @@ def _counted(wrong: int, unfinished: int) -> list[str]:
 
 
 def _strict_failures(cells: Sequence[Cell], runs: Sequence[Run | None]) -> list[str]:
-    """A line for each finished cell, also an earlier one, that does not satisfy ``audit.strict``."""
+    """A line for each finished cell that does not satisfy ``audit.strict``, also from earlier commands."""
     strict = [
         run or resolve_run(cell.request)
         for cell, run in zip(cells, runs, strict=True)
@@ -92,39 +92,39 @@ def _strict_failures(cells: Sequence[Cell], runs: Sequence[Run | None]) -> list[
 
 
 def _finished(cell: Cell, run: Run | None) -> Run | None:
-    """The run of a cell if it is done; resolved again where an ancestor had yet to be made before."""
+    """The run of a cell if it is done; resolved again if an ancestor was missing before."""
     run = run or resolve_run(cell.request)
     return None if run is None or run.answer() is None else run
 
 
 def _one_of_each_run(cells: Sequence[tuple[Cell, Run | None]]) -> list[Cell]:
-    """The cells without those whose run is another cell's as well: under bp, scale makes no other run."""
+    """One cell for each run: cells that differ only in unused keys (scale under bp) share a run."""
     names = [str(run.directory) if run else f"cell {number}" for number, (_, run) in enumerate(cells)]
     return list(dict(zip(names, (cell for cell, _ in cells), strict=True)).values())
 
 
 def _in_turn_twice(cells: Sequence[Cell]) -> list[_Failure]:
-    """Run cells one after the other, then again those that another process had locked."""
+    """Run cells one after the other, then retry those that another process had locked."""
     failures = _in_turn(cells)
     locked = [failure.cell for failure in failures if isinstance(failure.error, Locked)]
     return [failure for failure in failures if not isinstance(failure.error, Locked)] + _in_turn(locked)
 
 
 def _in_turn(cells: Sequence[Cell]) -> list[_Failure]:
-    """Run cells one after the other; the failures are printed at once."""
+    """Run cells one after the other, and print failures at once."""
     failures = []
     for cell in cells:
         try:
             carry_out(cell.request)
         except BrokenPipeError:
-            raise  # what the others print would be lost
+            raise  # the output is closed: stop the sweep
         except Exception as error:
             failures.append(_Failure(cell, error))
     return failures
 
 
 def carry_out(request: Request) -> None:
-    """Run one cell; prints its error at once, which a launcher would show only after the last cell."""
+    """Run one cell, and print its error at once, as launchers report errors only after the last cell."""
     try:
         execute(request)
     except BrokenPipeError:
@@ -138,18 +138,20 @@ def carry_out(request: Request) -> None:
 
 
 def _launched(command: str, parent: int | None, config: DictConfig) -> None:
-    """One cell in a process that a launcher started; on this machine, one that ends with its parent.
+    """Run one cell in a process of a launcher; on this machine, the process ends with its parent.
 
-    With one job, joblib starts none, and the cell is the sweeper's own.
+    With one job, joblib starts no process.
     """
     if parent not in (None, os.getpid()):
         end_with(parent)
     overrides = HydraConfig.get().overrides.task
-    carry_out(Request.of(composition.compose(command, overrides), overrides))  # presets may use earlier names
+    carry_out(
+        Request.of(composition.compose(command, overrides), overrides)
+    )  # handles earlier names of keys in presets
 
 
 def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> list[Exception]:
-    """Run cells by a launcher; the errors of those that failed."""
+    """Run cells by a launcher, and return the errors of those that failed."""
     schema.register()
     try:
         folder = Path(cells[0].request.config.out).expanduser() / ".sweep"  # for the launcher's files
@@ -157,7 +159,7 @@ def _launch(command: str, cells: Sequence[Cell], settings: Sequence[str]) -> lis
     except (HydraException, OmegaConfBaseException, ImportError) as error:
         if absent := re.search(r"Could not find 'hydra/launcher/([^']*)'", str(error)):
             raise RequestError(
-                f"hydra/launcher: there is no {absent[1]!r} here; joblib needs pip install 'sstune[joblib]', "
+                f"hydra/launcher: {absent[1]!r} is not installed; joblib needs pip install 'sstune[joblib]', "
                 f"submitit_slurm 'sstune[slurm]'"
             ) from error
         raise RequestError(mistakes.explain(error, command)) from error

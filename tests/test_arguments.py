@@ -129,7 +129,7 @@ def test_out_may_be_below_ones_home(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "new").touch()
     with pytest.raises(RequestError, match=f"out: {tmp_path}/new is a file, expected a directory"):
         validate(config)
-    with pytest.raises(RequestError, match="out: ~nobody_here/x begins with the home of nobody here"):
+    with pytest.raises(RequestError, match="out: ~nobody_here/x begins with the home of an unknown user"):
         validate(compose("train", read(["out=~nobody_here/x"])[1]))
 
 
@@ -142,7 +142,7 @@ def test_a_run_whose_name_is_a_reference_is_not_another_one(
         (tmp_path / name / "result.json").touch()
     (tmp_path / "12345" / "result.json").unlink()
     _, overrides = read([f"init_from={tmp_path}/*"])
-    with pytest.raises(RequestError, match=r"init_from: .*holds \$\{, which stands for another value"):
+    with pytest.raises(RequestError, match=r"init_from: .*holds \$\{, a reference to another value"):
         validate(compose("finetune", overrides))
 
 
@@ -177,7 +177,6 @@ def test_a_run_on_other_data_is_found_before_the_first_cell_runs(
     answer = ask("attack", "-m", "init_from=nets/*", *quick, *colours)
     assert answer.status == 2
     assert answer.errors == [
-        "sstune: dataset: digits has images with 3 channels, "
-        "the network of nets/a takes 1 (trained on digits)"
+        "sstune: dataset: digits has 3-channel images, the network of nets/a takes 1 (trained on digits)"
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["nets"]

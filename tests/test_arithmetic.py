@@ -85,7 +85,7 @@ def test_what_has_no_deterministic_algorithm_is_a_wrong_request() -> None:
     said = "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ..."
     expected = (
         "deterministic: this network needs adaptive_avg_pool2d_backward_cuda, which is not deterministic on "
-        "bit on CUDA; use deterministic=false or device=cpu"
+        "CUDA; use deterministic=false or device=cpu"
     )
     with pytest.raises(RequestError, match=f"^{re.escape(expected)}$"), refusing_what_cannot_repeat():
         raise RuntimeError(said)

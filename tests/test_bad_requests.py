@@ -75,8 +75,8 @@ def test_the_table_has_every_command_group_and_number_in_it() -> None:
         (["epochs=" + "9" * 400], "epochs: a number of some 400 digits is out of range"),
         (["seed=" + "[" * 500], "seed=[[["),
         (["out=" + "x" * 5000], "out: has 5000 characters, at most 4096 are allowed"),
-        (["out=" + "/x" * 300 + "y" * 300], "out: has a name of more than 255 bytes in it"),
-        (["out=" + "ü" * 200], "out: has a name of more than 255 bytes in it"),
+        (["out=" + "/x" * 300 + "y" * 300], "out: has a component of more than 255 bytes"),
+        (["out=" + "ü" * 200], "out: has a component of more than 255 bytes"),
         (["epoch" + "s" * 3000 + "=3"], "epochsss"),
     ],
 )  # fmt: skip

@@ -205,10 +205,10 @@ class TestRestore:
         ("change", "said"),
         [
             ({"command": "dance"}, "command: 'dance' is none of train, finetune, attack"),
-            ({"rule": None}, "rule: [] are the keys of no rule of this version"),
+            ({"rule": None}, "rule: no rule of this version has the keys []"),
             (
                 {"rule": {"name": "usf", "invented": 1}},
-                "rule: ['invented', 'name'] are the keys of no rule of this version",
+                "rule: no rule of this version has the keys ['invented', 'name']",
             ),
             ({"epochs": "many"}, "Value 'many' of type 'str' could not be converted to Integer"),
             ({"invented": 1}, "Key 'invented' not in 'TrainConfig'"),
@@ -245,9 +245,7 @@ class TestRestore:
         with pytest.raises(RequestError) as caught:
             restore(saved)
         named = ".".join(filter(None, [section, key]))
-        assert str(caught.value) == (
-            f"{named}: holds ${{…}}, a reference; stored values are data, nothing is looked up"
-        )
+        assert str(caught.value) == (f"{named}: holds ${{…}}, a reference, which stored values must not")
 
     @pytest.mark.parametrize(
         "values",

@@ -351,7 +351,7 @@ class TestRun:
         with pytest.raises(RequestError, match=said) as caught:
             read_result(tmp_path)
         assert str(tmp_path / "result.json") in str(caught.value)
-        assert str(caught.value).endswith("; move it away and make that run again")
+        assert str(caught.value).endswith("; delete or rename it, and repeat that run")
 
     def test_a_row_that_cannot_be_read_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "result.json").mkdir()

@@ -116,7 +116,7 @@ class TestOneProcess:
             (["init_from=.", "seed=0,1"], "init_from: train starts from random"),
             (
                 ["seed=0,1", "hydra/launcher=joblip"],
-                "hydra/launcher: there is no 'joblip' here; joblib needs pip install 'sstune[joblib]', "
+                "hydra/launcher: 'joblip' is not installed; joblib needs pip install 'sstune[joblib]', "
                 "submitit_slurm 'sstune[slurm]'",
             ),
             (["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.jobs=2"], "hydra.launcher.jobs: "),
@@ -153,7 +153,7 @@ class TestOneProcess:
         monkeypatch.setenv("WORLD_SIZE", size)
         answer = ask("train", "-m", *TINY, "seed=0,1")
         assert answer.status == status
-        refused = "sstune: -m: the processes of torchrun share one run, so they cannot share a sweep"
+        refused = "sstune: -m: a sweep cannot run under torchrun, whose processes share one run"
         assert answer.errors == ([refused] if status else [])
         assert (tmp_path / "runs").exists() == (status == 0)
 
@@ -161,7 +161,7 @@ class TestOneProcess:
         monkeypatch.setenv("WORLD_SIZE", "2")
         answer = ask("attack")
         assert (answer.status, len(answer.errors)) == (2, 1)
-        assert answer.err.startswith("sstune: attack: works in one process")
+        assert answer.err.startswith("sstune: attack: runs in one process")
 
     def test_a_failing_cell_and_a_late_wrong_one_do_not_stop_the_others(
         self, ask: Ask, tmp_path: Path

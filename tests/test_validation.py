@@ -114,7 +114,7 @@ class TestValidate:
                 {"rule": "pfa"},
                 "optimizer",
                 AdamWConfig(name="adamw", lr=0.1),
-                "rule.closed_form: holds under sgd only, with adamw it must be false",
+                "rule.closed_form: is exact under sgd only; must be false with adamw",
             ),
             (
                 {"rule": "pfa"},
@@ -158,17 +158,17 @@ class TestValidate:
         ("options", "changed", "expected"),
         [
             ({}, {"attack.gradient": ["none"]}, ["attack.gradient: needs rule, exact or both, or surrogate"]),
-            ({}, {"attack.gradient": ["rule", "rule"]}, ["attack.gradient: rule is named twice"]),
-            ({}, {"attack.eps": ["8/255", "0", "8/255"]}, ["attack.eps: 8/255 is named twice"]),
+            ({}, {"attack.gradient": ["rule", "rule"]}, ["attack.gradient: rule is given twice"]),
+            ({}, {"attack.eps": ["8/255", "0", "8/255"]}, ["attack.eps: 8/255 is given twice"]),
             (
                 {},
                 {"attack.gradient": ["surrogate"]},
-                ["attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"],
+                ["attack.surrogates: must be given with attack.gradient=[surrogate], and only then"],
             ),
             (
                 {},
                 {"attack.surrogates": ["."]},
-                ["attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"],
+                ["attack.surrogates: must be given with attack.gradient=[surrogate], and only then"],
             ),
             ({}, {"attack.gradient": ["exact", "surrogate"], "attack.surrogates": [".", ".."]}, []),
             (
@@ -190,7 +190,7 @@ class TestValidate:
             (
                 {"attack": "square"},
                 {"attack.gradient": ["exact"]},
-                ["attack.gradient: square uses none, remove this key"],
+                ["attack.gradient: square uses no gradient, remove this key"],
             ),
             (
                 {"attack": "apgd"},
@@ -200,7 +200,7 @@ class TestValidate:
             (
                 {"attack": "square"},
                 {"attack.gradient": ["surrogate"], "attack.surrogates": ["."]},
-                ["attack.gradient: square uses none, remove this key"],
+                ["attack.gradient: square uses no gradient, remove this key"],
             ),
             (
                 {"attack": "audit"},
@@ -231,11 +231,11 @@ class TestValidate:
                 {"attack.eot": 2},
                 ["attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for rays"],
             ),
-            ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays works in Linf only"]),
+            ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays supports Linf only"]),
             (
                 {"attack": "square"},
                 {"attack.batch_size": None},
-                ["attack.batch_size: square draws for whole batches, so their size must be said"],
+                ["attack.batch_size: square draws random numbers per batch, so their size must be given"],
             ),
             ({"attack": "pgd"}, {"attack.batch_size": None}, []),
             # in L2 a radius may be larger than the distance of black and white
@@ -248,7 +248,7 @@ class TestValidate:
             ),
             ({}, {"model.factory": "a:b"}, []),
             ({}, {"model.factory": "a:b", "init_from": "."}, [
-                "model.factory: brings its own weights, so init_from cannot",
+                "model.factory: has its own weights, remove init_from",
             ]),
         ],
     )  # fmt: skip
@@ -264,7 +264,7 @@ class TestValidate:
     def test_an_attack_that_is_not_for_the_task(self, complete: Complete, attack: str, refused: bool) -> None:
         config = complete("attack", attack=attack)
         config.task.name = "retrieval"
-        line = f"attack: {attack} is for classification, not for task=retrieval"
+        line = f"attack: {attack} supports classification, not task=retrieval"
         assert (line in validation.problems(config)) is refused
 
     @pytest.mark.parametrize("command", ["train", "finetune"])
@@ -282,8 +282,8 @@ class TestValidate:
         config = complete("train", accumulate=accumulate)
         config.compile = mode
         expected = [
-            f"compile: {mode.name} records CUDA graphs, in which the gradients of a part are written "
-            f"over the last one's (accumulate=2); use compile=default"
+            f"compile: {mode.name} uses CUDA graphs, which overwrite the gradients of previous parts "
+            f"(accumulate=2); use compile=default"
         ]
         refused = mode is not Compile.default and accumulate > 1
         assert list(validation.problems(config)) == (expected if refused else [])
@@ -305,9 +305,13 @@ class TestNames:
     @pytest.mark.parametrize(
         ("key", "name", "problem"),
         [
-            ("optimizer.name", "adamw", "optimizer.name: a SgdConfig is not 'adamw', known: sgd"),
-            ("schedule.name", "cosine", "schedule.name: a ScheduleConfig is not 'cosine', known: constant"),
-            ("rule.name", "brsf", "rule.name: a RuleConfig is not 'brsf', did you mean 'frsf'?"),
+            ("optimizer.name", "adamw", "optimizer.name: a SgdConfig cannot be 'adamw', known: sgd"),
+            (
+                "schedule.name",
+                "cosine",
+                "schedule.name: a ScheduleConfig cannot be 'cosine', known: constant",
+            ),
+            ("rule.name", "brsf", "rule.name: a RuleConfig cannot be 'brsf', did you mean 'frsf'?"),
         ],
     )
     def test_one_of_another_kind_is_refused(

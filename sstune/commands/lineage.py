@@ -197,7 +197,7 @@ def check_images(config: RunConfig, source: Source) -> None:
     made_for, given = (_channels(each.dataset) for each in (source.config, config))
     if made_for != given and None not in (made_for, given):
         raise RequestError(
-            f"dataset: {config.dataset.label} has images with {given} channels, the network of "
+            f"dataset: {config.dataset.label} has {given}-channel images, the network of "
             f"{source.path.parent} takes {made_for} (trained on {source.config.dataset.label})"
         )
 

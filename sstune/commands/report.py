@@ -1,4 +1,4 @@
-"""``sstune report``: rows in, tables and figures out."""
+"""``sstune report``: make tables and figures from rows."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the table of the rows asked for and, with ``--out``, write it; returns the exit status.
+    """Print a table of the given rows and, with ``--out``, write tables and figures; returns the exit status.
 
     Raises:
-        RequestError: the command line is wrong, there are no rows, they do not go together, or ``--out``
-            can be no directory.
-        StorageError: something cannot be read or written.
+        RequestError: the command line is invalid, there are no rows, rows contradict each other, or ``--out``
+            cannot be a directory.
+        StorageError: a file cannot be read or written.
     """
     parser = _parser()
     if {"-h", "--help"} & set(argv):
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
         raise RequestError(f"--out {asked.out}: {file} is a file, expected a directory")
     if asked.out is not None and (problem := place_problem(str(asked.out))):
         raise RequestError(f"--out {problem}")
-    # pandas takes a second to import: --help and a mistyped option need not wait
+    # imported late: pandas takes a second, which --help and a mistyped option need not wait for
     from sstune.report.measurements import frame
     from sstune.report.rows import read_rows
     from sstune.report.tables import to_text
@@ -76,7 +76,7 @@ def _parser() -> _Parser:
 
 
 def _write(rows: list[Row], cells: pd.DataFrame, out: Path) -> list[Path]:
-    """Write tables and figures into ``out``, except those that the rows have nothing for; returns the files.
+    """Write all tables and figures that are not empty into ``out``; returns the files.
 
     Args:
         cells: :func:`sstune.report.measurements.frame` of ``rows``.

@@ -28,7 +28,7 @@ def run_once(run: Run, work: Work, wait: bool = False) -> Row:
     """Do ``work`` unless the run is done, and return its row.
 
     Args:
-        work: returns what it measured.
+        work: does the work, and returns the measured keys of the row.
         wait: wait for another process that works on this run, instead of raising ``Locked``.
 
     Raises:

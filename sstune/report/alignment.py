@@ -1,4 +1,4 @@
-"""Layer by layer in the chosen epoch: how far V is from W, and an update from the true gradient."""
+"""Alignment of feedback V and weights W, and of updates and true gradients, by layer in the chosen epoch."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ COLUMNS = [*LINE, "layer", "seeds", "angle", "angle_std", "sign_agreement", "rms
 
 
 def alignment_table(rows: Iterable[Row]) -> pd.DataFrame:
-    """One line per trained net and layer, in the network's order, columns :data:`COLUMNS`; empty if none.
+    """One line per trained network and layer, in the network's order, columns :data:`COLUMNS`.
 
-    Means over seeds, and the sample std of the angle. dfa has no V of W's shape, hence no angle.
+    Means over seeds, and the sample std of the angle. dfa has no angle, as its V does not have W's shape.
     """
     rows = [row for row in unique(rows) if row.get("alignment")]
     if not rows:
@@ -87,7 +87,7 @@ def _figure(table: pd.DataFrame, title: str) -> Figure:
             rule, variant = line["rule"].iloc[0], line["variant"].iloc[0]
             places = [layers.index(layer) for layer in line["layer"]]
             marker = MARKERS[markers[rule] % len(MARKERS)]
-            size = 3 + 0.8 * (len(lines) - later)  # falling, so that what lies below leaves a rim
+            size = 3 + 0.8 * (len(lines) - later)  # decreasing, so that covered markers keep a visible rim
             axes.plot(
                 line[column],
                 places,
@@ -99,7 +99,7 @@ def _figure(table: pd.DataFrame, title: str) -> Figure:
             markers[rule] += 1
         axes.set_xlabel(name)
     panels[0].set_yticks(range(len(layers)), layers)
-    panels[0].invert_yaxis()  # the first layer on top, as one reads a network
+    panels[0].invert_yaxis()  # the first layer on top
     panels[0].set_xlim(0, 95)
     panels[1].set_xlim(min([0.0, *table["update_cosine"].dropna()]), 1.02)
     figure.suptitle(title)

@@ -1,4 +1,4 @@
-"""A masking audit as text: the checks, what they found, and the verdict. Imports neither torch nor pandas."""
+"""A masking audit as text: checks, remarks and verdict. Imports neither torch nor pandas."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sstune.schema.audit import Status, Verdict
 
 VERDICTS = {
     Verdict.masked: "attacks through this network's own gradient overstate its robustness",
-    Verdict.not_masked: "nothing that was tried does better than this network's own gradient",
-    Verdict.inconclusive: "what a verdict takes is missing, has failed or is in doubt",
+    Verdict.not_masked: "no attack that was tried is stronger than this network's own gradient",
+    Verdict.inconclusive: "a check that the verdict needs is missing, failed or doubtful",
 }
 WORDS = {
     Status.ok: "ok",
@@ -31,11 +31,11 @@ Check = Mapping[str, Any]
 
 
 def audit_text(audit: Audit, width: int = 110, colour: bool = False) -> str:
-    """An audit for a terminal of ``width`` columns: the checks, remarks on them, and the verdict.
+    """An audit for a terminal of ``width`` columns: checks, remarks and verdict.
 
     Args:
         audit: a row's ``audit``.
-        colour: mark checks that are not ok by ANSI colours.
+        colour: highlight checks that are not ok with ANSI colours.
     """
     checks = audit["checks"]
     header, *lines = _aligned([HEADER, *map(cells_of, checks)], width)
@@ -46,7 +46,7 @@ def audit_text(audit: Audit, width: int = 110, colour: bool = False) -> str:
 
 
 def headline(audit: Audit) -> str:
-    """The verdict, the checks that it rests on, and its meaning."""
+    """The verdict, the checks that it is based on, and its meaning."""
     because = f" ({', '.join(audit['because'])})" if audit["because"] else ""
     return f"{audit['verdict']}{because}: {VERDICTS[audit['verdict']]}"
 
@@ -68,7 +68,7 @@ def cells_of(check: Check) -> tuple[str, ...]:
 
 
 def _figure_of(check: Check) -> str:
-    """A check's figure with its unit; empty where it has none."""
+    """A check's figure with its unit; empty if it has none."""
     if check["figure"] is None:
         return ""
     shown = f"{check['figure']:.1f}" if check["unit"] in ("points", "%") else f"{check['figure']:.3g}"

@@ -30,10 +30,10 @@ Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 AGAINST_EPS = (
-    "Accuracy against eps (not to scale), with 95 % intervals. PGD through the rule's gradient above the "
-    "exact one, or a transferred attack below it, is masking. A black box, made at one eps and on some "
-    "samples, is a mark, and the circle joined to it is what PGD leaves of these: a mark below its circle"
-    " is masking. After PGD: tried on what PGD has left."
+    "Accuracy against eps (not to scale), with 95 % intervals. Signs of masking: PGD with the rule's "
+    "gradient above PGD with the exact one; a transferred attack below PGD; a black-box attack below PGD on "
+    "the same samples. Marks are black-box attacks at one eps on some samples, circles PGD on the same "
+    "samples. After PGD: on the samples that PGD did not break."
 )
 COLOURS = {"rule": "#D55E00", "exact": "#000000", "surrogate": "#009E73"}
 
@@ -58,12 +58,13 @@ class AttackRecord:
     Args:
         gradient: "" if the attack uses none.
         source: the name of a surrogate, or "".
-        n: the number of samples, of which ``n_clean`` are correct without an attack.
-        entered: of these, how many were attacked. A black box that breaks few of the samples that PGD leaves
-            is not made on the others, which count as broken.
-        correct: how many of ``n`` the attack leaves correct.
-        by_pgd: of a black box, how many of the same samples PGD through the network's own gradient leaves.
-        found: ``[effort, samples]`` pairs: how many samples broke after how many steps or queries.
+        n: the number of samples; ``n_clean`` of them are correct without an attack.
+        entered: number of these that were attacked. If a black box breaks few of the samples that withstand
+            PGD, it is not run on the others, which count as broken.
+        correct: number of the ``n`` samples that stay correct.
+        by_pgd: for a black box, number of the same samples that stay correct under PGD with the network's own
+            gradient.
+        found: ``[effort, samples]`` pairs: numbers of samples broken after so many steps or queries.
     """
 
     attack: str
@@ -88,12 +89,12 @@ class AttackRecord:
 
     @property
     def series(self) -> str:
-        """The same in a legend, with the number of samples of a black box."""
+        """The name in a legend, for a black box with the number of samples."""
         return self.label if self.by_pgd is None else f"{self.label} ({self.n})"
 
     @property
     def drawn(self) -> bool:
-        """Whether figures show it; they do not show attacks with other settings ("pgd steps=40")."""
+        """Whether figures show it: not with other than default settings ("pgd steps=40")."""
         return " " not in self.attack
 
 
@@ -112,13 +113,13 @@ def attack_records(row: Row) -> list[AttackRecord]:
 
 
 def clean_of(row: Row) -> Measurement:
-    """The measurement before any attack."""
+    """The clean measurement on the test split."""
     (clean,) = (found for found in row["measurements"] if found["split"] == "test" and not found["attack"])
     return clean
 
 
 def _record(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -> AttackRecord:
-    """One attack at one eps, whose samples may be divided in several parts."""
+    """One attack at one eps, of which ``parts`` holds one or more cells with disjoint samples."""
     attack, gradient, source, eps = key
     cells = parts[key]
     among = _flags("among", cells, len(right))
@@ -141,7 +142,7 @@ def _record(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) 
 
 
 def _flags(name: str, cells: Sequence[Measurement], n: int) -> Flags:
-    """(n,) bool, the samples that any of the cells names; a cell without the key is of all samples."""
+    """(n,) bool, the samples in ``name`` of any cell; a cell without this key covers all samples."""
     flags = [unpack(cell[name], n) if name in cell else np.ones(n, bool) for cell in cells]
     return np.logical_or.reduce(flags)
 
@@ -187,7 +188,7 @@ def _against_eps(row: Row) -> Figure:
 
 
 def _curve(axes: Axes, x: Sequence[int], series: Sequence[AttackRecord], n_places: int) -> None:
-    """An attack on all samples, from the clean accuracy at 0 on, with gaps where it was not made."""
+    """An attack on all samples, starting at the clean accuracy, with gaps at eps that were not attacked."""
     y, spread = np.full(n_places, np.nan), np.full((2, n_places), np.nan)
     correct = [series[0].n_clean, *(one.correct for one in series)]
     y[[0, *x]], spread[:, [0, *x]] = _with_interval(correct, series[0].n)
@@ -195,7 +196,7 @@ def _curve(axes: Axes, x: Sequence[int], series: Sequence[AttackRecord], n_place
 
 
 def _marks(axes: Axes, x: Floats, series: Sequence[AttackRecord]) -> None:
-    """A black box on some samples, each mark joined to what PGD leaves of the same samples."""
+    """A black box on some samples; each mark is connected to a circle, PGD on the same samples."""
     n = series[0].n
     y, spread = _with_interval([one.correct for one in series], n)
     white, _ = _with_interval([one.by_pgd or 0 for one in series], n)
@@ -205,14 +206,14 @@ def _marks(axes: Axes, x: Floats, series: Sequence[AttackRecord]) -> None:
 
 
 def _with_interval(correct: Sequence[int], n: int) -> tuple[Floats, Floats]:
-    """Percentages, and how far Wilson's interval reaches below and above each, (2, len(correct))."""
+    """Percentages, and the distances to the ends of Wilson's interval, (2, len(correct))."""
     y = np.array(correct) / n
     return 100 * y, 100 * np.abs(np.array([wilson(one, n) for one in correct]) - y[:, None]).T
 
 
 def _effort_curves(row: Row, kind: str) -> Iterator[Curve]:
-    """The curves of the attacks whose effort is counted in ``kind``, up to the largest effort of any sample,
-    at the eps asked for and those of the black boxes."""
+    """The curves of the attacks whose effort has the unit ``kind``, up to the largest effort of any sample,
+    at the configured eps and those of the black boxes."""
     made = attack_records(row)
     each_eps = {*row["config"]["attack"]["eps"], *(one.eps for one in made if one.by_pgd is not None)}
     shown = [
@@ -225,7 +226,7 @@ def _effort_curves(row: Row, kind: str) -> Iterator[Curve]:
     for one in shown:
         most[one.attack] = max([most[one.attack], *(effort for effort, _ in one.found)])
     for one in sorted(shown, key=lambda one: (attack_rank(one.attack), eps_value(row, one.eps))):
-        if most[one.attack]:  # otherwise it does not tell
+        if most[one.attack]:  # otherwise the effort is unknown
             x = np.array(sorted({0, most[one.attack], *(effort for effort, _ in one.found)}), np.float64)
             y = accuracy_after(one.found, one.entered, one.n, x)
             yield Curve(one.attack, one.eps, x, y, _look(one) | {"markevery": [-1]})

@@ -1,4 +1,4 @@
-"""A masking audit as one self-contained HTML page, for a screen or for paper."""
+"""A masking audit as one self-contained HTML page, for screen and print."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ CLASSES = {Verdict.masked: "masked", Verdict.not_masked: "sound", Verdict.inconc
 
 
 def audit_page(row: Row, images: bytes | None = None) -> str:
-    """The page of an audit's row; it refers to nothing outside itself.
+    """The HTML page of an audit's row, without references to other files.
 
     Args:
         images: a PNG of clean and adversarial images, see :mod:`sstune.report.grid`.
@@ -79,11 +79,14 @@ def audit_page(row: Row, images: bytes | None = None) -> str:
     ]
     if images is not None:
         picture = f'<img alt="" src="data:image/png;base64,{base64.b64encode(images).decode()}">'
-        parts += ["<h2>Images</h2>", _figure(picture, "Clean, adversarial, and what was added, magnified.")]
+        parts += [
+            "<h2>Images</h2>",
+            _figure(picture, "Clean images, adversarial images, and their magnified difference."),
+        ]
     parts += [
         "<h2>Accuracy in % (95 % interval)</h2>",
         _figures(row),
-        "<h2>Where this comes from</h2>",
+        "<h2>Provenance</h2>",
         _provenance(row),
     ]
     body = "\n".join(parts)
@@ -101,7 +104,7 @@ def _checks(checks: Sequence[Check]) -> str:
 
 
 def _figures(row: Row) -> str:
-    """A line for each attack and gradient, a column for each eps: accuracy and its interval."""
+    """A line for each attack and gradient, a column for each eps: accuracy and its 95 % interval."""
     records = attack_records(row)
     each_eps = sorted({one.eps for one in records}, key=lambda eps: eps_value(row, eps))
     lines = []
@@ -120,7 +123,7 @@ def _share(one: AttackRecord) -> str:
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]], classes: Iterable[str] = ()) -> str:
-    """``classes``: of each line's last cell."""
+    """``classes``: CSS class of each line's last cell."""
     out = [_line("th", header, "")]
     out += [_line("td", line, kind) for line, kind in itertools.zip_longest(lines, classes, fillvalue="")]
     return "<table>\n" + "\n".join(out) + "\n</table>"
@@ -137,7 +140,7 @@ def _figure(picture: str, caption: str) -> str:
 
 
 def _svg(figure: Figure, prefix: str) -> str:
-    """A figure as an element of a page: ids begin with ``prefix``, since a page holds several figures."""
+    """A figure as an SVG element; its ids start with ``prefix``, since a page holds several figures."""
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "sstune", "svg.fonttype": "none"}):
         printable(figure).savefig(text, format="svg", bbox_inches="tight", transparent=True)

@@ -1,4 +1,4 @@
-"""Masking audits as a table: a line per audited network."""
+"""Masking audits as a table: one line per audited network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NOT_OK = (Status.warn, Status.masked, Status.error)
 
 
 def audit_table(rows: Iterable[Row], cells: pd.DataFrame) -> pd.DataFrame:
-    """One line per audited network; empty if none was.
+    """One line per audited network.
 
     Accuracies in [0, 1] on the audit's ``n`` samples: clean, and at each eps under PGD through the rule's and
     the exact gradient, with their gap in points, and in the worst case over all attacks. A cell is empty if
-    the network was not audited at that eps. After the verdict: the checks that it rests on (``because``),
+    the network was not audited at that eps. After the verdict: the checks that it is based on (``because``),
     those with a warning or worse (``amiss``), and those that did not run.
 
     Args:

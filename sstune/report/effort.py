@@ -1,4 +1,4 @@
-"""A counted metric against gradient steps or queries: has an attack converged, or was it stopped early?"""
+"""Figures of a counted metric against gradient steps or queries, which show whether attacks converged."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class Curve:
     """Accuracy in [0, 1], ``y``, after ``x`` steps or queries, ascending.
 
     Args:
-        row: title of the row of panels that it stands in; ``column``, that of the column (an eps).
-        look: matplotlib's line properties.
+        row: title of its row of panels.
+        column: title of its column of panels (an eps).
+        look: matplotlib line properties.
     """
 
     row: str
@@ -57,9 +58,8 @@ def metric_against_effort(cells: pd.DataFrame, directory: Path) -> list[Path]:
     """Draw ``steps`` and ``queries`` (``.png``, ``.svg``) into ``directory``; nothing without such cells.
 
     One figure for each (dataset, backbone); panels: a row for each attack and scale, a column for each eps.
-    Where seeds differ, their mean. Left out is what an attack could not know: when a network breaks that it
-    does not look at (a surrogate's gradient), and the steps of attacks that do not tell them; and metrics
-    that are not counted, of which no sample breaks.
+    Curves are means over seeds. Transferred attacks, attacks that do not report their effort, and metrics
+    that are not counted are omitted.
 
     Args:
         cells: :func:`sstune.report.measurements.frame`.
@@ -82,7 +82,7 @@ def metric_against_effort(cells: pd.DataFrame, directory: Path) -> list[Path]:
 
 
 def kind_of(attack: str) -> str | None:
-    """The unit of an attack's effort, a key of :data:`UNITS`; None if it has no curve."""
+    """The unit of an attack's effort, a key of :data:`UNITS`; None if it has no effort curve."""
     return traits_of(attack).effort
 
 
@@ -90,8 +90,8 @@ def accuracy_after(found: Sequence[Sequence[int]], n_clean: int, n: int, efforts
     """Accuracy in [0, 1] after each of ``efforts``.
 
     Args:
-        found: ``[effort, samples]`` pairs, how many broke after how much.
-        n_clean: of ``n`` samples, how many were right before the attack.
+        found: ``[effort, samples]`` pairs, numbers of samples broken after an effort.
+        n_clean: number of the ``n`` samples that are correct without an attack.
     """
     when, broken = np.asarray(found, dtype=np.int64).reshape(-1, 2).T
     order = np.argsort(when)
@@ -100,12 +100,12 @@ def accuracy_after(found: Sequence[Sequence[int]], n_clean: int, n: int, efforts
 
 
 def complete(found: Sequence[Sequence[int]], n_clean: float, correct: int) -> bool:
-    """Whether it is known of every sample that broke when it did."""
+    """Whether the effort of every broken sample is known."""
     return sum(samples for _, samples in found) == n_clean - correct
 
 
 def effort_figure(curves: Sequence[Curve], unit: str, label: str = "accuracy (%)") -> Figure:
-    """Panels in the order in which their rows and columns first occur; queries on a logarithmic axis."""
+    """Panels in the order in which rows and columns first occur; queries on a logarithmic axis."""
     rows = list(dict.fromkeys(curve.row for curve in curves))
     columns = list(dict.fromkeys(curve.column for curve in curves))
     figure = Figure(figsize=(2.3 * len(columns) + 0.8, 1.9 * len(rows) + 0.6), layout="constrained")
@@ -147,7 +147,7 @@ def _curves(cells: pd.DataFrame) -> Iterator[Curve]:
     scales = sorted(set(cells["scale"]) - {""}) or [""]
     for attack, scale in itertools.product(sorted(set(cells["attack"]), key=attack_rank), scales):
         shown = cells[(cells["attack"] == attack) & cells["scale"].isin(["", scale])]
-        # exact before rule: where both coincide, the dashes of rule lie on top
+        # exact before rule, so that the dashes of rule are on top where both coincide
         later = [rank(gradient, GRADIENTS) for gradient in shown["gradient"]]
         shown = shown.assign(later=later).sort_values(["eps_value", "later"], ascending=[True, False])
         for (eps, gradient, *_), seeds in shown.groupby(["eps", "gradient", *LINE], sort=False):
@@ -158,7 +158,7 @@ def _curves(cells: pd.DataFrame) -> Iterator[Curve]:
 
 
 def _mean(seeds: pd.DataFrame) -> tuple[Floats, Floats]:
-    """Mean accuracy over seeds, from no effort to all that was allowed."""
+    """Mean accuracy over seeds, from zero effort to the largest allowed one."""
     efforts = {effort for found in seeds["found"] for effort, _ in found}
     x = np.array(sorted(efforts | {0, *map(_budget, seeds["settings"])}), dtype=np.float64)
     cells = zip(seeds["found"], seeds["n_clean"], seeds["n"], strict=True)
@@ -166,7 +166,7 @@ def _mean(seeds: pd.DataFrame) -> tuple[Floats, Floats]:
 
 
 def _budget(settings: Mapping[str, str]) -> int:
-    """The steps or queries that an attack was allowed."""
+    """The largest number of steps or queries that an attack may use."""
     for key in ("attack.queries", "attack.attempts"):
         if key in settings:
             return int(settings[key])

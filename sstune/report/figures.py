@@ -1,4 +1,4 @@
-"""A metric against eps, both gradients in one panel: the gap between them is what an attack does not see."""
+"""Figures of a metric against eps, with the rule's and the exact gradient in one panel."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from sstune.report.tables import lines
 def metric_against_eps(cells: pd.DataFrame, directory: Path) -> list[Path]:
     """Draw ``accuracy.png`` and ``accuracy.svg``, or those of another metric's name, into ``directory``.
 
-    Returns what was written: nothing of a metric that was not measured under attack. One figure for each
-    (dataset, backbone), named ``accuracy-<dataset>-<backbone>`` if there are several. Panels: a column for
-    each attack that follows a gradient, a row for each scale; a rule without a scale (bp) stands in every
-    row, and what needs no gradient (a black box, noise, an audit's worst case) in every column. Where it is
-    known what guessing scores, there is a line at that.
+    Returns the files written, none for a metric without attacks. One figure for each (dataset, backbone),
+    named ``accuracy-<dataset>-<backbone>`` if there are several. Panels: a column for each attack that uses a
+    gradient, a row for each scale; a rule without a scale (bp) is in every row, and an attack without a
+    gradient (a black box, noise, an audit's worst case) in every column. A horizontal line marks chance level
+    if it is known.
 
     Args:
         cells: :func:`sstune.report.measurements.frame`.
@@ -53,7 +53,7 @@ def metric_against_eps(cells: pd.DataFrame, directory: Path) -> list[Path]:
 
 
 def _figure(cells: pd.DataFrame, title: str, label: str) -> Figure:
-    """One (dataset, backbone); ``label`` is that of the vertical axis."""
+    """The figure of one (dataset, backbone); ``label`` is that of the vertical axis."""
     chance = float(cells["chance"].iloc[-1])
     attacks = _columns(cells)
     scales = sorted(set(cells["scale"]) - {""}) or [""]
@@ -81,7 +81,7 @@ def _figure(cells: pd.DataFrame, title: str, label: str) -> Figure:
 
 
 def _columns(cells: pd.DataFrame) -> list[str]:
-    """The attacks that get a column: those that follow a gradient, or, in a norm that has none, all."""
+    """The attacks with a column: those that use a gradient; in a norm without such attacks, all."""
     attacks = sorted(set(cells["attack"]) - {"clean"}, key=attack_rank)
     climbing = set(cells.loc[cells["gradient"] != "", "attack"])
     norms = {_norm(attack) for attack in climbing}
@@ -93,22 +93,22 @@ def _norm(attack: str) -> str:
 
 
 def _unit(attack: str) -> int:
-    """What eps is multiplied by on the axis: grey levels in Linf."""
+    """Factor of eps on the axis: 255 for Linf (grey levels)."""
     return 1 if _norm(attack) else 255
 
 
 def _shown(cells: pd.DataFrame, column: str) -> pd.DataFrame:
-    """What a column shows: the clean accuracy, its attack, and what in the same norm needs no gradient."""
+    """Cells of a column: clean, its attack, and attacks of the same norm without a gradient."""
     same_norm = cells["attack"].map(_norm) == _norm(column)
     return cells[cells["attack"].isin(["clean", column]) | (same_norm & (cells["gradient"] == ""))]
 
 
 def _panel(axes: Axes, cells: pd.DataFrame, styles: LineStyles, unit: int) -> None:
-    """One attack at one scale: a curve for each line and gradient, from the clean accuracy on."""
+    """One attack at one scale: a curve for each line and gradient, starting at the clean accuracy."""
     for _, line in cells.groupby(LINE, sort=False):
         style = styles[line["rule"].iloc[0], line["variant"].iloc[0]]
         clean = line[line["attack"] == "clean"]
-        # exact before rule: where both coincide, as they do for bp, the dashes of rule lie on top
+        # exact before rule, so that the dashes of rule are on top where both coincide (bp)
         for attack, gradient in reversed(_series(line)):
             curve = line[(line["attack"] == attack) & (line["gradient"] == gradient)]
             curve = _from_clean(_strongest(curve), clean)
@@ -119,19 +119,19 @@ def _panel(axes: Axes, cells: pd.DataFrame, styles: LineStyles, unit: int) -> No
 
 
 def _series(cells: pd.DataFrame) -> list[tuple[str, str]]:
-    """(attack, gradient) of what is not clean, in order."""
+    """Sorted (attack, gradient) pairs of attacked cells."""
     attacked = cells[cells["attack"] != "clean"]
     found = set(zip(attacked["attack"], attacked["gradient"], strict=True))
     return sorted(found, key=lambda pair: (attack_rank(pair[0]), rank(pair[1], GRADIENTS)))
 
 
 def _strongest(curve: pd.DataFrame) -> pd.DataFrame:
-    """At each eps the surrogate that leaves least; other gradients have one source only."""
+    """At each eps, the surrogate with the lowest mean; other gradients have one source only."""
     return curve.sort_values("mean", kind="stable").drop_duplicates("eps").sort_values("eps_value")
 
 
 def _from_clean(curve: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
-    """The curve with the clean accuracy at eps 0: that of the attacked samples if known, else of the most."""
+    """The curve with the clean accuracy at eps 0: of the attacked samples if known."""
     same = clean[clean["n"].isin(curve["n"])]
     start = (clean if same.empty else same).tail(1)
     return pd.concat([start.assign(eps_value=0.0), curve[curve["eps_value"] > 0]])
@@ -153,7 +153,7 @@ def _legend(cells: pd.DataFrame, styles: LineStyles, chance: float) -> list[Line
 
 
 def _label(attack: str, gradient: str) -> str:
-    """A line style in the legend."""
+    """Legend label of a line style."""
     if gradient:
         return "strongest surrogate" if gradient == "surrogate" else f"{gradient} gradient"
     name = attack.partition(" ")[0]

@@ -1,4 +1,4 @@
-"""Clean images, adversarial ones and what was added to them, with what the network calls each."""
+"""A grid of clean images, adversarial images and their differences, with the predicted classes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 GREY = 128
-LINES = 12  # more are too many to look at
+LINES = 12  # largest number of samples shown
 RIGHT, WRONG = "0.2", "#B3261E"
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack made of k images: ``images``, (k, C, H, W), which the network takes for ``predicted``,
-    (k,). ``title`` says which attack, through what, at which eps."""
+    """Adversarial ``images``, (k, C, H, W), with the network's ``predicted`` classes, (k,); ``title`` names
+    attack, gradient and eps."""
 
     title: str
     images: Images
@@ -41,12 +41,12 @@ def image_grid(
     attacked: Sequence[Attacked],
     classes: Sequence[str],
 ) -> bytes:
-    """A PNG, a line for each sample (of more than 12, as many spread over them): the clean image, then the
-    adversarial one and the difference for each attack.
+    """A PNG with a line for each sample (at most 12, evenly spaced): the clean image, then for each attack
+    the adversarial image and the difference.
 
-    Under an image stands the predicted class, red where it is wrong; at the left the true one. A difference
-    is drawn around grey, magnified as its title says, alike for all samples of one attack; it is all grey
-    where the network was wrong to begin with.
+    The predicted class is below an image, red if wrong; the true class is on the left. Differences are
+    centred at grey and magnified by the factor in the title, which is common to all samples of an attack.
+    They are grey for samples that are misclassified without an attack.
 
     Args:
         clean: (k, C, H, W), k >= 1, C = 1 or 3; ``labels`` and ``predicted``, (k,), index ``classes``.
@@ -75,8 +75,7 @@ def image_grid(
 
 
 def magnified(clean: Images, adversarial: Images) -> tuple[Images, int]:
-    """The differences around grey, times the largest whole number that keeps all of them visible, and that
-    number."""
+    """The differences around grey, times the largest integer that avoids clipping, and this integer."""
     difference = adversarial.astype(np.int64) - clean
     times = max(1, (GREY - 1) // max(1, int(np.abs(difference).max(initial=0))))
     return (GREY + times * difference).clip(0, 255).astype(np.uint8), times

@@ -1,4 +1,4 @@
-"""Every test measurement of some rows as one frame, and the order in which readers expect them."""
+"""All test measurements of rows as one data frame, and 95 % intervals over seeds."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ CELL = ["attack", "eps", "gradient", "source"]
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """One line per test measurement of one seed, sorted; everything that tables and figures are made of.
+    """One line per test measurement and seed, sorted; the source of all tables and figures.
 
-    A measurement that several rows repeat (the clean one of a network, in each attack on it) stands once.
-    What does not apply (the scale of bp, the eps of a clean measurement) is an empty text, or NaN.
+    A measurement that several rows repeat (such as the clean accuracy of a network, in each attack on it)
+    appears once. Fields that do not apply (the scale of bp, the eps of a clean measurement) are empty or NaN.
 
     - :data:`LINE`, ``seed``, and the halves of the variant, ``model_variant`` and ``attack_variant``;
-    - ``attack`` ("clean" without one; in the L2 ball "pgd L2"; an audit's worst case "audit"), ``gradient``,
-      ``source`` (the network whose gradient a transferred attack took), ``eps`` as text and ``eps_value``;
-    - ``metric``, ``value`` in [0, 1], the ``chance`` of guessing it (NaN: unknown), and ``n`` samples;
-    - ``correct``, and ``n_clean`` before the attack, of a counted metric (NaN otherwise);
-    - of each sample, packed: ``outcomes`` (counted) or ``values``; else ``interval``, (low, high) or None;
-    - ``found`` (``[effort, samples]`` pairs), ``seconds``, ``identity``, ``samples`` (digest of these);
-    - ``network`` and ``attack_settings``: what was attacked and how, seeds included; the same without seeds,
-      as dictionaries: ``model`` and ``settings``.
+    - ``attack`` ("clean" without one; under L2 "pgd L2"; an audit's worst case "audit"), ``gradient``,
+      ``source`` (the surrogate of a transferred attack), ``eps`` as text and ``eps_value``;
+    - ``metric``, ``value`` in [0, 1], ``chance`` (the value of random guessing, NaN if unknown), ``n``
+    samples;
+    - ``correct``, and ``n_clean`` before the attack, for a counted metric (NaN otherwise);
+    - per sample, packed: ``outcomes`` (counted) or ``values``; ``interval``, (low, high) or None;
+    - ``found`` (``[effort, samples]`` pairs), ``seconds``, ``identity``, ``samples`` (their digest);
+    - ``network`` and ``attack_settings``: settings of model and attack with seeds, as JSON; without seeds, as
+      dictionaries: ``model`` and ``settings``.
 
     Raises:
-        RequestError: rows disagree about one measurement, or none measured the test split.
+        RequestError: rows contradict each other, or none has a measurement on the test split.
     """
     records: dict[Hashable, dict[str, Any]] = {}
     for record in (record for row in unique(rows) for record in _records(row)):
@@ -70,7 +71,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def _agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Counts must be equal; other figures may differ by rounding."""
+    """Whether two values of one measurement agree: counts exactly, others up to rounding."""
     if a["counted"] and b["counted"]:
         return bool(a["correct"] == b["correct"])
     return math.isclose(a["value"], b["value"], abs_tol=TOLERANCE)
@@ -96,7 +97,7 @@ def _records(row: Row) -> Iterator[dict[str, Any]]:
     }
     for found in tested:
         clean = found["attack"] is None
-        # clean accuracy depends neither on the attack nor on the attack's seed
+        # clean accuracy does not depend on the attack or its seed
         chosen = {} if clean else settings | {"seed": str(seed)}
         yield {
             **labels,
@@ -119,7 +120,7 @@ def _records(row: Row) -> Iterator[dict[str, Any]]:
 
 
 def _measured(row: Row, found: Measurement) -> dict[str, Any]:
-    """What was measured, of all samples and of each."""
+    """The columns of the metric: overall and per sample."""
     metric, interval = metric_named(metric_of(found)), found.get("interval")
     return {
         "metric": metric.name,
@@ -140,15 +141,15 @@ def _or_nan(figure: float | None) -> float:
 
 
 def interval(seeds: Sequence[Mapping[Hashable, Any]]) -> tuple[float, float]:
-    """95 % interval of the mean value of one cell's seeds, in [0, 1], for another draw of the samples.
+    """95 % interval of the mean over seeds, in [0, 1], with respect to the sampling of test samples.
 
-    All seeds are measured on the same samples, so that they are not pooled: the interval is that of the mean
-    over seeds for each sample, which holds as the variance of a mean over networks is at most that of one of
-    them. Wilson's for counts, of the mean count; Student's t for values of each sample; otherwise the
-    interval that was measured, of several the mean of their ends; NaN where there is none.
+    All seeds share their test samples, which are therefore not pooled. Wilson's interval of the mean count;
+    Student's t interval of the per-sample means over seeds; otherwise the mean of the measured intervals; NaN
+    if there is none. It is conservative for counts: the variance of a mean over networks is at most that of
+    one network.
 
     Args:
-        seeds: lines of :func:`frame` that differ in nothing but seeds.
+        seeds: lines of :func:`frame` that differ only in the seed.
     """
     n = seeds[0]["n"]
     if all(seed["counted"] for seed in seeds):
@@ -163,14 +164,14 @@ def interval(seeds: Sequence[Mapping[Hashable, Any]]) -> tuple[float, float]:
 
 
 def by_metric(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Each metric and its part of :func:`frame`: accuracy first, then by name."""
+    """Each metric and its part of :func:`frame`: accuracy first, then alphabetically."""
     parts = {str(name): part for name, part in cells.groupby("metric", sort=False)}
     for name in sorted(parts, key=metric_rank):
         yield name, parts[name]
 
 
 def columns_for(cells: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    """``columns``, and after the variant the metric, unless everything is accuracy."""
+    """``columns`` with ``metric`` after ``variant``, unless all measurements are of accuracy."""
     if (cells["metric"] == ACCURACY.name).all():
         return list(columns)
     place = columns.index("variant") + 1

@@ -1,4 +1,4 @@
-"""In which order readers expect rules, attacks, gradients and metrics. Imports no pandas."""
+"""Sort order of rules, attacks, gradients and metrics in tables and figures. Imports no pandas."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ GRADIENTS = ("rule", "exact", "surrogate")
 
 
 def rank(name: str, known: Sequence[str]) -> tuple[int, str]:
-    """Sort key: ``known`` names in their order, then the others by alphabet."""
+    """Sort key: ``known`` names in their order, then the others alphabetically."""
     return (known.index(name) if name in known else len(known), name)
 
 
 def attack_rank(attack: str) -> tuple[int, str]:
-    """Sort key: clean first, then attacks as in :data:`ATTACK_TRAITS`; of one attack Linf before L2."""
+    """Sort key: clean first, then attacks as in :data:`ATTACK_TRAITS`, Linf before L2."""
     return rank(attack.partition(" ")[0], ("clean", *ATTACK_TRAITS))[0], attack
 
 
 def metric_rank(name: str) -> tuple[int, str]:
-    """Sort key: accuracy, then other metrics by alphabet."""
+    """Sort key: accuracy, then other metrics alphabetically."""
     return rank(name, (ACCURACY.name,))
 
 

@@ -1,4 +1,4 @@
-"""Two gradients, or two networks, on the same samples: the gap between them, and how sure it is."""
+"""Comparisons of two gradients or two networks on the same samples, with intervals and p."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sstune.statistics import Pairing, difference_interval, mcnemar, mean_interv
 
 POINTS = ["low_points", "high_points"]
 GAP = [*LINE, "attack", "eps", "seeds", "n", "rule_gradient", "exact_gradient", "gap_points", *POINTS]
-# What two measurements must share to be paired.
+# Columns that two measurements must share to be paired.
 SHARED = ["backbone", "dataset", "metric", "seed", "attack_variant", "attack", "eps", "n", "samples"]
 COUNTS = ["both", "only_a", "only_b", "neither"]
 PAIRED = [
@@ -30,12 +30,12 @@ Record = Mapping[Hashable, Any]
 
 
 def gap_table(cells: pd.DataFrame) -> pd.DataFrame:
-    """How much robustness the rule's gradient overstates: a line per network, attack and eps; columns
-    :data:`GAP`.
+    """Difference of robust accuracy under the rule's and the exact gradient: a line per network, attack and
+    eps; columns :data:`GAP`.
 
     ``rule_gradient`` and ``exact_gradient`` are the metric in [0, 1], means over seeds; ``gap_points`` is
-    their difference in percentage points, with a 95 % interval where the result of each sample is known. All
-    seeds are measured on the same samples: as in the long table, the interval is that of the mean over seeds.
+    their difference in percentage points, with a 95 % interval if per-sample results are available. As in the
+    long table, the interval is that of the mean over seeds.
 
     Args:
         cells: :func:`sstune.report.measurements.frame`.
@@ -55,13 +55,13 @@ def gap_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired_table(cells: pd.DataFrame) -> pd.DataFrame:
-    """Two ways compared on the same samples, columns :data:`PAIRED`; empty where no sample's result is kept.
+    """Paired comparisons of A and B, columns :data:`PAIRED`; empty without per-sample results.
 
-    A and B are two networks of one seed, attacked alike through one gradient, or one network under the rule's
-    and the exact gradient. Counts are of samples that were correct: in both ways, in A or B only, in neither;
-    empty for a metric that is not counted. ``difference_points`` is A less B in percentage points, with a
-    95 % interval; ``p`` is McNemar's for counts, else that of a permutation test, neither corrected for the
-    number of comparisons. Clean is of the attacked samples.
+    A and B are two networks of one seed under the same attack and gradient, or one network under the rule's
+    and the exact gradient. Counts are of correct samples: in both, in A only, in B only, in neither; empty
+    for a metric that is not counted. ``difference_points`` is A minus B in percentage points, with a 95 %
+    interval; ``p`` is McNemar's for counts, otherwise that of a permutation test, not corrected for multiple
+    comparisons. Clean comparisons use the attacked samples.
 
     Args:
         cells: :func:`sstune.report.measurements.frame`.
@@ -74,12 +74,12 @@ def paired_table(cells: pd.DataFrame) -> pd.DataFrame:
         pairs = itertools.combinations(group.to_dict("records"), 2)
         lines += [_compared(a, b) for a, b in pairs if _comparable(a, b)]
     found = pd.DataFrame(lines, columns=columns)
-    # whole numbers, also where other lines have none
+    # integers, also with missing values
     return found.astype(dict.fromkeys(COUNTS, "Int64")) if found[COUNTS].isna().any(axis=None) else found
 
 
 def _interval(seeds: pd.DataFrame) -> tuple[float, float]:
-    """95 % interval of the gap; of means over seeds if there are several."""
+    """95 % interval of the gap of the means over seeds."""
     n = int(seeds["n"].iloc[0])
     outcomes = list(zip(seeds["outcomes_rule"], seeds["outcomes_exact"], strict=True))
     values = list(zip(seeds["values_rule"], seeds["values_exact"], strict=True))

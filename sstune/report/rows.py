@@ -1,4 +1,4 @@
-"""Rows: one JSON object per finished run, read from run directories, kept beside the tables made of them."""
+"""Read rows from run directories or ``rows.jsonl``, check them, and write ``rows.jsonl``."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sstune.storage import StorageError, explained, write_text
 
 _ANCESTORS = ({"command", "config"}, {"file", "sha256"})
 _NEEDED = ("split", "attack", "gradient", "eps", "n")
-# how much two floats may differ that are the same figure: float32 of a mean of float32
+# tolerance of equal values: rounding of a float32 mean of float32 values
 TOLERANCE = 1e-4
 
 
 def read_rows(paths: Iterable[str | Path]) -> list[Row]:
-    """Every row found under ``paths``, each run once, in an order that does not depend on ``paths``.
+    """All rows under ``paths``, each run once, in an order independent of ``paths``.
 
-    A path is a run directory, a directory searched through for ``result.json``, a ``result.json`` itself, or
-    a ``rows.jsonl`` with one row a line.
+    A path is a run directory, a directory searched recursively for ``result.json``, a ``result.json`` itself,
+    or a ``rows.jsonl`` with one row a line.
 
     Raises:
-        RequestError: a file is no row of this schema version, one run has two results, or a path has none.
+        RequestError: a file is not a row of this schema version, a run has two results, or a path has none.
         StorageError: a file or directory cannot be read.
     """
     places = [Path(path).expanduser() for path in paths]
@@ -38,21 +38,21 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
     for place in places:
         found = [row for source in _sources(place) for row in _read(source)]
         if not found:
-            raise RequestError(f"{place}: no result.json found (tables already made: name their rows.jsonl)")
+            raise RequestError(f"{place}: no result.json found (of a finished report, give its rows.jsonl)")
         rows += found
     return unique(rows)
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
-    """Write ``rows.jsonl``: one row a line, keys sorted, stable order."""
+    """Write ``rows.jsonl``: one row per line, keys sorted, in the order of :func:`unique`."""
     write_text(Path(path), "".join(f"{_canonical(row)}\n" for row in unique(rows)))
 
 
 def unique(rows: Iterable[Row]) -> list[Row]:
-    """Each identity once, sorted by what a reader looks for, whatever the order they came in.
+    """The rows without duplicates, sorted by backbone, dataset, rule, command, seed and identity.
 
     Raises:
-        RequestError: two rows of one identity counted differently.
+        RequestError: two rows of one identity have different results.
     """
     kept: dict[str, Row] = {}
     for row in sorted(rows, key=_canonical):
@@ -73,7 +73,7 @@ def eps_value(row: Row, eps: str) -> float:
     """An eps of the row as a number, in its norm.
 
     Raises:
-        ValueError: it is none, or the row's norm is none.
+        ValueError: the eps or the norm is invalid.
     """
     return parse_eps(eps, norm_of(row))
 
@@ -91,10 +91,10 @@ def _sources(path: Path) -> list[Path]:
 
 
 def _below(directory: Path) -> Iterator[Path]:
-    """Every ``result.json`` below a directory, to whatever kind of file it belongs.
+    """Every path named ``result.json`` below a directory.
 
     Raises:
-        OSError: a directory cannot be read, whose rows would be missing from the tables.
+        StorageError: a directory cannot be read.
     """
 
     def fail(error: OSError) -> NoReturn:
@@ -121,7 +121,7 @@ def _read(source: Path) -> Iterator[Row]:
             continue
         where = f"{source}:{number}" if many else str(source)
         try:
-            row = json.loads(line, parse_constant=lambda name: None)  # NaN is no JSON
+            row = json.loads(line, parse_constant=lambda name: None)  # NaN is not JSON
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{where}: expected one JSON row ({error})") from None
         problem = _problem(row)
@@ -131,7 +131,7 @@ def _read(source: Path) -> Iterator[Row]:
 
 
 def _problem(found: Any) -> str | None:
-    """Why ``found`` cannot be used as a row, or None."""
+    """Why ``found`` is not a valid row, or None."""
     if not isinstance(found, dict) or "schema_version" not in found:
         return "not a result row of sstune (no schema_version)"
     if found["schema_version"] != SCHEMA_VERSION:
@@ -146,7 +146,7 @@ def _problem(found: Any) -> str | None:
 
 
 def _contradiction(row: Row) -> str | None:
-    """What in a row of the right types cannot be, or None."""
+    """The first contradiction in a row of valid types, or None."""
     if not row["n_classes"] > 0:
         return f"n_classes: expected > 0, found {row['n_classes']}"
     for ancestor in row["lineage"]:
@@ -161,13 +161,13 @@ def _contradiction(row: Row) -> str | None:
 
 
 def _figure_problem(entry: Any) -> str | None:
-    """Why a measurement holds no figure, before the types of its other keys are known."""
+    """Why a measurement has no valid count or value, checked before the types of its other keys."""
     if not (isinstance(entry, dict) and set(_NEEDED) <= entry.keys() and {"correct", "value"} & entry.keys()):
         return f"expected each to hold {', '.join(_NEEDED)}, and correct or value"
     n, correct, value = entry["n"], entry.get("correct"), entry.get("value")
     if correct is not None or value is None:
         counted = type(n) is type(correct) is int and 0 <= correct <= n > 0
-        return None if counted else f"{correct!r:.60} correct of {n!r:.60} are no counts"
+        return None if counted else f"{correct!r:.60} correct of {n!r:.60} are not valid counts"
     if not (type(n) is int and n > 0):
         return f"n: expected a number of samples, found {n!r:.60}"
     if not (type(value) in (int, float) and 0 <= value <= 1):
@@ -176,10 +176,10 @@ def _figure_problem(entry: Any) -> str | None:
 
 
 def _check(row: Row, measurement: Measurement) -> None:
-    """See that the keys of a measurement agree.
+    """Check that the keys of a measurement are consistent.
 
     Raises:
-        ValueError: they do not.
+        ValueError: they are not.
     """
     attack, eps, n = measurement["attack"] or "clean", measurement["eps"], measurement["n"]
     if (measurement["attack"] is None) != (eps is None):
@@ -188,10 +188,10 @@ def _check(row: Row, measurement: Measurement) -> None:
         eps_value(row, eps)
     outcomes, values = measurement.get("outcomes"), measurement.get("values")
     if outcomes and unpack(outcomes, n).sum() != measurement.get("correct"):
-        raise ValueError(f"the outcomes of {attack} are not those of {measurement.get('correct')} correct")
+        raise ValueError(f"the outcomes of {attack} do not have {measurement.get('correct')} correct")
     value = value_of(measurement)
     if values and not math.isclose(unpack_values(values, n).mean(), value, abs_tol=TOLERANCE):
-        raise ValueError(f"the values of {attack} have another mean than {value}")
+        raise ValueError(f"the mean of the values of {attack} is not {value}")
     low, high = measurement.get("interval") or (0.0, 1.0)
     if not 0 <= low <= high <= 1:
         raise ValueError(f"the interval of {attack} is not in [0, 1]: {low} to {high}")
@@ -209,7 +209,7 @@ def _counts(row: Row) -> list[str]:
 
 
 def result_of(measurement: Measurement) -> tuple[str, float]:
-    """The metric of a measurement, and how many samples were correct, or else its value."""
+    """The metric of a measurement, and the number of correct samples or else the value."""
     correct = measurement.get("correct")
     return metric_of(measurement), value_of(measurement) if correct is None else correct
 

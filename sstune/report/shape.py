@@ -1,4 +1,4 @@
-"""Whether a row that was read is of the types of :mod:`sstune.row`: rows of others are read as well."""
+"""Check a row that was read against the types of :mod:`sstune.row`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_h
 
 from sstune.row import Row
 
-_LARGEST = 2**53  # fits an array, and is exact as a float
+_LARGEST = 2**53  # exact as a float
 
 
 def misfit(value: Any, kind: Any = Row, key: str = "") -> str | None:
-    """What in a row, or in its part ``key``, is not of its type, as ``key: expected ...``; None if nothing.
+    """The first type error in a row or in its part ``key``, as ``key: expected ...``; None if there is none.
 
-    Keys that are not required may also be null, and keys that the type does not have may hold anything.
+    Keys that are not required may be null; unknown keys are ignored.
     """
     if kind in (str, int, float, bool):
         return None if _is_scalar(value, [kind]) else _expected(key, _names([kind]), value)
@@ -57,7 +57,7 @@ def _misfit_of_keys(value: Any, kind: Any, key: str) -> str | None:
 
 
 def _misfit_of_entries(value: Any, container: type[list] | type[dict], kind: Any, key: str) -> str | None:
-    """Of a list, or of the values of a dictionary."""
+    """The first type error in a list, or in the values of a dictionary."""
     if not isinstance(value, container):
         return _expected(key, container.__name__, value)
     entries = value.values() if isinstance(value, dict) else value

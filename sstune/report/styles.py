@@ -1,4 +1,4 @@
-"""How figures look: a colour for each rule, a line style for each gradient; and how they are written."""
+"""Style of figures: a colour for each rule, a line style for each gradient; and saving figures."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ COLOURS = {
     "pfa_o": "#332288",
 }
 OTHER_COLOURS = ("#AA4499", "#88CCEE", "#DDCC77")
-STYLES: dict[str, LineStyleType] = {"rule": "--", "exact": "-", "surrogate": (0, (8, 2))}  # of a gradient
+STYLES: dict[str, LineStyleType] = {"rule": "--", "exact": "-", "surrogate": (0, (8, 2))}  # by gradient
 OTHER_STYLE: LineStyleType = "-."
-CHANCE: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}  # of the line at what guessing scores
+CHANCE: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}  # the line at chance level
 MARKERS = "os^Dv*XP"
-# the built-in style, not the user's matplotlibrc; a fixed salt, so that an SVG's ids are the same every time;
-# a name with two $ is a name and no formula
+# the built-in style, not the user's matplotlibrc; a fixed salt makes ids in SVGs reproducible; names with $
+# are not formulas
 STYLE: list[str | Path | dict[str, Any]] = [
     "default",
     {
@@ -60,8 +60,8 @@ STYLE: list[str | Path | dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class LineStyle:
-    """Rules differ in colour, the variants of one rule in marker. Widths fall, so that a curve that coincides
-    with an earlier one leaves its rim to be seen."""
+    """Rules differ in colour, variants of a rule in marker. Widths decrease, so that a covered curve keeps a
+    visible rim."""
 
     colour: str
     marker: str
@@ -94,40 +94,40 @@ def line_styles(lines: Iterable[tuple[str, str]]) -> LineStyles:
 
 
 def colours_of(rules: Iterable[str]) -> dict[str, str]:
-    """A colour for each rule: its own, or the next free one."""
+    """Colours by rule; rules without a colour of their own get one of :data:`OTHER_COLOURS`."""
     others = [rule for rule in sorted(set(rules)) if rule not in COLOURS]
     return COLOURS | dict(zip(others, itertools.cycle(OTHER_COLOURS), strict=False))
 
 
 def style_of(attack: str, gradient: str) -> LineStyleType:
-    """The line style of an attack through ``gradient``; "" is one that needs none."""
+    """The line style of an attack with ``gradient``; "" for none."""
     if gradient:
         return STYLES.get(gradient, OTHER_STYLE)
     return traits_of(attack).style.line
 
 
 def legend_label(rule: str, variant: str) -> str:
-    """What a legend calls a line."""
+    """The label of a line in legends."""
     return f"{rule} ({variant})" if variant else rule
 
 
 def file_name(label: object) -> str:
-    """A label as part of a file's name."""
+    """A label as part of a file name."""
     return re.sub(r"[^\w.-]+", "_", str(label))
 
 
 def axis_label(metric: str) -> str:
-    """What an axis calls a metric, in percent."""
+    """The axis label of a metric in percent."""
     return f"{metric_named(metric).label} (%)"
 
 
 def metric_suffix(metric: str) -> str:
-    """What the names of a metric's figures end in; nothing for accuracy."""
+    """The suffix in the file names of a metric's figures; empty for accuracy."""
     return "" if metric == ACCURACY.name else f"-{file_name(metric)}"
 
 
 def each_network(cells: pd.DataFrame, stem: str | Path) -> Iterator[tuple[pd.DataFrame, str, str, str]]:
-    """For each (dataset, backbone) its part of ``cells``, both names, and the stem of its figure's name."""
+    """For each (dataset, backbone): its part of ``cells``, both names, and its figure's file name stem."""
     groups = cells.groupby(["dataset", "backbone"], sort=True)
     for (dataset, backbone), group in groups:
         suffix = f"-{file_name(dataset)}-{file_name(backbone)}" if len(groups) > 1 else ""
@@ -135,12 +135,12 @@ def each_network(cells: pd.DataFrame, stem: str | Path) -> Iterator[tuple[pd.Dat
 
 
 def legend_beside(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend to the right of the panels, where it covers nothing."""
+    """Place a legend to the right of the panels."""
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def printable(figure: Figure) -> Figure:
-    """``figure`` with what no font can show (control characters, bytes of a file's name) as escapes."""
+    """``figure`` with unprintable characters in its texts escaped."""
     for text in figure.findobj(Text):
         text.set_text(re.sub(r"[^\n]", lambda match: _shown(match[0]), text.get_text()))
     return figure
@@ -151,13 +151,15 @@ def _shown(character: str) -> str:
 
 
 def save(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg``, byte for byte the same for the same figure; returns both."""
+    """Write ``stem.png`` and ``stem.svg`` reproducibly, byte for byte; returns both paths."""
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         path = Path(f"{stem}.{kind}")
         file = io.BytesIO()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # a name in letters that the font lacks: boxes
+            warnings.filterwarnings(
+                "ignore", message="Glyph"
+            )  # letters that the font lacks are drawn as boxes
             printable(figure).savefig(file, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
         write_bytes(path, file.getbuffer())
         written.append(path)

@@ -1,7 +1,7 @@
 """Tables from :func:`sstune.report.measurements.frame`: long and wide, as CSV, LaTeX and text.
 
-Metrics are never mixed: where not everything is accuracy, a CSV has a column that names the metric, LaTeX a
-``tabular`` and text a block for each.
+Metrics are never mixed: unless all measurements are of accuracy, a CSV has a column ``metric``, and LaTeX and
+text have a table for each metric.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sstune.schema import shown
 LONG = [*LINE, "attack", "gradient", "source", "eps", "seeds", "n", "mean", "std", "low", "high"]
 MISSING = "--"
 GAP = "  "
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # how a cell begins that is not shown as it is
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # a spreadsheet interprets cells that start with these
 GRADIENT_NOTES = {
     "rule": "rule: attacked through the rule's own backward pass",
     "exact": "exact: through the true gradient of the same weights",
@@ -33,19 +33,19 @@ GRADIENT_NOTES = {
 
 
 def table(cells: pd.DataFrame) -> pd.DataFrame:
-    """The long table, columns :data:`LONG`: mean and sample std over seeds in [0, 1]; one seed has no std.
+    """The long table, columns :data:`LONG`: mean and sample std over seeds in [0, 1]; no std for one seed.
 
-    ``low`` and ``high`` are the 95 % interval for another draw of ``n`` test samples, see
-    :func:`sstune.report.measurements.interval`. How much networks of other seeds differ is what ``std`` says.
+    ``low`` and ``high`` are the 95 % interval with respect to the ``n`` test samples, see
+    :func:`sstune.report.measurements.interval`; ``std`` is the spread over seeds.
     """
     return _over_seeds(cells, [*LINE, "metric", *CELL, "n"])[columns_for(cells, LONG)]
 
 
 def lines(cells: pd.DataFrame) -> pd.DataFrame:
-    """The long table with every line complete, plus ``metric``, ``eps_value`` and ``chance``.
+    """The long table with complete lines, plus ``metric``, ``eps_value`` and ``chance``.
 
-    Where an attack was run in two ways, say with 10 and with 20 steps, its net has a line for each; what does
-    not depend on that choice, such as the clean accuracy, is repeated in both.
+    A network attacked with two settings, say 10 and 20 steps, has a line for each; cells that do not depend
+    on them, such as the clean accuracy, are repeated in both.
     """
     net = [*LABELS, "model_variant", "metric"]
     means = _over_seeds(cells, [*net, "attack_variant", *CELL, "eps_value", "n"])
@@ -62,8 +62,8 @@ def lines(cells: pd.DataFrame) -> pd.DataFrame:
 def wide(cells: pd.DataFrame) -> pd.DataFrame:
     """Means in [0, 1]: index :data:`LINE` (and metric), columns (attack, eps, gradient), NaN: not measured.
 
-    Of several sample sizes for one cell (clean: the whole test set, and the attacked part of it) the largest.
-    A surrogate gradient has its source beside it.
+    Of several sample sizes of one cell (clean: the whole test set, and its attacked part), the largest is
+    shown. Surrogate gradients are named with their source.
     """
     grid = _pivot(_largest(lines(cells)), "mean", columns_for(cells, LINE))
     columns = grid.columns.to_frame()
@@ -72,12 +72,11 @@ def wide(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """A long or wide table as CSV: six decimals, or three digits where these would hide it (a small p); empty
-    where missing.
+    """A long or wide table as CSV: six decimals, or three significant digits below 1e-4; missing values
+    empty.
 
-    A text that a spreadsheet would take for a formula, and one that begins with ``'`` itself, has a ``'`` in
-    front: without it the text reads as it was, but for control characters, which are escapes. Numbers stay
-    numbers.
+    Texts that a spreadsheet would interpret as a formula, or that start with ``'``, are prefixed with ``'``.
+    Control characters are escaped.
     """
     if isinstance(frame.columns, pd.MultiIndex):
         frame = frame.set_axis([joined(*column) for column in frame.columns], axis=1).reset_index()
@@ -96,7 +95,7 @@ def _decimals(value: Any) -> str:
 
 
 def to_latex(cells: pd.DataFrame) -> str:
-    """The wide table in percent as a ``tabular``, one for each metric; needs booktabs and nothing else."""
+    """The wide table in percent as a ``tabular`` for each metric; requires booktabs."""
     return "\n".join(_tabular(_layout(part, metric, r" $\pm$ ")) for metric, part in by_metric(lines(cells)))
 
 
@@ -117,8 +116,8 @@ def _tabular(layout: _Layout) -> str:
 
 
 def to_text(cells: pd.DataFrame, width: int = 110) -> str:
-    """The wide table in percent for a terminal, one for each metric; columns beyond ``width`` continue in a
-    further block."""
+    """The wide table in percent for a terminal, one for each metric, split into blocks of at most ``width``
+    columns of text."""
     return "\n".join(_text(_layout(part, metric, "±"), width) for metric, part in by_metric(lines(cells)))
 
 
@@ -130,8 +129,8 @@ def _text(layout: _Layout, width: int) -> str:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A wide table as texts. ``labels`` are the line columns in which lines differ, and rule; the other ones
-    are said once, in ``heading``."""
+    """A wide table as texts. ``labels`` are the line columns that vary, and rule; ``heading`` holds the
+    values of the others."""
 
     heading: str
     labels: list[str]
@@ -140,11 +139,11 @@ class _Layout:
     notes: list[str]
 
     def levels(self) -> list[int]:
-        """Header levels above the last one: 0 attack, 1 eps; none if all is clean."""
+        """Header levels above the last one: 0 attack, 1 eps; none if all columns are clean."""
         return [0, 1] if any(eps for _, eps, _, _ in self.columns) else []
 
     def spans(self, level: int, columns: Sequence[int] | None = None) -> Iterator[tuple[int, int, str]]:
-        """Neighbouring columns of one attack (level 1: and eps): start, stop, name; clean stays unnamed."""
+        """Adjacent columns of one attack (level 1: and eps): start, stop, name; clean has none."""
         chosen = [self.columns[index] for index in (range(len(self.columns)) if columns is None else columns)]
         start = 0
         for key, group in itertools.groupby(chosen, lambda column: column[: level + 1]):
@@ -153,7 +152,7 @@ class _Layout:
             start = stop
 
     def names(self) -> list[str]:
-        """The last header level: whose gradient."""
+        """The last header level: the gradient or its source."""
         return [
             "clean" if attack == "clean" else source or gradient
             for attack, _, gradient, source in self.columns
@@ -195,7 +194,7 @@ def _notes(cells: pd.DataFrame, metric: str, missing: bool) -> list[str]:
 
 
 def _per_attack(cells: pd.DataFrame, column: str) -> str:
-    """``"10000 (clean), 1000 (fgsm, pgd)"``, or one number where all agree."""
+    """``"10000 (clean), 1000 (fgsm, pgd)"``, or one number if all are equal."""
     attacks: dict[str, list[str]] = {}
     for attack in sorted(cells["attack"].unique(), key=attack_rank):
         low, high = cells.loc[cells["attack"] == attack, column].agg(["min", "max"])
@@ -223,7 +222,7 @@ def _largest(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pivot(cells: pd.DataFrame, value: str, line: list[str]) -> pd.DataFrame:
-    """Lines in their order; columns in theirs, which no single line need show in full."""
+    """A pivot table: lines in the order of ``cells``, columns in the order of :func:`cell_order`."""
     records = sorted(cells.to_dict("records"), key=cell_order)
     columns = pd.MultiIndex.from_frame(pd.DataFrame(records)[CELL].drop_duplicates())
     index = pd.MultiIndex.from_frame(cells[line].drop_duplicates())
@@ -237,13 +236,13 @@ def _latex_line(texts: Iterable[str]) -> str:
 def _escape(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     text = re.sub(r"[\\~^_%&#${}]", lambda match: special.get(match[0], "\\" + match[0]), text)
-    # at the start of a line these would belong to the \\ before
+    # at the start of a line, LaTeX takes these for arguments of the preceding \\
     return f"{{{text[0]}}}{text[1:]}" if text.startswith(("[", "*")) else text
 
 
 def _fitting(layout: _Layout, width: int) -> list[list[int]]:
-    """Column numbers in blocks no wider than ``width``. An attack moves to the next block as a whole if it
-    can, and one eps is never split."""
+    """Column numbers in blocks no wider than ``width``. The columns of an attack stay in one block if they
+    fit, those of one eps always."""
 
     def fits(columns: list[int]) -> bool:
         return max(map(len, _text_block(layout, columns))) <= width

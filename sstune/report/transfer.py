@@ -1,4 +1,4 @@
-"""Transfer as a map: what attacks made on one network (a line) leave of another (a column)."""
+"""Map of transferred attacks: the metric of a network (column) attacked from another one (line)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def transfer_map(cells: pd.DataFrame, stem: str | Path) -> list[Path]:
     """Draw ``stem.png`` and ``stem.svg``, one figure for each metric and dataset; nothing without transferred
     attacks.
 
-    Panels: a row for each attack, a column for each eps; in them the metric under attack in %, the mean over
-    the target's seeds. Below the sources stands what the same attack leaves through the target's own
-    gradients, where that was measured.
+    Panels: a row for each attack, a column for each eps. Cells: the metric under attack in %, mean over the
+    target's seeds. Lines below the sources show the same attack with the target's own gradients, if measured.
 
     Args:
         cells: :func:`sstune.report.measurements.frame`.
@@ -58,7 +57,7 @@ def _figure(cells: pd.DataFrame, title: str) -> Figure:
     targets = list(cells["target"].unique())
     width, height = 0.45 * len(targets) + 0.3, 0.28 * len(sources) + 0.3
     labels = [_wrapped(joined(attack, f"({variant})" if variant else "")) for attack, variant in attacks]
-    # attacks stand upright, names run down; the layout gives up where there is no room for them
+    # room for attack labels on the left and vertical names below
     beside = 2.0 + 0.075 * _widest(labels), 0.9 + 0.075 * _widest(map(_wrapped, targets))
     size = width * len(each_eps) + beside[0], height * len(attacks) + beside[1]
     figure = Figure(figsize=size, layout="constrained")
@@ -106,6 +105,6 @@ def _own_last(source: str) -> tuple[bool, str]:
 
 
 def _targets(cells: pd.DataFrame) -> list[str]:
-    """Names of the networks attacked: the rule, and in what else they differ."""
+    """Names of the attacked networks: the rule, and the other columns that vary."""
     varying = [key for key in TARGET if key == "rule" or cells[key].nunique() > 1]
     return [joined(*map(str, names)) for names in cells[varying].itertuples(index=False)]

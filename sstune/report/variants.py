@@ -1,7 +1,7 @@
-"""Which measurements may be averaged: what a network and an attack came from, and how lines are told apart.
+"""Group measurements by the settings of model and attack, and name the variants of a table line.
 
-Runs that differ in nothing but seeds share a table line. Runs that agree on backbone, dataset, rule and scale
-but differ elsewhere get lines of their own, told apart by ``variant``, which names those keys.
+Runs that differ only in seeds share a table line. Runs with the same backbone, dataset, rule and scale that
+differ in other keys have separate lines, distinguished by ``variant``, which names these keys.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sstune.schema.aliases import first_name
 from sstune.schema.run import declared
 
 LABELS = ["backbone", "dataset", "rule", "scale"]
-# What belongs to the single measurement, and what changes no figure.
+# Keys of single measurements, and keys without effect on results.
 _NOT_SETTINGS = ("name", "eps", "gradient", "norm", "save_images")
 
-# Of an attack's configuration: how its network was trained is in its parent's. Dotted, as rows name keys.
+# Training keys, dotted, as named in rows: an attack's network has those of its parent.
 _OF_TRAINING = {
     first_name(key) for key, declaration in declared().items() if declaration.role.only_in_training
 }
@@ -43,14 +43,14 @@ def labels_of(row: Row) -> dict[str, str]:
 def name_variants(records: Sequence[dict[str, Any]]) -> None:
     """Add ``variant`` and its halves, ``model_variant`` and ``attack_variant``.
 
-    Adversarial training is always named: no reader shall take such a network for another.
+    Adversarial training is always named, also if it is common to all networks.
 
     Args:
         records: each with :data:`LABELS`, ``metric``, ``attack``, and its ``model`` and ``settings`` without
             seeds.
     """
     _name_part(records, "model", [*LABELS, "metric"], _by_origin)
-    # an attack run in two ways is not one attack: say so across all rules on a dataset, which readers compare
+    # settings of one attack are compared across all rules on a dataset, as readers compare these
     _name_part(records, "settings", ["backbone", "dataset", "metric", "attack"], _differences)
     for record in records:
         adversary = record["model"].get("task.adversarial", "null")
@@ -65,7 +65,7 @@ def _name_part(
     shared: Sequence[str],
     name: Callable[[Sequence[Settings]], list[str]],
 ) -> None:
-    """Where records agree on ``shared``, name what else tells their ``part`` apart."""
+    """Name the differences in ``part`` among records that agree on ``shared``."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in records:
         groups.setdefault(tuple(record[key] for key in shared), []).append(record)
@@ -76,8 +76,8 @@ def _name_part(
 
 
 def _by_origin(models: Sequence[Settings], depth: int = 0) -> list[str]:
-    """Nets that came through another command or file differ in many keys, which need no naming: one look back
-    at a time, only nets of one origin are compared further."""
+    """Differences of models, comparing commands and files of their ancestors first: models of different
+    origin differ in many keys, which are not named."""
     here = {"init_from." * depth + key for key in ("command", "file")}
     if not any(here & model.keys() for model in models):
         return _differences(models)
@@ -91,7 +91,7 @@ def _by_origin(models: Sequence[Settings], depth: int = 0) -> list[str]:
 
 
 def _differences(settings: Sequence[Settings]) -> list[str]:
-    """For each, the ``key=value`` pairs that are not common to all."""
+    """For each, its ``key=value`` pairs that not all share."""
     common = set.intersection(*(set(one.items()) for one in settings))
     return [
         " ".join(f"{key}={value}" for key, value in sorted(set(one.items()) - common)) for one in settings
@@ -99,15 +99,15 @@ def _differences(settings: Sequence[Settings]) -> list[str]:
 
 
 def joined(*names: str) -> str:
-    """The names that are not empty, with spaces between."""
+    """The non-empty names, joined by spaces."""
     return " ".join(filter(None, names))
 
 
 def model_settings(row: Row) -> Settings:
-    """What the measured model came from: dotted keys -> text, seeds included, ancestors under ``init_from.``.
+    """Settings of the measured model: dotted keys -> text, with seeds; ancestors under ``init_from.``.
 
-    An attack's model is its parent run, so a finetune row and the attacks on it agree. Where the attack chose
-    another value than the parent (say, another rule), the parent's stands under ``as_trained.``.
+    An attack's model is its parent run, so that a finetune row and attacks on it agree. If the attack
+    overrides a value of the parent (say, the rule), the parent's value is under ``as_trained.``.
     """
     config: Mapping[str, Any] = row["config"]
     ancestors = list(row["lineage"])
@@ -123,7 +123,7 @@ def model_settings(row: Row) -> Settings:
         else:
             settings["command"] = "attack"
     data = row.get("datasets", {}).get("test")
-    if data is not None:  # a configuration names data by label only, and may be used on other data
+    if data is not None:  # a configuration gives the data by label only; the files may differ
         settings["datasets.test"] = data["digest"][:8]
     for depth, ancestor in enumerate(reversed(ancestors), start=1):
         settings |= {"init_from." * depth + key: value for key, value in _stage(ancestor).items()}
@@ -135,10 +135,10 @@ def _of_attack(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attack_settings(row: Row) -> Settings:
-    """How the row attacked; name, norm, eps and gradient belong to the single measurement.
+    """Settings of the row's attack, without name, norm, eps and gradient, which each measurement has.
 
-    With a cascade the figure at one eps depends on the smaller ones that were tried before, so the list of
-    them is a setting; and a surrogate that an audit transferred from is one.
+    With a cascade, results depend on the smaller values of eps, so the list of eps is a setting; so is the
+    surrogate of an audit.
     """
     attack, audit = row["config"].get("attack", {}), row["config"].get("audit", {})
     settings = flatten({key: value for key, value in attack.items() if key not in _NOT_SETTINGS}, "attack.")
@@ -152,7 +152,7 @@ def attack_settings(row: Row) -> Settings:
 
 
 def without_seeds(settings: Settings) -> Settings:
-    """What runs must share to be averaged."""
+    """Settings without seeds; runs with equal ones are averaged."""
     return {key: value for key, value in settings.items() if key.rpartition(".")[2] != "seed"}
 
 
@@ -168,7 +168,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Settings:
 
 
 def _stage(ancestor: Ancestor) -> Settings:
-    """One entry of a lineage. Runs compare by their configs, not by identities, which hold the seed."""
+    """Settings of one entry of a lineage: a run's configuration, or a file's name and digest."""
     if "config" in ancestor:
         return {"command": ancestor["command"]} | flatten(ancestor["config"])
     return {"file": f"{Path(ancestor['file']).name}@{ancestor['sha256'][:8]}"}

@@ -1,8 +1,7 @@
-"""What may be asked for: one dataclass per command and per group, with names, types and ranges.
+"""Schema of the configuration: dataclasses for commands and groups, with types, ranges and help texts.
 
-The classes are registered with Hydra, so a mistyped key or a value of the wrong type fails while the
-configuration is composed; what types cannot express is checked by :mod:`sstune.validation`. Imports neither
-torch nor anything else of sstune.
+The classes are registered with Hydra, so that composing a configuration reports mistyped keys and values of
+the wrong type; :mod:`sstune.validation` checks the rest. Imports neither torch nor other parts of sstune.
 """
 
 from __future__ import annotations

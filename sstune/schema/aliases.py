@@ -1,6 +1,6 @@
 """Earlier names of keys, which command lines, presets and stored configurations may still use.
 
-Identities and result rows keep the earlier names: a run has the identity that it had under them.
+Identities and result rows use the earlier names, so that renaming a key does not change identities.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def under_present_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def under_first_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested values as identities and result rows hold them."""
+    """Nested values, with each key under the name in identities and result rows."""
     return _moved(values, _FIRST_NAMES)
 
 

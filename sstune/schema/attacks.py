@@ -1,4 +1,4 @@
-"""Config group ``attack``: the options of each attack, and :data:`ATTACK_TRAITS`, how the attacks differ."""
+"""Config group ``attack``: the options of each attack, and their traits in :data:`ATTACK_TRAITS`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AttackConfig:
     norm: Norm = key(Norm.Linf, "Norm in which eps is measured.", identity=Identity.UNLESS_DEFAULT)
     gradient: list[Gradient] = key(
         [Gradient.rule, Gradient.exact],
-        "Gradients to attack through, one after the other: the rule's own, the exact one, that of surrogate "
+        "Gradients to attack with, one after the other: the rule's, the exact one, that of surrogate "
         "networks, or none for attacks that use outputs only.",
     )
     surrogates: list[str] = key(
@@ -39,13 +39,13 @@ class AttackConfig:
     )
     redraw: Draws | None = key(
         None,
-        "When random feedback is drawn anew under attack: never, for each step, or for each gradient; null: "
-        "as rule.redraw says.",
+        "When random feedback is redrawn under attack: never, for each step, or for each gradient; null: as "
+        "rule.redraw.",
         identity=Identity.UNLESS_DEFAULT,
     )
     targeted: Target | None = key(
         None,
-        "Class into which a sample is moved; null: untargeted, any wrong class.",
+        "Target class; null: untargeted.",
         identity=Identity.UNLESS_DEFAULT,
     )
     cascade: bool = key(
@@ -113,14 +113,14 @@ class MiFgsmConfig(IteratedConfig):
 
 @dataclass
 class LibraryConfig(AttackConfig):
-    """An attack of another library; it draws for a whole batch, so the outcome depends on batch_size."""
+    """An attack of another library, which draws random numbers per batch: results depend on batch_size."""
 
     batch_size: int | None = redefined(AttackConfig, "batch_size", 250)
 
 
 @dataclass
 class ApgdConfig(LibraryConfig):
-    """Auto-PGD and FAB; where the attack is targeted, from each start towards each class."""
+    """Auto-PGD and FAB; targeted versions attack each class from each start."""
 
     steps: int = key(100, "Number of steps.", within=Range(1, 1e6))
     restarts: int = key(1, "Number of starts; a sample's best result counts.", within=Range(1, 1e6))
@@ -148,7 +148,7 @@ class NoiseConfig(AttackConfig):
 
 
 class Effort(StrEnum):
-    """The unit in which an attack counts its effort until a sample is misclassified."""
+    """Unit of an attack's effort until a sample is misclassified."""
 
     steps = "steps"
     queries = "queries"
@@ -156,12 +156,12 @@ class Effort(StrEnum):
 
 @dataclass(frozen=True)
 class Style:
-    """How figures draw an attack.
+    """Line and marker of an attack in figures.
 
     Args:
-        line: matplotlib's line style, if the attack uses no gradient; otherwise the gradient has one.
+        line: matplotlib line style, for attacks without a gradient; otherwise the gradient determines it.
         colour: likewise.
-        marker: matplotlib's marker.
+        marker: matplotlib marker.
         offset: shift along the eps axis, in ticks, so that marks at one eps do not overlap.
     """
 
@@ -173,7 +173,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Traits:
-    """How an attack differs from the others.
+    """Properties of an attack.
 
     Args:
         config: the dataclass of its options.
@@ -249,13 +249,13 @@ _UNKNOWN = Traits(AttackConfig)
 
 
 def traits_of(attack: str) -> Traits:
-    """The traits of an attack, which tables may call "pgd L2" or "pgd steps=40"; defaults if it is unknown,
-    as in rows of other versions."""
+    """The traits of an attack, also by its name in tables ("pgd L2", "pgd steps=40"); default traits for an
+    unknown attack, as in rows of other versions."""
     return ATTACK_TRAITS.get(attack.partition(" ")[0], _UNKNOWN)
 
 
 def register_attack(name: str, traits: Traits) -> None:
-    """Add an attack of another package to the table, after those that are there.
+    """Append an attack of another package to :data:`ATTACK_TRAITS`.
 
     Raises:
         ValueError: the name is taken, or contains a blank.

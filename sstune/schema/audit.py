@@ -1,4 +1,4 @@
-"""The masking audit's checks, statuses and verdicts, for whoever runs, validates or reports an audit."""
+"""Checks, statuses and verdicts of the masking audit. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """The answer of a check. ``not_run`` has its reason in the check's text."""
+    """Result of a check; for ``not_run``, the check's text gives the reason."""
 
     ok = "ok"
     report = "report"
@@ -18,7 +18,7 @@ class Status(StrEnum):
 
 
 class Verdict(StrEnum):
-    """Whether measured robustness is gradient masking: the gradient only misleads the attack."""
+    """Whether measured robustness is due to gradient masking."""
 
     masked = "MASKED"
     not_masked = "NOT MASKED"
@@ -30,9 +30,9 @@ class CheckSpec:
     """A check of the audit.
 
     Args:
-        deciding: whether NOT MASKED rests on it; such a check can also say MASKED.
-        doubtful_on_warning: whether its warning makes the verdict INCONCLUSIVE: something seems stronger
-            than the network's own gradient, or gradients are missing or random.
+        deciding: whether the verdict NOT MASKED requires it to be ok; it can also return MASKED.
+        doubtful_on_warning: whether its warning makes the verdict INCONCLUSIVE, since an attack seems
+            stronger than the one by the network's own gradient, or gradients are zero or random.
     """
 
     id: str
@@ -41,7 +41,7 @@ class CheckSpec:
     doubtful_on_warning: bool = False
 
 
-# In the order in which they run. Each one's function, in sstune/attacks/audit/, is registered by its id.
+# In the order in which they run. Functions in sstune/attacks/audit/ are registered by these ids.
 CHECKS: dict[str, CheckSpec] = {
     spec.id: spec
     for spec in (

@@ -1,4 +1,4 @@
-"""What a key may be one of."""
+"""Enumerations: the values of keys with a fixed set of choices."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Redraw(StrEnum):
 
 
 class Start(StrEnum):
-    """Where trained feedback starts: at the weights (pfa: R = B^T W), or at random."""
+    """Initial value of trained feedback: the weights (pfa: R = B^T W), or random."""
 
     weights = "weights"
     random = "random"
 
 
 class Spread(StrEnum):
-    """What dfa projects the error to: every unit of a layer's input, or every channel alike at all places."""
+    """Target of dfa's projection: each unit of a layer's input, or each channel, equal at all positions."""
 
     unit = "unit"
     channel = "channel"
@@ -43,7 +43,7 @@ class Select(StrEnum):
 
 
 class Variant(StrEnum):
-    """A network as published for ImageNet, or as is customary for small images; see docs/backbones.md."""
+    """The network for ImageNet, or with the usual changes for small images; see docs/backbones.md."""
 
     auto = "auto"
     cifar = "cifar"
@@ -66,7 +66,7 @@ class Precision(StrEnum):
 
 
 class Compile(StrEnum):
-    """Modes of torch.compile, by their names there; reduce_overhead is CUDA graphs."""
+    """Modes of torch.compile; reduce_overhead uses CUDA graphs."""
 
     default = "default"
     reduce_overhead = "reduce-overhead"
@@ -74,7 +74,7 @@ class Compile(StrEnum):
 
 
 class Gradient(StrEnum):
-    """What an attacker differentiates: the net with its feedback, or truly; another net; or nothing."""
+    """Gradient of an attack: the rule's (with feedback), the exact one, a surrogate network's, or none."""
 
     rule = "rule"
     exact = "exact"
@@ -83,14 +83,14 @@ class Gradient(StrEnum):
 
 
 class Norm(StrEnum):
-    """How far an adversarial image is from the original."""
+    """Norm of an adversarial perturbation."""
 
     Linf = "Linf"
     L2 = "L2"
 
 
 class Target(StrEnum):
-    """Which wrong class a targeted attack wants: any, or what the net thinks least or second most likely."""
+    """Target class: a random wrong class, the least likely one, or the one with the second largest logit."""
 
     random = "random"
     least_likely = "least_likely"
@@ -98,14 +98,14 @@ class Target(StrEnum):
 
 
 class AttackLoss(StrEnum):
-    """What an attack increases: cross-entropy, or a difference of logits, which does not saturate."""
+    """Loss that an attack increases: cross-entropy, or a difference of logits, which does not saturate."""
 
     ce = "ce"
     margin = "margin"
 
 
 class Draws(StrEnum):
-    """Random feedback under attack: as it is, drawn for each step, or for each gradient that is taken."""
+    """Random feedback under attack: fixed, drawn for each step, or drawn for each gradient."""
 
     frozen = "frozen"
     step = "step"

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from sstune.schema.choices import Interpolation
 from sstune.schema.keys import Identity, Range, Role, key
 
-_ROOT = "Directory of torchvision's files, which are downloaded into it."
+_ROOT = "Directory of torchvision's files; downloads go here."
 _TREE = "an image tree SPLIT/CLASS/IMAGE: a directory, or a .tar, .tar.gz or .tar.xz of one"
 _DOWNLOAD = "Whether torchvision may download files that are not in root."
 _CACHE = "Directory for decoded images, and for the list of corrupt images."
@@ -22,7 +22,7 @@ class DatasetConfig:
 
     name: str = key(MISSING, "Name of the dataset; follows from dataset=OPTION.")
     label: str = key(
-        MISSING, "Name of the data in tables and run directories; images that differ need another."
+        MISSING, "Name of the data in tables and run directories; different images need a different name."
     )
     mean: list[float] = key(
         MISSING,
@@ -38,8 +38,7 @@ class DatasetConfig:
     )
     crop_padding: int = key(
         0,
-        "Training images are padded by so many black pixels on each side and cropped to their size at "
-        "random.",
+        "Black pixels added on each side of a training image before a random crop to its original size.",
         within=Range(0, 1024),
         role=Role.AUGMENTATION,
     )
@@ -67,28 +66,27 @@ class DatasetConfig:
     )
     val_fraction: float = key(
         0.1,
-        "Share of the training images that is held out for validation, where the dataset has no validation "
-        "split.",
+        "Share of the training images held out for validation, if the dataset has no validation split.",
         within=Range(0, 0.9, above=True),
         role=Role.TRAINING,
     )
     train_n: int | None = key(
         None,
-        "Number of training images to use, classes in proportion; null: all.",
+        "Number of training images to use, stratified by class; null: all.",
         within=Range(2),
         role=Role.SUBSET,
         identity=Identity.UNLESS_DEFAULT,
     )
     shots: int | None = key(
         None,
-        "Number of training images to use of each class; null: all.",
+        "Number of training images to use per class; null: all.",
         within=Range(1),
         role=Role.SUBSET,
         identity=Identity.UNLESS_DEFAULT,
     )
     subset_seed: int = key(
         0,
-        "Seed by which train_n or shots images are drawn.",
+        "Seed of the selection of train_n or shots images.",
         within=Range(0, 2**32 - 1),
         role=Role.SUBSET,
     )
@@ -115,9 +113,8 @@ class TorchvisionConfig(DatasetConfig):
 class FolderConfig(DatasetConfig):
     """An ImageFolder tree ``SPLIT/CLASS/IMAGE``.
 
-    Images are decoded once and held in memory, or read by worker processes whenever they are needed
-    (``stream``). Either way the shorter side is resized to ``image_size / crop_pct``, and the centre is
-    cropped.
+    Images are decoded once and held in memory, or read from disk by worker processes (``stream``). The
+    shorter side is resized to ``image_size / crop_pct``, then the centre is cropped.
     """
 
     root: str = key(MISSING, f"Path of {_TREE}.", identity=Identity.NEVER)
@@ -126,8 +123,8 @@ class FolderConfig(DatasetConfig):
     test_split: str = key("test", "Folder of the test images.")
     image_size: int | None = key(
         None,
-        "Height and width of the images, in pixels; null: as the files are, which must then agree in size; "
-        "needed with stream.",
+        "Height and width of the images, in pixels; null: those of the files, which must be equal; required "
+        "with stream.",
         within=Range(1, 4096),
     )
     crop_pct: float = key(
@@ -141,13 +138,12 @@ class FolderConfig(DatasetConfig):
     )
     stream: bool = key(
         False,
-        "Read image files whenever they are needed, for a directory that memory cannot hold.",
+        "Read image files from disk in every epoch, for datasets larger than memory.",
         identity=Identity.UNLESS_DEFAULT,
     )
     skip_corrupt: bool = key(
         False,
-        "Leave out images that cannot be decoded, and count them, instead of stopping; reads every image "
-        "once.",
+        "Skip and count images that cannot be decoded, instead of stopping; reads every image once.",
         identity=Identity.UNLESS_DEFAULT,
     )
     cache: str = key("~/.cache/sstune", _CACHE, identity=Identity.NEVER)

@@ -1,4 +1,4 @@
-"""Config groups: a dataclass for each kind of backbone, dataset, task, rule, attack, optimiser, schedule."""
+"""Config groups, and the dataclasses of backbones, tasks, rules, optimisers and schedules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BackboneConfig:
     """A network, without its normalisation; the head has one output for each class of the dataset."""
 
     name: str = key(
-        MISSING, "Name of the network; follows from backbone=OPTION, but is to be given for timm."
+        MISSING, "Name of the network; follows from backbone=OPTION, except for timm, which requires it."
     )
 
 
@@ -34,15 +34,15 @@ class PretrainedConfig(BackboneConfig):
     pretrained: bool = key(False, "Load the published ImageNet weights, and use their preprocessing.")
     input_size: int | None = key(
         None,
-        "Images are resized to so many pixels inside the network; null: to the size that the published "
-        "weights were trained at if pretrained, otherwise not at all.",
+        "Size in pixels to which images are resized inside the network; null: the size of the published "
+        "weights if pretrained, otherwise no resizing.",
         within=Range(8, 4096),
     )
 
 
 @dataclass
 class TimmConfig(PretrainedConfig):
-    """Any model of timm, by its ``name`` there."""
+    """Any model of timm, by its timm ``name``."""
 
 
 @dataclass
@@ -69,15 +69,14 @@ class VitConfig(PretrainedConfig):
 
     patch_size: int | None = key(
         None,
-        "Side of a patch in pixels, which must divide the images' height and width; null: chosen to fit "
-        "them.",
+        "Side of a patch in pixels, a divisor of the images' height and width; null: chosen by image size.",
         within=Range(1, 1024),
     )
 
 
 @dataclass
 class TaskConfig:
-    """What a network is trained for."""
+    """The task: loss, metric and outputs."""
 
     name: str = key(MISSING, "Name of the task; follows from task=OPTION.")
 
@@ -98,10 +97,10 @@ class RuleConfig:
     name: str = key(MISSING, "Name of the rule; follows from rule=OPTION.")
     scale: Scale = key(
         Scale.weight_rms,
-        "Magnitude of the feedback; with start=weights it has no effect. bp and sham have none.",
+        "Magnitude of the feedback; no effect with start=weights, bp or sham.",
     )
     include: list[str] = key(["*"], "Patterns of the layers to convert.")
-    exclude: list[str] = key([], "Patterns of layers that are not converted, although include names them.")
+    exclude: list[str] = key([], "Patterns of layers that are not converted even if include matches them.")
 
 
 @dataclass
@@ -110,8 +109,8 @@ class BrsfConfig(RuleConfig):
 
     redraw: Redraw = key(
         Redraw.step,
-        "When new magnitudes are drawn: once per optimiser step, or in every forward pass, as BioTorch "
-        "does; then evaluation and attacks draw, too.",
+        "When new magnitudes are drawn: once per optimiser step, or in every forward pass, also in "
+        "evaluation and attacks, as in BioTorch.",
     )
 
 
@@ -121,8 +120,7 @@ class DfaConfig(RuleConfig):
 
     spread: Spread = key(
         Spread.unit,
-        "What the error is projected to: each unit of a layer's input, or each channel, the same at all "
-        "places.",
+        "Target of the projection: each unit of a layer's input, or each channel, equal at all positions.",
     )
 
 
@@ -131,7 +129,8 @@ class TrainedConfig(RuleConfig):
     """Feedback that is trained along with the weights."""
 
     start: Start = key(
-        Start.weights, "Initial feedback: the weights (pfa: R = B^T W), or random at the magnitude of scale."
+        Start.weights,
+        "Initial feedback: the weights (pfa: R = B^T W), or random with the magnitude of scale.",
     )
 
 
@@ -165,21 +164,21 @@ class PfaConfig(OrthogonalPfaConfig):
     )
     density: float = key(
         1.0,
-        "Share of the entries of B and R that exist; below 1, closed_form must be false.",
+        "Share of non-zero entries of B and R; below 1, closed_form must be false.",
         within=Range(0, 1, above=True),
     )
 
 
 @dataclass
 class OptimizerConfig:
-    """An optimiser of torch."""
+    """A torch optimiser."""
 
     name: str = key(MISSING, "Name of the optimiser; follows from optimizer=OPTION.")
     lr: float = key(MISSING, "Learning rate.", within=Range(0, above=True))
     lr_factors: dict[str, float] = key(
         {},
         "Pattern of layers (as in rule.include) -> factor on their learning rate, e.g. {head: 10}; the last "
-        "pattern that matches a layer counts.",
+        "matching pattern applies.",
         within=Range(0, above=True),
         identity=Identity.UNLESS_DEFAULT,
     )
@@ -223,7 +222,7 @@ class AdamWConfig(OptimizerConfig):
 
 @dataclass
 class ScheduleConfig:
-    """A factor on the learning rate, which changes with each optimiser step."""
+    """A factor on the learning rate, updated in each optimiser step."""
 
     name: str = key(MISSING, "Name of the schedule; follows from schedule=OPTION.")
     warmup_epochs: float = key(

@@ -1,7 +1,7 @@
-"""How a key of the configuration is declared: default, range, help text, and its part in a run's identity.
+"""Declaration of configuration keys: default, range, help text, role, and whether the identity includes it.
 
-A key is a field of a dataclass. What is declared besides type and default is the field's metadata; the range
-check, the identity, the report and docs/configuration.md are derived from it.
+A key is a dataclass field with metadata, from which the range check, the identity, the report and
+docs/configuration.md are derived.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _METADATA = "key"
 
 @dataclass(frozen=True)
 class Range:
-    """``low`` and ``high`` are allowed themselves, ``low`` not if ``above``. Of a list or a mapping: of each
-    number in it."""
+    """The closed interval [``low``, ``high``], without ``low`` if ``above``; in a list or mapping, for each
+    number."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -33,8 +33,8 @@ class Range:
 class Identity(Enum):
     """Whether a key is part of a run's identity.
 
-    ``UNLESS_DEFAULT`` is for a key that was added later: runs from before keep their identity. The default of
-    such a key must never change.
+    ``UNLESS_DEFAULT`` is for keys added later, so that earlier runs keep their identity. The default of such
+    a key must never change.
     """
 
     ALWAYS = "always"
@@ -43,7 +43,7 @@ class Identity(Enum):
 
 
 class Role(Enum):
-    """What a key is used for."""
+    """The part of the program that uses a key."""
 
     GENERAL = "general"
     ATTACK = "attack"
@@ -54,13 +54,13 @@ class Role(Enum):
 
     @property
     def only_in_training(self) -> bool:
-        """Whether an attack takes the key's value from the run that trained its network."""
+        """Whether only training uses the key; an attack inherits its value from the run it attacks."""
         return self in (Role.TRAINING, Role.AUGMENTATION, Role.SUBSET)
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a field declares besides type and default."""
+    """Metadata of a key."""
 
     help: str = ""
     within: Range = Range()
@@ -104,7 +104,7 @@ def default_of(item: Field[Any]) -> Any:
 
 
 def key_of(item: Field[Any]) -> Key:
-    """What a field declares; nothing where it was made without :func:`key`."""
+    """The metadata of a field; defaults if it was not made by :func:`key`."""
     return item.metadata.get(_METADATA, Key())
 
 

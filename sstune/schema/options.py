@@ -1,8 +1,8 @@
-"""Options of config groups that another package adds, as the files under ``conf/`` add ours.
+"""Options of config groups that another package adds, in place of files under ``conf/``.
 
 A package registers its class with the registry of the group (for example ``sstune.attacks.ATTACKS``), the
-traits of an attack with :func:`sstune.schema.register_attack`, and here the option that a command line names.
-It does so before ``sstune.cli.main`` is called.
+traits of an attack with :func:`sstune.schema.register_attack`, and its option with :func:`register_option`,
+before ``sstune.cli.main`` is called.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from sstune.schema.groups import GROUPS
 
 @dataclass(frozen=True)
 class AddedOption:
-    """An option: its dataclass, and the values that its file under ``conf/`` would have."""
+    """An option: its dataclass, and the values that differ from its defaults."""
 
     schema: type
     values: Mapping[str, Any]
 
 
-# group -> option -> what was registered
+# group -> option -> its registration
 ADDED: dict[str, dict[str, AddedOption]] = {group: {} for group in GROUPS}
 
 
 def register_option(group: str, name: str, schema: type, values: Mapping[str, Any] | None = None) -> None:
-    """Make ``group=name`` an option of the command line.
+    """Add the option ``group=name`` to the command line.
 
     Args:
         schema: the dataclass of its keys, derived from the group's own (``AttackConfig``, ``RuleConfig``,
             ``DatasetConfig`` ...).
-        values: of its keys, where they differ from the dataclass's defaults; ``name`` is the option's.
+        values: values of keys that differ from the dataclass's defaults; ``name`` is the option's.
 
     Raises:
-        ValueError: the group has no options, or has one of this name.
+        ValueError: the group does not exist, or has an option of this name.
         TypeError: ``schema`` is not a dataclass.
     """
     if group not in GROUPS:
-        raise ValueError(f"{group!r} is no config group, known: {', '.join(GROUPS)}")
+        raise ValueError(f"{group!r} is not a config group, known: {', '.join(GROUPS)}")
     if not is_dataclass(schema):
         raise TypeError(f"{group}={name}: {schema!r} is not a dataclass")
     if name in GROUPS[group]:
-        raise ValueError(f"{group}={name}: there is such an option already")
+        raise ValueError(f"{group}={name}: this option exists already")
     GROUPS[group][name] = schema
     ADDED[group][name] = AddedOption(schema, {"name": name, **(values or {})})

@@ -1,4 +1,4 @@
-"""Requests that are wrong, what was probably meant, and how either is shown."""
+"""Errors of a request, suggestions for misspelled names, and error lines."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LONGEST_LIST = 120
 
 
 class RequestError(Exception):
-    """The request was wrong: shown as one line per problem, exit status 2, nothing touched.
+    """The request is invalid: one line per problem, exit status 2, no files are written.
 
     Args:
-        problems: what is wrong, each in one line; line breaks in what is quoted become blanks.
+        problems: the messages; line breaks in them become blanks.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -27,7 +27,7 @@ class RequestError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped ``name``: the nearest known spelling, or the known ones, of many the nearest."""
+    """A hint for a mistyped ``name``: the nearest known name, or a list of known names."""
     known = sorted(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if match:
@@ -39,7 +39,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_key(key: str, known: Collection[str]) -> str:
-    """As :func:`nearest` for a dotted key: first whatever has its last part (``lr``: ``optimizer.lr``)."""
+    """As :func:`nearest` for a dotted key; prefers keys with its last part (``lr``: ``optimizer.lr``)."""
     last = key.rpartition(".")[2].casefold()
     same = sorted(each for each in known if each.rpartition(".")[2].casefold() == last)
     if not 1 <= len(same) <= 3:
@@ -48,7 +48,7 @@ def nearest_key(key: str, known: Collection[str]) -> str:
 
 
 def shown(text: str) -> str:
-    """``text`` as a terminal may have it: in one line, control characters as their escapes."""
+    """``text`` for a terminal: control characters and line breaks are escaped."""
     return "".join(
         character
         if character.isprintable() or unicodedata.category(character) == "Zs"
@@ -58,7 +58,7 @@ def shown(text: str) -> str:
 
 
 def error_line(text: str) -> str:
-    """``sstune: text``, one line of at most :data:`LONGEST_LINE` characters; what is cut is in the middle."""
+    """``sstune: text`` in one line of at most :data:`LONGEST_LINE` characters, shortened in the middle."""
     line = f"sstune: {shown(_one_line(text))}"
     if len(line) <= LONGEST_LINE:
         return line

@@ -1,4 +1,4 @@
-"""A run of a command, made of one option of each group."""
+"""The configuration of a run of each command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig
 
 @dataclass
 class RunConfig:
-    """One run of one command."""
+    """The configuration of one run."""
 
     command: str = key(MISSING, "The command: train, finetune or attack.")
     backbone: BackboneConfig = key(MISSING, "The network.")
@@ -36,7 +36,7 @@ class RunConfig:
     attack: AttackConfig = key(MISSING, "The attack.", role=Role.ATTACK)
     adversary: AdversaryConfig = key(AdversaryConfig(), "Adversarial training.")
     audit: AuditConfig = key(AuditConfig(), "The masking audit.", role=Role.ATTACK)
-    model: ModelConfig = key(ModelConfig(), "A network that other code makes.", identity=Identity.NEVER)
+    model: ModelConfig = key(ModelConfig(), "A network made by other code.", identity=Identity.NEVER)
     optimizer: OptimizerConfig = key(MISSING, "The optimiser.", role=Role.TRAINING)
     schedule: ScheduleConfig = key(MISSING, "The schedule of the learning rate.", role=Role.TRAINING)
     epochs: int = key(MISSING, "Number of epochs.", within=Range(1, 1e6), role=Role.TRAINING)
@@ -72,7 +72,7 @@ class RunConfig:
     )
     patience: int | None = key(
         None,
-        "Stop after so many epochs without a better one on the validation images; null: train all epochs.",
+        "Stop after this number of epochs without improvement on the validation images; null: never.",
         within=Range(1, 1e6),
         role=Role.TRAINING,
         identity=Identity.UNLESS_DEFAULT,
@@ -84,8 +84,8 @@ class RunConfig:
     )
     init_from: str | None = key(
         None,
-        "Run directory or checkpoint file to start from. null: finetune starts from the run that train "
-        "makes of the same configuration, attack from the one that finetune makes.",
+        "Run directory or checkpoint file to start from; null: finetune starts from the train run of the "
+        "same configuration, attack from its finetune run.",
         identity=Identity.NEVER,
     )
     seed: int = key(0, "Seed of every random draw.", within=Range(0, 2**32 - 1))
@@ -105,18 +105,18 @@ class RunConfig:
     device: str = key("auto", "auto, cpu, cuda, or one GPU: cuda:1.", identity=Identity.NEVER)
     threads: int | None = key(
         None,
-        "Number of CPU threads; null: one for each core.",
+        "Number of CPU threads; null: one per core.",
         within=Range(1, 1024),
         identity=Identity.NEVER,
     )
     workers: int | None = key(
         None,
-        "Number of processes that read images which are not held in memory; null: one for each core but one.",
+        "Number of processes that read images that are not held in memory; null: number of cores - 1.",
         within=Range(0, 1024),
         identity=Identity.NEVER,
     )
-    out: str = key("runs", "Directory below which each run has its own.", identity=Identity.NEVER)
-    force: bool = key(False, "Run again although the run is finished.", identity=Identity.NEVER)
+    out: str = key("runs", "Parent directory of the run directories.", identity=Identity.NEVER)
+    force: bool = key(False, "Repeat a finished run.", identity=Identity.NEVER)
 
 
 @dataclass
@@ -152,8 +152,7 @@ def sections() -> dict[str, list[type]]:
 
 
 def declared() -> dict[str, Key]:
-    """Every key that some configuration has, dotted; of those that several classes of a group have, the first
-    one's declaration."""
+    """Every dotted key, and its declaration in the first class of the group that has it."""
     found: dict[str, Key] = {}
     for section, kinds in sections().items():
         for kind in kinds:
@@ -163,7 +162,7 @@ def declared() -> dict[str, Key]:
 
 
 def register() -> None:
-    """Put every schema into Hydra's store, where ``conf/*.yaml`` name them first in their defaults."""
+    """Register every schema in Hydra's store, from which the defaults lists of ``conf/*.yaml`` take them."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -193,16 +192,16 @@ def _node(group: str, schema: type) -> DictConfig:
 
 
 def _admit_aliases(section: str, node: DictConfig) -> None:
-    """Let presets use earlier names of keys; :func:`resolve_aliases` looks at what they set."""
+    """Allow presets to use earlier names of keys; :func:`resolve_aliases` renames these."""
     if any(old.partition(".")[0] == section for old in ALIASES):
         OmegaConf.set_struct(node, False)
 
 
 def resolve_aliases(config: DictConfig) -> list[str]:
-    """Move what presets set under earlier names of keys to the present ones.
+    """Rename earlier names of keys that presets set.
 
     Returns:
-        Keys that are neither, dotted.
+        Dotted keys that are unknown.
     """
     unknown = []
     for section in dict.fromkeys(old.partition(".")[0] for old in ALIASES):

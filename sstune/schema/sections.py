@@ -1,4 +1,4 @@
-"""Sections that every configuration has, of which there is one kind each."""
+"""Sections of the configuration that are not config groups."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AuditConfig:
     """The masking audit, attack=audit."""
 
     strict: bool = key(False, "Exit with status 1 unless the verdict is NOT MASKED.", identity=Identity.NEVER)
-    skip: list[str] = key([], "Checks to leave out, e.g. [D8].")
+    skip: list[str] = key([], "Checks to skip, e.g. [D8].")
     surrogate: str | None = key(
         None,
         "Run directory or checkpoint file of a BP-trained network, from which attacks are transferred.",
@@ -47,7 +47,7 @@ class AuditConfig:
 
 @dataclass
 class ModelConfig:
-    """A network that other code makes."""
+    """A network made by other code."""
 
     factory: str | None = key(
         None,

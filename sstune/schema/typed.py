@@ -1,4 +1,4 @@
-"""Configurations that Python code makes: what Hydra checks of a command line is checked of them, too."""
+"""Type checks of configurations created in Python, as Hydra does for command lines."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Config = TypeVar("Config")
 
 
 def typed(group: str, config: Config) -> Config:
-    """A copy of ``config`` with each value of its field's type; a choice may be given by its name.
+    """A copy of ``config`` with each value converted to its field's type; enums may be given by name.
 
     Args:
-        group: the config group, for example ``"rule"``, whose key an error names.
+        group: the config group, for example ``"rule"``, for error messages.
 
     Raises:
-        RequestError: a value is not what its field takes, or the class is not the one of ``config.name``.
+        RequestError: a value has the wrong type, or the class is not the one of ``config.name``.
     """
     name = str(getattr(config, "name", None))
     expected = GROUPS[group].get(name, GROUPS[group]["plain"])

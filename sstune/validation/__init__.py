@@ -1,4 +1,4 @@
-"""What a composed configuration must also satisfy: ranges, and fields that depend on one another.
+"""Validation of a composed configuration: ranges, paths, and keys that depend on one another.
 
 :func:`validate` reports every problem at once. Imports no torch.
 """
@@ -33,14 +33,14 @@ from sstune.validation.leaves import leaves, unwritable
 from sstune.validation.places import exists, place_problem
 from sstune.validation.ranges import out_of_range
 
-# Of a name that becomes part of a run's directory.
+# Characters of a name that becomes part of a run's directory.
 _LONGEST_NAME = 100
-# Between the layers of an mlp; float32 weights, gradient and momentum are 12 bytes each.
+# Weights of an mlp; with gradient and momentum, each takes 12 bytes in float32.
 _MOST_WEIGHTS = 1e9
 
 
 def problems(config: RunConfig) -> Iterator[str]:
-    """Every way in which a composed configuration cannot be run, as ``key: what was expected``."""
+    """Every problem of a composed configuration, as ``key: what was expected``."""
     try:
         values = leaves(config)
     except ValueError as error:
@@ -49,7 +49,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     yield from out_of_range(config, values)
     if unfit := list(unwritable(values)):
         yield from unfit
-        return  # what is checked below takes texts for texts
+        return  # the checks below assume well-formed texts
     for group in GROUPS:
         if problem := name_problem(group, getattr(config, group)):
             yield problem
@@ -67,7 +67,7 @@ def problems(config: RunConfig) -> Iterator[str]:
 
 
 def _places(config: RunConfig) -> Iterator[str]:
-    """Where weights come from, and where runs go."""
+    """Problems of the paths of weights and runs, and of ``model.factory``."""
     if config.init_from is not None and not exists(config.init_from):
         yield f"init_from: {config.init_from} does not exist (a run directory or a checkpoint file)"
     if config.command == "train" and config.init_from is not None:
@@ -79,7 +79,7 @@ def _places(config: RunConfig) -> Iterator[str]:
         if not re.fullmatch(r"[\w.]+:\w+", factory):
             yield f"model.factory: {factory!r} is not of the form package.module:factory"
         if config.init_from is not None:
-            yield "model.factory: brings its own weights, so init_from cannot"
+            yield "model.factory: has its own weights, remove init_from"
     if problem := place_problem(config.out):
         yield f"out: {problem}"
 
@@ -101,7 +101,7 @@ def _dataset(dataset: DatasetConfig) -> Iterator[str]:
     elif len(dataset.mean) not in (1, 3):
         yield f"dataset.mean: has {len(dataset.mean)} values, expected 1 (grey images) or 3 (colours)"
     if dataset.train_n is not None and dataset.shots is not None:
-        yield "dataset.shots: says how many images of each class are used, so dataset.train_n cannot"
+        yield "dataset.shots: cannot be combined with dataset.train_n"
     if isinstance(dataset, FolderConfig):
         splits = {key: getattr(dataset, key) for key in ("train_split", "val_split", "test_split")}
         for (key, name), (other, same) in itertools.combinations(splits.items(), 2):
@@ -111,7 +111,7 @@ def _dataset(dataset: DatasetConfig) -> Iterator[str]:
 
 def _network(backbone: BackboneConfig) -> Iterator[str]:
     if not re.fullmatch(rf"\w[\w.-]{{0,{_LONGEST_NAME}}}", backbone.name, re.ASCII):
-        yield f"backbone.name: {backbone.name!r} is no name of timm's, e.g. convnext_atto or resnet18.a1_in1k"
+        yield f"backbone.name: {backbone.name!r} is not a timm model, e.g. convnext_atto or resnet18.a1_in1k"
     if isinstance(backbone, MlpConfig):
         weights = sum(width * after for width, after in itertools.pairwise(backbone.hidden))
         if weights > _MOST_WEIGHTS:
@@ -136,18 +136,18 @@ def _optimization(config: RunConfig) -> Iterator[str]:
 def _training(config: RunConfig) -> Iterator[str]:
     if config.accumulate > 1 and 2 * config.accumulate > config.batch_size >= 1:
         yield (
-            f"batch_size: {config.batch_size} images cannot be divided in {config.accumulate} parts of two "
-            f"or more (accumulate)"
+            f"batch_size: {config.batch_size} images cannot be divided into {config.accumulate} parts of at "
+            f"least two (accumulate)"
         )
     if config.accumulate > 1 and config.compile in (Compile.reduce_overhead, Compile.max_autotune):
         yield (
-            f"compile: {config.compile.name} records CUDA graphs, in which the gradients of a part are "
-            f"written over the last one's (accumulate={config.accumulate}); use compile=default"
+            f"compile: {config.compile.name} uses CUDA graphs, which overwrite the gradients of "
+            f"previous parts (accumulate={config.accumulate}); use compile=default"
         )
     if config.patience is not None and config.select is not Select.best:
-        yield "patience: waits for a better epoch, so select must be best"
+        yield "patience: needs select=best"
     if config.compile is not None and getattr(config.rule, "redraw", None) is Redraw.forward:
-        yield "compile: cannot draw feedback in the forward pass; use rule.redraw=step"
+        yield "compile: does not support drawing feedback in the forward pass; use rule.redraw=step"
 
 
 def _product_feedback(config: RunConfig) -> Iterator[str]:
@@ -155,16 +155,16 @@ def _product_feedback(config: RunConfig) -> Iterator[str]:
     if not isinstance(rule, OrthogonalPfaConfig) or not rule.closed_form:
         return
     if not isinstance(config.optimizer, SgdConfig):
-        yield f"rule.closed_form: holds under sgd only, with {config.optimizer.name} it must be false"
+        yield f"rule.closed_form: is exact under sgd only; must be false with {config.optimizer.name}"
     if isinstance(rule, PfaConfig) and rule.density < 1:
         yield "rule.closed_form: must be false where rule.density is below 1"
 
 
 def validate(config: RunConfig) -> None:
-    """Check what types cannot express.
+    """Check a composed configuration.
 
     Raises:
-        RequestError: naming every offending key, one line each.
+        RequestError: one line for each problem, with its key.
     """
     found = dict.fromkeys(problems(config))
     if found:

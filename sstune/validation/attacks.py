@@ -1,4 +1,4 @@
-"""What an attack can be asked for: on its own, in an audit, and in training."""
+"""Validation of attacks, audits and adversarial training."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sstune.schema import (
 from sstune.schema.audit import CHECKS
 from sstune.validation.places import exists
 
-# Keys of ``attack`` that a suite sets for the attacks that it runs.
+# Keys of ``attack`` that a suite sets for its attacks.
 _SET_BY_SUITE = ("gradient", "cascade", "eight_bit")
 
 
 def attack_problems(config: RunConfig) -> Iterator[str]:
-    """What is wrong with the attack or audit that ``config`` asks for, as ``key: what was expected``."""
+    """Problems of the attack or audit of ``config``, as ``key: what was expected``."""
     attack = config.attack
     yield from _lists(attack)
     if isinstance(attack, IteratedConfig):
@@ -40,7 +40,7 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _lists(attack: AttackConfig) -> Iterator[str]:
-    """Lists that are empty or name a value twice, and values of eps that are none."""
+    """Empty lists, duplicate values, and invalid values of eps."""
     if not attack.eps:
         yield "attack.eps: needs at least one value"
     sizes: dict[str, float] = {}
@@ -57,7 +57,7 @@ def _lists(attack: AttackConfig) -> Iterator[str]:
 def _gradient(attack: AttackConfig) -> Iterator[str]:
     if not traits_of(attack.name).uses_gradient:
         if attack.gradient != [Gradient.none]:
-            yield f"attack.gradient: {attack.name} uses none, remove this key"
+            yield f"attack.gradient: {attack.name} uses no gradient, remove this key"
     elif not attack.gradient or Gradient.none in attack.gradient:
         yield "attack.gradient: needs rule, exact or both, or surrogate"
 
@@ -65,7 +65,7 @@ def _gradient(attack: AttackConfig) -> Iterator[str]:
 def _surrogates(config: RunConfig) -> Iterator[str]:
     attack = config.attack
     if (Gradient.surrogate in attack.gradient) != bool(attack.surrogates):
-        yield "attack.surrogates: goes with attack.gradient=[surrogate]; name runs or checkpoints"
+        yield "attack.surrogates: must be given with attack.gradient=[surrogate], and only then"
     named = [("attack.surrogates", path) for path in attack.surrogates]
     named += [("audit.surrogate", config.audit.surrogate)] if config.audit.surrogate else []
     for key, path in named:
@@ -74,12 +74,12 @@ def _surrogates(config: RunConfig) -> Iterator[str]:
 
 
 def _unsupported(config: RunConfig) -> Iterator[str]:
-    """What the attack cannot do, by its traits."""
+    """Settings that the attack does not support, by its traits."""
     attack, traits = config.attack, traits_of(config.attack.name)
     if traits.tasks is not None and config.task.name not in traits.tasks:
-        yield f"attack: {attack.name} is for {_joined(traits.tasks)}, not for task={config.task.name}"
+        yield f"attack: {attack.name} supports {_joined(traits.tasks)}, not task={config.task.name}"
     if attack.norm not in traits.norms:
-        yield f"attack.norm: {attack.name} works in {_joined(traits.norms)} only"
+        yield f"attack.norm: {attack.name} supports {_joined(traits.norms)} only"
     if attack.targeted is not None and not traits.targeted:
         able = [name for name, each in ATTACK_TRAITS.items() if each.targeted]
         yield f"attack.targeted: is for {_joined(able)}, not for {attack.name}"
@@ -96,7 +96,7 @@ def _unsupported(config: RunConfig) -> Iterator[str]:
             if getattr(attack, key) != getattr(default, key):
                 yield f"attack.{key}: the {attack.name} chooses its attacks itself; remove this key"
     if traits.whole_batches and attack.batch_size is None:
-        yield f"attack.batch_size: {attack.name} draws for whole batches, so their size must be said"
+        yield f"attack.batch_size: {attack.name} draws random numbers per batch, so their size must be given"
 
 
 def _joined(names: Sequence[str]) -> str:
@@ -106,7 +106,7 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def adversary_problems(adversary: AdversaryConfig) -> Iterator[str]:
-    """What is wrong with the attack that a network is trained against."""
+    """Problems of the settings of adversarial training."""
     try:
         if adversary.attack is not None:
             parse_adversary(adversary.attack)
@@ -122,17 +122,17 @@ def adversary_problems(adversary: AdversaryConfig) -> Iterator[str]:
 def _step_problems(key: str, text: str, norm: Norm) -> Iterator[str]:
     try:
         if parse_step_size(text, 1.0, norm) == 0:
-            yield f"{key}: {text!r} makes no step, expected > 0"
+            yield f"{key}: {text!r} is zero, expected > 0"
     except ValueError as error:
         yield f"{key}: {error}"
 
 
 def _twice(key: str, values: Sequence[str], value_of: Callable[[str], object]) -> Iterator[str]:
-    """Values that are one value, however they are written: 8/255 and 16/510."""
+    """Values that are equal, possibly in another notation: 8/255 and 16/510."""
     first: dict[object, str] = {}
     for value in values:
         what = value_of(value)
         if what in first:
             also = "" if first[what] == value else f", as {first[what]}"
-            yield f"{key}: {value} is named twice{also}"
+            yield f"{key}: {value} is given twice{also}"
         first.setdefault(what, value)

@@ -1,4 +1,4 @@
-"""The single values of a configuration, and what none of them may be."""
+"""The single values of a configuration, and checks of its texts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MOST_VALUES = 10_000
 _DEEPEST = 8
 _SECTIONS = 2  # levels of keys: optimizer.lr
 _LONGEST = 4096
-# A path or a name that holds one cannot be shown, or be written to a file of text.
+# Unicode categories that cannot be printed or written to a text file.
 _UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}
 
 
 def leaves(value: Any) -> dict[str, list[Any]]:
-    """Dotted key -> the single values that it holds: those of a list or a mapping, and a mapping's names.
+    """Dotted key -> its single values, including the items of lists and the names and values of mappings.
 
     Args:
         value: a configuration, or the plain values of one.
@@ -52,7 +52,7 @@ def _walk(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any]]:
 
 
 def unwritable(values: Mapping[str, list[Any]]) -> Iterator[str]:
-    """Every text that is empty, too long, or holds what no file, table or terminal should get."""
+    """Every text that is empty, too long, or holds control characters or references."""
     for key, held in values.items():
         for text in held:
             if isinstance(text, str) and (problem := text_problem(text)):
@@ -68,5 +68,5 @@ def text_problem(text: str) -> str | None:
     if any(unicodedata.category(character) in _UNWRITABLE for character in text):
         return f"{text!r} holds a control character"
     if "${" in text:
-        return f"{text!r} holds ${{, which stands for another value; say that value itself"
+        return f"{text!r} holds ${{, a reference to another value; give that value instead"
     return None

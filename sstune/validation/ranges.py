@@ -1,4 +1,4 @@
-"""The range check of numbers."""
+"""Range check of numbers."""
 
 from __future__ import annotations
 

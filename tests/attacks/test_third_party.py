@@ -159,8 +159,8 @@ def test_is_reported(answers: tuple[Path, dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("gradient", "attack.gradient: brightness uses none, remove this key"),
-        ("norm", "attack.norm: brightness works in Linf only"),
+        ("gradient", "attack.gradient: brightness uses no gradient, remove this key"),
+        ("norm", "attack.norm: brightness supports Linf only"),
         ("eot", "attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for brightness"),
         ("key", "attack.level: no such key, did you mean 'attack.levels'?"),
         ("name", "attack: there is no 'brightnes', did you mean 'brightness'?"),
@@ -180,10 +180,10 @@ def test_names_that_are_taken_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         register_attack("pgd", Traits(PgdConfig))
     with pytest.raises(ValueError, match="already"):
         register_option("attack", "pgd", PgdConfig)
-    with pytest.raises(ValueError, match="no config group"):
+    with pytest.raises(ValueError, match="not a config group"):
         register_option("atack", "mine", AttackConfig)
     with pytest.raises(TypeError, match="not a dataclass"):
         register_option("attack", "mine", int)
     monkeypatch.setitem(ADDED["rule"], "usf", AddedOption(RuleConfig, {"name": "usf"}))
-    with pytest.raises(ValueError, match="usf is an option already"):
+    with pytest.raises(ValueError, match="usf exists already"):
         options("rule")

@@ -161,7 +161,7 @@ class TestOfARun:
             ("audit.black_box_n=0", "audit.black_box_n: "),
             ("attack.gradient=[exact]", "attack.gradient: the audit chooses its attacks itself"),
             ("attack.cascade=true", "attack.cascade: the audit chooses its attacks itself"),
-            ("attack.norm=L2", "attack.norm: audit works in Linf only"),
+            ("attack.norm=L2", "attack.norm: audit supports Linf only"),
         ],
     )
     def test_what_it_does_not_heed_is_refused(

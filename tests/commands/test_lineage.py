@@ -129,7 +129,7 @@ class TestDamaged:
         answer = ask("finetune", f"init_from={source}", "epochs=1", "threads=1", "device=cpu")
         assert (answer.status, len(answer.errors)) == (2, 1), answer.err
         assert str(source / name) in answer.err
-        assert answer.err.endswith("; move it away and make that run again\n")
+        assert answer.err.endswith("; delete or rename it, and repeat that run\n")
         assert os.listdir(tmp_path) == ["source"]
 
     @pytest.mark.parametrize("damage", [None, weight])
@@ -361,7 +361,5 @@ def test_images_of_other_channels_are_refused_where_that_is_sure(
     if goes:
         check_images(config, source)
         return
-    with pytest.raises(
-        RequestError, match=r"^dataset: .* has images with [13] channels, the network of run takes"
-    ):
+    with pytest.raises(RequestError, match=r"^dataset: .* has [13]-channel images, the network of run takes"):
         check_images(config, source)
