@@ -32,7 +32,7 @@ def register_option(group: str, name: str, schema: type, values: Mapping[str, An
     Args:
         schema: the dataclass of its keys, derived from the group's own (``AttackConfig``, ``RuleConfig``,
             ``DatasetConfig`` ...).
-        values: values of keys that differ from the dataclass's defaults; ``name`` is set to the option's name.
+        values: values of keys that differ from the defaults; ``name`` is set to the option's name.
 
     Raises:
         ValueError: the group does not exist, or has an option of this name.
