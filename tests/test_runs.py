@@ -356,7 +356,7 @@ class TestRun:
     def test_a_row_that_cannot_be_read_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "result.json").mkdir()
         with pytest.raises(
-            RequestError, match=r"result.json: cannot be read \(Is a directory\); move it away"
+            RequestError, match=r"result.json: cannot be read \(Is a directory\); delete or rename it"
         ):
             read_result(tmp_path)
 

@@ -126,7 +126,7 @@ def changed(row: Any, key: str, value: Any) -> Any:
         ("measurements.1.eps", "8/0", "is not a fraction"),
         ("measurements.1.eps", "1.5", "outside [0, 1]"),
         ("config.attack.norm", "L3", "'L3' is not a valid Norm"),
-        ("measurements.1.outcomes", pack([True] * 499 + [False] * 501), "pgd are not those of 500 correct"),
+        ("measurements.1.outcomes", pack([True] * 499 + [False] * 501), "pgd do not have 500 correct"),
         ("measurements.1.outcomes", pack([True] * 500), "not the outcomes of 1000 samples"),
         ("measurements.1.outcomes", "no base64!", "measurements: "),
     ],
