@@ -6,7 +6,7 @@
 leave a robust accuracy within 0.5 points of the reference's same stage from the same seed; it has
 every sample that is right without an attack. Both sides run in one process on the same images, through
 the exact gradient. A few hours on one CPU core, mostly Square's. What is done is kept in parity.json, so the
-same command goes on. Exit status 1: a line is off.
+same command resumes it. Exit status 1: a line is off.
 """
 
 from __future__ import annotations

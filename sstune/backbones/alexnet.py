@@ -118,7 +118,7 @@ def alexnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = Fals
     """AlexNet; of published weights, variant cifar takes all but stem and head.
 
     Raises:
-        RequestError: the images are too small, or the weights are neither cached nor to be had.
+        RequestError: the images are too small, or the weights are not cached and could not be downloaded.
     """
     head, new = "classifier.6", ["classifier.6"]
     module: nn.Module

@@ -68,7 +68,7 @@ def create(name: str, shape: Shape, outputs: int, load: bool, **settings: Any) -
         settings: of the model, for ``timm.create_model``.
 
     Raises:
-        RequestError: the weights are neither cached nor to be had, or damaged.
+        RequestError: the weights are not cached and could not be downloaded, or damaged.
     """
     import timm
     from huggingface_hub import constants
@@ -83,7 +83,7 @@ def create(name: str, shape: Shape, outputs: int, load: bool, **settings: Any) -
         file, where = data.hf_hub_filename or "model.safetensors", data.hf_hub_id or name
         if isinstance(error, OSError):
             raise RequestError(
-                f"backbone.pretrained: the weights of {where} are neither cached nor to be had "
+                f"backbone.pretrained: the weights of {where} are not cached and could not be downloaded "
                 f"({type(error).__name__}); put {file} of that name on the hub into its cache "
                 f"{constants.HF_HUB_CACHE} (below HF_HOME), as `hf download` does, or use init_from=FILE"
             ) from error

@@ -49,7 +49,7 @@ def load(module: nn.Module, name: str, stem: str, new: tuple[str, ...]) -> list[
         new: modules that keep their own weights where the published ones have another shape.
 
     Raises:
-        RequestError: the weights are neither cached nor to be had, or do not fit elsewhere.
+        RequestError: the weights are not cached and could not be downloaded, or do not fit elsewhere.
     """
     state, own, notes = _state_dict(name), module.state_dict(), []
     if own[f"{stem}.weight"].shape[1] == 1 and stem not in new:
@@ -75,7 +75,7 @@ def _state_dict(name: str) -> dict[str, Tensor]:
     """The published tensors by name, from torch.hub's cache or the network.
 
     Raises:
-        RequestError: they are neither cached nor to be had, or the file is damaged.
+        RequestError: they are not cached and could not be downloaded, or the file is damaged.
     """
     file = _file(name)
     if os.path.lexists(file):
@@ -84,7 +84,8 @@ def _state_dict(name: str) -> dict[str, Tensor]:
         return metadata(name).get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, HTTPException) as error:
         raise RequestError(
-            f"backbone.pretrained: the weights of torchvision's {name} are neither cached nor to be had "
+            f"backbone.pretrained: the weights of torchvision's {name} are not cached and could not be "
+            f"downloaded "
             f"({type(error).__name__}); put {metadata(name).url} at {file} (below TORCH_HOME), or use "
             f"init_from=FILE"
         ) from error

@@ -24,7 +24,7 @@ def resnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False
     """timm's resnet18, 34, 50; of variant cifar, a 3x3 stem of stride 1 and no max-pooling.
 
     Raises:
-        RequestError: the weights are neither cached nor to be had.
+        RequestError: the weights are not cached and could not be downloaded.
     """
     module = from_timm.create(config.name, shape, outputs, load)
     notes = from_timm.adaptations(config.name, shape[0], outputs) if load else []

@@ -21,7 +21,7 @@ Separable = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
 def repeatable(operation: Separable, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """``operation(x, size)`` itself; only where CUDA shall repeat is its derivative computed otherwise."""
+    """``operation(x, size)``; on CUDA with deterministic algorithms, its derivative is by products."""
     needed = x.requires_grad and torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()
     if not (needed and x.is_cuda):
         return operation(x, size)

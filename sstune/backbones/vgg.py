@@ -51,7 +51,7 @@ def vgg(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False) -
     """vgg16 and vgg16_bn; of published weights, variant cifar takes all but the head.
 
     Raises:
-        RequestError: the images are too small, or the weights are neither cached nor to be had.
+        RequestError: the images are too small, or the weights are not cached and could not be downloaded.
     """
     from torchvision.models.vgg import VGG, cfgs, make_layers  # takes a second, others do without
 

@@ -25,7 +25,8 @@ def vit(config: VitConfig, shape: Shape, outputs: int, load: bool = False) -> Ba
     Published weights have patches of 16 pixels in images of 224; for others timm resamples the embeddings.
 
     Raises:
-        RequestError: the patches do not tile the image, or the weights are neither cached nor to be had.
+        RequestError: the patches do not tile the image, or the weights are not cached and could not be
+            downloaded.
     """
     name, pixels = MODELS[config.name], patch_size(config, shape)
     settings = {"img_size": shape[1:], "patch_size": pixels}

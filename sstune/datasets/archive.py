@@ -57,7 +57,7 @@ def earlier_fingerprint(config: DatasetConfig) -> Earlier | None:
 
 
 def _own_images(config: DatasetConfig) -> Path | None:
-    """The tree or archive whose images nobody else vouches for."""
+    """The tree or archive of images that is known by its content only."""
     if not isinstance(config, FolderConfig | MnistConfig):
         return None
     root = Path(config.root).expanduser()

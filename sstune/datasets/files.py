@@ -40,7 +40,7 @@ class ImageFiles:
         names: [N], encoded paths; an array, for worker processes share its memory and would copy a list's.
         sizes: [N], of the files, in bytes.
         modified: [N], when they were, in ns since the epoch; a file that was changed since is an error.
-        view: what becomes of each image; None as long as neither dataset nor backbone has said so.
+        view: how each image is resized and cropped; None until the dataset or the backbone defines it.
         workers: processes that read; 0 reads in this one.
     """
 
@@ -122,7 +122,7 @@ class ImageFiles:
 class Change:
     """How images are changed in one training epoch: numbers follow from (seed, epoch, position) alone.
 
-    So a pixel depends neither on batches nor on worker processes, nor on where an epoch was taken up again.
+    So a pixel depends neither on batches nor on worker processes, nor on where an epoch was resumed.
     """
 
     augmentation: Augmentation

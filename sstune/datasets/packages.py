@@ -55,7 +55,7 @@ class Package:
         if isinstance(found, Exception):
             with cache.alone(f"{self.name}-{root.resolve()}"):  # no other process of this user installs it
                 found = self._open(root)
-                if isinstance(found, Exception):  # nobody else has brought it meanwhile
+                if isinstance(found, Exception):  # and no other process has downloaded it
                     self._install(root, download, found)
             found = self._open(root)
         if isinstance(found, Exception):

@@ -33,7 +33,7 @@ def load(
 
     Raises:
         RequestError: an unknown dataset, one that cannot be read, transforms that cannot be applied, a subset
-            larger than what there is, images to be streamed whose size nobody has said.
+            larger than what there is, or streamed images without a configured size.
     """
     source = SOURCES[config.name]
     if config.transforms:

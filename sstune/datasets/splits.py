@@ -115,7 +115,7 @@ def _described(tensor: Tensor) -> str:
 class Splits:
     """Three splits that share no sample, the classes' names by label, and the corrupt images left out.
 
-    ``remarks``: what else whoever starts a run should know of these images.
+    ``remarks``: further notes on these images, printed at the start of a run.
 
     Raises:
         RequestError: a label is none of the classes.
@@ -166,7 +166,7 @@ class Splits:
 
     @property
     def notes(self) -> list[str]:
-        """What whoever starts a run should know, a line each."""
+        """Notes to print at the start of a run, one line each."""
         if not self.skipped:
             return self.remarks
         names = ", ".join(map(shown, self.skipped[:3])) + (", ..." if len(self.skipped) > 3 else "")

@@ -71,7 +71,7 @@ def convert(
         layer = modules[name]
         converted[name] = type(layer).__name__
         layer.feedback = feedback(layer, rule, seed, name).train(layer.training)
-        layer.exact = False  # there from the start: a compiled network is compiled anew when it gains one
+        layer.exact = False  # there from the start: a compiled network is recompiled when it gains one
         layer.__class__ = converted_class(layer)
         if layer.feedback.each_step and layer.weight.requires_grad:
             warn_of_steps_not_begun(layer.feedback, layer.weight, rule.name)
@@ -174,7 +174,7 @@ def begin_step(model: nn.Module) -> None:
 
 
 def redraw(model: nn.Module, key: int) -> None:
-    """Draw all random feedback anew, seeded by ``key``; other feedback does not change."""
+    """Redraw all random feedback, seeded by ``key``; other feedback does not change."""
     for layer in feedback_layers(model).values():
         layer.feedback.redraw(key)
 

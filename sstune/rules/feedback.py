@@ -153,7 +153,7 @@ class Feedback(nn.Module):
         """Called once before the forward pass of each optimiser step."""
 
     def redraw(self, key: int) -> None:
-        """Draw random feedback anew, seeded by (seed, layer, ``key``).
+        """Redraw random feedback, seeded by (seed, layer, ``key``).
 
         Replaces tensors instead of changing them: a pending backward pass uses the old ones, and
         :func:`sstune.rules.frozen_feedback` restores them. Does not count as one of the rule's own draws.

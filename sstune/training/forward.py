@@ -40,7 +40,7 @@ def compiled(
 
 
 class Forward:
-    """``network``, compiled for batches of ``size`` images; others do not compile it anew, but run eagerly.
+    """``network``, compiled for batches of ``size`` images; other sizes run eagerly.
 
     Raises:
         RequestError: as :func:`compiled`.

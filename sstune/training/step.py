@@ -19,7 +19,7 @@ class Step:
 
     Args:
         batch_size: images of a full batch in this process; only those are compiled for, so that a last,
-            smaller batch does not compile the network anew.
+            smaller batch does not recompile the network.
 
     Raises:
         RequestError: as in :class:`Forward`.
