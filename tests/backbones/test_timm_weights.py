@@ -252,7 +252,7 @@ except RequestError as error:
 
 def test_weights_that_cannot_be_had_are_a_request_error(offline: Any, tmp_path: Path) -> None:
     (line,) = offline(MISSING, tmp_path).splitlines()
-    assert line.startswith("backbone.pretrained: the weights of timm/resnet18.a1_in1k are neither cached nor")
+    assert line.startswith("backbone.pretrained: the weights of timm/resnet18.a1_in1k are not cached and")
     assert f"put model.safetensors of that name on the hub into its cache {tmp_path / 'hub'} " in line
     assert "init_from=FILE" in line
 

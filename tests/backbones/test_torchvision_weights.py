@@ -186,7 +186,7 @@ def test_weights_that_cannot_be_had_are_a_request_error(name: str, empty_cache: 
     with pytest.raises(RequestError) as caught:
         build(32, name=name, outputs=2, variant=Variant.cifar)
     (line,) = str(caught.value).splitlines()
-    assert line.startswith(f"backbone.pretrained: the weights of torchvision's {name} are neither cached nor")
+    assert line.startswith(f"backbone.pretrained: the weights of torchvision's {name} are not cached and")
     assert WEIGHTS[name].url in line
     assert str(empty_cache / WEIGHTS[name].url.rpartition("/")[2]) in line
     assert "init_from=FILE" in line
