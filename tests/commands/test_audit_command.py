@@ -21,6 +21,7 @@ from sstune.commands.lineage import derive_run
 from sstune.composition import Request, compose
 from sstune.interrupt import Stopped
 from sstune.packing import pack, unpack
+from sstune.schema.audit import CHECKS
 
 Ask = Callable[..., Any]
 QUICK = [
@@ -85,7 +86,7 @@ class TestOfARun:
         found = row["audit"]
         assert found["verdict"] == "MASKED"
         assert "D1" in found["because"]
-        assert [check["id"] for check in found["checks"]] == [f"D{number}" for number in range(16)]
+        assert [check["id"] for check in found["checks"]] == list(CHECKS)
         assert found["not_run"] == {"D4": "skipped by audit.skip", "D8": "skipped by audit.skip"}
         printed = [text.split()[0] for text in answer.out.splitlines() if text.startswith("  D")]
         assert printed == [check["id"] for check in found["checks"]]
@@ -156,7 +157,7 @@ class TestOfARun:
     @pytest.mark.parametrize(
         ("override", "said"),
         [
-            ("audit.skip=[D16]", "audit.skip: unknown check 'D16'"),
+            ("audit.skip=[D99]", "audit.skip: unknown check 'D99'"),
             ("audit.surrogate=nowhere", "audit.surrogate: nowhere does not exist"),
             ("audit.black_box_n=0", "audit.black_box_n: "),
             ("attack.gradient=[exact]", "attack.gradient: the audit chooses its attacks itself"),
