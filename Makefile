@@ -37,7 +37,7 @@ quickstart: .venv/installed  ## the main job on embedded digits: train, fine-tun
 	$(BIN)/sstune attack -m experiment=quickstart rule=bp,usf,frsf,brsf attack=fgsm,pgd
 	$(BIN)/sstune report runs/quickstart/finetune runs/quickstart/attack --out results/quickstart
 
-reproduce: quickstart  ## every experiment whose data is there; resumes, and skips what is done
+reproduce: quickstart  ## every experiment whose data is available; resumes, and skips finished runs
 ifneq ($(wildcard $(CIFAR)),)
 	$(MAKE) reproduce-cifar10-jpeg reproduce-audit
 else
@@ -131,7 +131,7 @@ lint: .venv/installed-dev  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/installed-dev  ## let ruff rewrite
+format: .venv/installed-dev  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 import torch._dynamo.utils
 from allocation import peak_bytes
+from biotorch_venv import environment
 from torch import Tensor, nn
 
 from sstune import backbones, rules
@@ -260,8 +261,6 @@ def main() -> int:
     arguments = parse()
     venv = getattr(arguments, "venv", None)
     if venv is not None and Path(sys.prefix).resolve() != venv.resolve():
-        from compare_biotorch import environment
-
         return subprocess.run([environment(venv.resolve()), *sys.argv], check=False).returncode
     # before any thread is made, so that all have it: else the cost of a step would depend on whether the
     # network has become so confident that its errors are subnormal

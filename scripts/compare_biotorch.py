@@ -28,6 +28,7 @@ import bench
 import pandas as pd
 import torch
 from biotorch_cases import SIDES, compare_cases, gap, ours, theirs
+from biotorch_venv import BIOTORCH, ROOT, environment
 from torch import Tensor, nn
 
 from sstune import rules
@@ -36,39 +37,8 @@ from sstune.rules.feedback import constant_scale
 from sstune.schema import Scale
 from sstune.storage import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
-BIOTORCH = "biotorch==0.0.16"
 RULES = ["usf", "frsf", "brsf", "fa"]
 TOLERANCE = 1e-6
-
-
-def environment(folder: Path) -> Path:
-    """The interpreter of a virtual environment with sstune and BioTorch, made unless it is there.
-
-    torch and torchvision are the running interpreter's, whatever constraints.txt says. BioTorch comes without
-    the packages it names: its layers need torch only, and the rest (jupyter, tensorboard) is large.
-    """
-    python = folder / "bin" / "python"
-    pins = [f"{name}=={version(name)}" for name in ("torch", "torchvision")]
-    others = [
-        line
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if not line.startswith(("torch==", "torchvision=="))
-    ]
-    wanted = "\n".join([*others, *pins])
-    made = folder / "made-for"
-    if made.exists() and made.read_text() == f"{wanted}\n{BIOTORCH}":
-        return python
-    print(f"installing {BIOTORCH} and {', '.join(pins)} into {folder}", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    (folder / ".gitignore").write_text("*\n")
-    constraints = folder / "constraints.txt"
-    constraints.write_text(wanted)
-    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--constraint", constraints, "--editable", ROOT], check=True)
-    subprocess.run([*pip, "--no-deps", BIOTORCH], check=True)
-    made.write_text(f"{wanted}\n{BIOTORCH}")
-    return python
 
 
 def gradient_gap(rule: str, dtype: torch.dtype) -> float:

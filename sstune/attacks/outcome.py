@@ -67,17 +67,17 @@ class Outcome:
         correctly."""
         return self.achieved == 0
 
-    def update(self, index: Tensor, achieved: Tensor, predictions: Tensor, effort: Tensor) -> None:
+    def update(self, index: Tensor, achieved: Tensor, predictions: Tensor, steps: Tensor) -> None:
         """Update the samples at ``index``, (m,), on which more was achieved than before.
 
         Args:
-            steps_to_success: (m,), noted where the attack succeeded.
+            steps: (m,) gradient steps or queries, kept where the attack succeeded.
         """
         more = achieved > self.achieved[index]
         where = index[more]
         self.achieved[where] = achieved[more]
         self.predictions[where] = predictions[more]
-        self.steps_to_success[where] = torch.where(achieved[more] >= 1, effort[more].int(), NEVER)
+        self.steps_to_success[where] = torch.where(achieved[more] >= 1, steps[more].int(), NEVER)
 
     def at_larger_eps(self) -> Outcome:
         """The start of the attack at a larger eps: samples with success are not attacked again."""

@@ -8,9 +8,9 @@ from sstune.backbones.checkpoints import (
     read_state_dict,
     state_dict_in,
 )
-from sstune.backbones.images import Preprocessing
 from sstune.backbones.network import Network, build, preprocessing
 from sstune.backbones.registry import BACKBONES, Backbone
+from sstune.preprocessing import Preprocessing
 
 __all__ = [
     "BACKBONES",

@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sstune.backbones import from_torchvision
-from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
 from sstune.backbones.variant import chosen, require
+from sstune.preprocessing import Preprocessing
 from sstune.schema import BackboneConfig, ConvNetConfig, RequestError, Variant
 
 SMALLEST_CIFAR = 17  # pixels a side that leave 2x2 after the stem and three poolings

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import Backbone, Shape
+from sstune.preprocessing import Preprocessing
 from sstune.schema import Interpolation, RequestError, TimmConfig, shown
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sstune.backbones.checkpoints import read_state_dict
-from sstune.backbones.images import Preprocessing
+from sstune.preprocessing import Preprocessing
 from sstune.schema import Interpolation, RequestError
 
 

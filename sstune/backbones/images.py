@@ -1,29 +1,12 @@
-"""What published weights expect of their images, and resizing inside the network."""
+"""Resizing of images inside the network."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from sstune.backbones.separable import repeatable
 from sstune.schema import Interpolation
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images were prepared when the published weights were measured, as their metadata say.
-
-    ``mean`` and ``std`` of the channels in [0,1]; ``size`` (height, width) of what enters the network, the
-    centre ``crop_pct`` of an image resized by ``interpolation``.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    size: tuple[int, int]
-    crop_pct: float
-    interpolation: Interpolation
 
 
 def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:

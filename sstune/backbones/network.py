@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sstune.backbones import from_timm
-from sstune.backbones.images import Preprocessing, resize
+from sstune.backbones.images import resize
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Builder, Shape
 from sstune.backbones.separable import make_repeatable
+from sstune.preprocessing import Preprocessing
 from sstune.schema import BackboneConfig, Interpolation, PretrainedConfig, RequestError, TimmConfig
 
 

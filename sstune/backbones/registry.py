@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sstune.backbones.images import Preprocessing
+from sstune.preprocessing import Preprocessing
 from sstune.registry import Registry
 
 

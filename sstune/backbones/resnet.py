@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from sstune.backbones import from_timm
-from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
 from sstune.backbones.variant import chosen
+from sstune.preprocessing import Preprocessing
 from sstune.schema import ConvNetConfig, Variant
 
 NAMES = ("resnet18", "resnet34", "resnet50")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sstune.backbones import from_torchvision
-from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
 from sstune.backbones.variant import chosen, require
+from sstune.preprocessing import Preprocessing
 from sstune.schema import ConvNetConfig, Variant
 
 NAMES = ("vgg16", "vgg16_bn")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sstune.backbones import from_timm
-from sstune.backbones.images import Preprocessing
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Shape
+from sstune.preprocessing import Preprocessing
 from sstune.schema import RequestError, VitConfig
 
 MODELS = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}

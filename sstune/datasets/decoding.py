@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from sstune.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -24,19 +25,6 @@ _ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 0x0102  # tags of EXIF and TIFF
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-class Preprocessing(Protocol):
-    """What a pre-trained backbone expects of images; :class:`sstune.backbones.Preprocessing` is one."""
-
-    @property
-    def size(self) -> int | tuple[int, int]: ...
-
-    @property
-    def crop_pct(self) -> float: ...
-
-    @property
-    def interpolation(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class View:
     """How an image of any size becomes one of ``size`` (height, width) pixels.
@@ -49,10 +37,9 @@ class View:
     interpolation: str = "bilinear"
 
     @classmethod
-    def of(cls, wanted: Preprocessing) -> View:
-        """The view that a pre-trained backbone expects; a ``size`` of one number is a square."""
-        size = (wanted.size, wanted.size) if isinstance(wanted.size, int) else wanted.size
-        return cls((int(size[0]), int(size[1])), float(wanted.crop_pct), str(wanted.interpolation))
+    def of(cls, preprocessing: Preprocessing) -> View:
+        """The view that published weights expect."""
+        return cls(preprocessing.size, preprocessing.crop_pct, preprocessing.interpolation.value)
 
     def centre(self, image: Image.Image) -> Image.Image:
         """As in evaluation; for a square, to the pixel what torchvision's Resize and CenterCrop give."""

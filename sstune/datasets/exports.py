@@ -3,7 +3,6 @@
 from sstune.datasets import small, trees  # noqa: F401
 from sstune.datasets.augmentation import Augmentation
 from sstune.datasets.batch import Batch
-from sstune.datasets.decoding import Preprocessing
 from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.loader import Loader, Shard, batches
 from sstune.datasets.sources import SOURCES, load
@@ -16,7 +15,6 @@ __all__ = [
     "Batch",
     "ImageFiles",
     "Loader",
-    "Preprocessing",
     "Shard",
     "Split",
     "Splits",

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from sstune.datasets.augmentation import build_transforms, check_transforms
-from sstune.datasets.decoding import Preprocessing, View
+from sstune.datasets.decoding import View
 from sstune.datasets.files import ImageFiles
 from sstune.datasets.splits import Split, Splits, subset
+from sstune.preprocessing import Preprocessing
 from sstune.registry import Registry
 from sstune.schema import DatasetConfig, RequestError
 
@@ -40,7 +41,7 @@ def load(
         build_transforms(config.transforms)  # reading may take minutes, a misspelt name is known at once
     splits = source(config)
     train, val, test = (
-        _seen(split, preprocessing, workers) for split in (splits.train, splits.val, splits.test)
+        _with_view(split, preprocessing, workers) for split in (splits.train, splits.val, splits.test)
     )
     train = subset(train, config.train_n, config.shots, config.subset_seed, splits.classes)
     splits = replace(splits, train=train, val=val, test=test)
@@ -48,7 +49,7 @@ def load(
     return splits
 
 
-def _seen(split: Split, preprocessing: Preprocessing | None, workers: int | None) -> Split:
+def _with_view(split: Split, preprocessing: Preprocessing | None, workers: int | None) -> Split:
     files = split.images
     if not isinstance(files, ImageFiles):
         return split

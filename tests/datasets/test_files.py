@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from sstune.datasets import files as files_module
 from sstune.datasets.augmentation import random_boxes
 from sstune.datasets.contents import scan
 from sstune.datasets.splits import permutation
+from sstune.preprocessing import Preprocessing
 from sstune.schema import FolderConfig, Interpolation, RequestError
 from sstune.seeding import seed_from
 
@@ -217,17 +217,17 @@ class TestTraining:
         assert torch.equal(images, centre[torch.from_numpy(order_of(loader, 0))])
 
 
-@pytest.mark.parametrize("size", [24, (24, 48), (48, 24)])
+@pytest.mark.parametrize("size", [(24, 24), (24, 48), (48, 24)])
 def test_a_backbones_preprocessing_replaces_the_datasets(
-    size: int | tuple[int, int], photographs: Path, folder_config: Config
+    size: tuple[int, int], photographs: Path, folder_config: Config
 ) -> None:
-    wanted = SimpleNamespace(size=size, crop_pct=0.8, interpolation="bicubic", mean=[0.0], std=[1.0])
-    height, width = (size, size) if isinstance(size, int) else size
+    wanted = Preprocessing((0.0,) * 3, (1.0,) * 3, size, 0.8, Interpolation.bicubic)
+    height, width = size
     splits = load(folder_config(photographs, stream=True), wanted, workers=0)
     assert splits.shape == (3, height, width)
     images = torch.cat([images for images, _ in pairs(batches(splits.test, 8, "cpu"))])
     assert images.shape == (8, 3, height, width)
-    if isinstance(size, int):
+    if height == width:
         seen = v2.Compose([v2.Resize(30, InterpolationMode.BICUBIC), v2.CenterCrop(24), v2.PILToTensor()])
         oracle = ImageFolder(str(photographs / "test"), seen)
         assert torch.equal((images * 255).round(), torch.stack([image for image, _ in oracle]).float())
