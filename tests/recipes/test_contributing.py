@@ -128,7 +128,7 @@ def test_both_gradients_are_attacked(answers: tuple[Path, dict[str, Any]]) -> No
 
 def test_what_is_for_classifiers_is_refused(answers: tuple[Path, dict[str, Any]]) -> None:
     for name in ("square", "audit"):
-        line = f"sstune: attack: {name} is for classification, not for task=multilabel"
+        line = f"sstune: attack: {name} supports classification, not task=multilabel"
         assert answers[1][name] == [2, "", [line]]
 
 
