@@ -263,7 +263,7 @@ class Measured(TypedDict):
     precision: NotRequired[str]
     """"float32", "tf32" or "bf16"."""
     compiled: NotRequired[str | None]
-    """The backend of ``compile``; null: not compiled."""
+    """Mode of ``torch.compile``; null: not compiled."""
     processes: NotRequired[int]
     """Training: processes that shared the batch."""
     notes: NotRequired[list[str]]
