@@ -24,7 +24,7 @@ from sstune.modes import eval_mode
 from sstune.rules import exact_gradients, frozen_feedback
 from sstune.schema import Draws, Gradient
 from sstune.seeding import seed_from
-from sstune.tasks import Objective, Score, Task, evaluate
+from sstune.tasks import Objective, Score, Task, evaluate, with_interval
 
 CHECKED_AT_ZERO = 256
 CPU_BATCH = 128  # larger ones outgrow a CPU's caches
@@ -89,6 +89,12 @@ class Victim:
     def begin(self, n_images: int = 0) -> Outcome:
         """The outcome before an attack; it keeps ``n_images`` of the images."""
         return Outcome.begin(self.clean, self.predictions, self.images(n_images))
+
+    def measured(self, predictions: Tensor) -> Score:
+        """The score of ``predictions``, (N, ...), for a row: with an interval if samples have no score."""
+        targets = self.split.targets.cpu()
+        score = self.task.score(predictions, targets, self.reference)
+        return with_interval(score, self.task, predictions, targets, self.reference)
 
     def score_of(self, outcome: Outcome) -> Score:
         """The score under an attack."""

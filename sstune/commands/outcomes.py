@@ -128,7 +128,7 @@ def summary(victim: Victim, outcome: Outcome) -> Details:
     ``found``: pairs ``[steps, samples]``, the number of samples on which the attack succeeded after so many
     gradient steps or queries, if it reports them.
     """
-    score = victim.score_of(outcome)
+    score = victim.measured(outcome.predictions)
     known = outcome.steps_to_success[outcome.success & (outcome.steps_to_success >= 0)].numpy()
     efforts, counts = np.unique(known, return_counts=True)
     return {

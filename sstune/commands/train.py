@@ -58,7 +58,9 @@ def fit_network(run: Run, source: Source | None, device: torch.device, stop: Sto
         write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
         write_model(run.directory / MODEL, network)
     reference = task.reference(network, data, device)
-    test = training.evaluate_distributed(network, task, data.test, device, world, reference).score
+    found = training.evaluate_distributed(network, task, data.test, device, world, reference)
+    targets = data.test.targets.cpu()
+    test = tasks.with_interval(found.score, task, found.predictions, targets, reference)
     print(f"  epoch {progress.best['epoch']} chosen: test {test}", flush=True)
     published = backbones.preprocessing(config.backbone)
     return {

@@ -41,7 +41,7 @@ def row_fields(
     config: RunConfig, data: datasets.Splits, victim: attacks.Victim, measured: list[Measurement]
 ) -> Measured:
     """The fields of an attack's row: the clean score, ``measured``, and the data."""
-    score = victim.score
+    score = victim.measured(victim.predictions)
     details: Details = {**score.fields(victim.task.metric), **per_sample(score)}
     clean = measurement("test", score.n, **details)
     return {

@@ -1,7 +1,7 @@
 """Tasks: the head, the loss, the metric, and the objectives of attacks."""
 
 from sstune.tasks import classification
-from sstune.tasks.evaluation import Evaluation, evaluate, predict
+from sstune.tasks.evaluation import Evaluation, evaluate, predict, with_interval
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
 from sstune.tasks.task import TASKS, Task, build
@@ -17,4 +17,5 @@ __all__ = [
     "classification",
     "evaluate",
     "predict",
+    "with_interval",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from sstune.arithmetic import check_exact
 from sstune.datasets import Split, batches
 from sstune.finite import check_outputs_finite
 from sstune.modes import eval_mode
+from sstune.statistics import bootstrap_interval
 from sstune.tasks.score import Score
 from sstune.tasks.task import Task
 
@@ -54,3 +57,20 @@ def predict(network: nn.Module, task: Task, split: Split, device: torch.device) 
             finite.append(torch.isfinite(outputs).flatten(1).all(1))
     check_outputs_finite(torch.cat(finite), network)
     return torch.cat(predictions).cpu(), float(torch.stack(losses).sum()) / len(split)
+
+
+def with_interval(
+    score: Score, task: Task, predictions: Tensor, targets: Tensor, reference: Any = None
+) -> Score:
+    """Add a 95 % bootstrap interval to a score whose samples have no value of their own.
+
+    The whole set is scored again for each resample, so this is for figures that are reported.
+    """
+    if score.each is not None or score.interval is not None:
+        return score
+
+    def resampled(index: npt.NDArray[np.int64]) -> float:
+        chosen = torch.from_numpy(index)
+        return task.score(predictions[chosen], targets[chosen], reference).value
+
+    return replace(score, interval=bootstrap_interval(resampled, score.n))

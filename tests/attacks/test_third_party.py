@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from outside import answers_with
+from outside import NEAREST_MEAN, answers_with
 from sklearn.datasets import load_digits
 
 from sstune.catalogue import options
@@ -26,10 +26,6 @@ from sstune.schema.options import ADDED, AddedOption
 
 PACKAGE = """
 from dataclasses import dataclass
-
-import torch
-from sklearn.datasets import load_digits
-from torch import nn
 
 from sstune.attacks import ATTACKS, Attack, AttackResult
 from sstune.schema import AttackConfig, Effort, Norm, Traits, register_attack, register_option
@@ -60,14 +56,6 @@ register_attack(
 values = {"eps": ["16/255", "64/255"], "gradient": ["none"]}
 register_option("attack", "brightness", BrightnessConfig, values)
 
-
-def nearest():
-    images, labels = load_digits(return_X_y=True)
-    images, labels = torch.tensor(images).float() / 16, torch.tensor(labels)
-    means = torch.stack([images[labels == digit].mean(0) for digit in range(10)])
-    linear = nn.Linear(64, 10)
-    linear.weight.data, linear.bias.data = 4 * means, -2 * (means**2).sum(1)
-    return nn.Sequential(nn.Flatten(), linear).eval()
 """
 ASKED = "attack attack=brightness model.factory=their_package:nearest device=cpu threads=1 attack.n=200"
 
@@ -87,7 +75,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         "name": "attack attack=brightnes",
     }
     folder = tmp_path_factory.mktemp("third_party")
-    return folder, answers_with(PACKAGE, lines, folder)
+    return folder, answers_with(NEAREST_MEAN + PACKAGE, lines, folder)
 
 
 def test_is_run_and_found_again(answers: tuple[Path, dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from outside import NEAREST_MEAN
 from PIL import Image
 from stopping import StopAfter
 
@@ -29,18 +30,7 @@ QUICK = [
     "audit.square_queries=50", "audit.label_queries=50", "threads=1", "device=cpu",
 ]  # fmt: skip
 NEAREST = [*QUICK, "model.factory=audited_nets:nearest"]  # quicker than any network that must be trained
-CENTROIDS = """
-import torch
-from sklearn.datasets import load_digits
-from torch import nn
-
-def nearest():
-    images, labels = load_digits(return_X_y=True)
-    images, labels = torch.tensor(images).float() / 16, torch.tensor(labels)
-    means = torch.stack([images[labels == digit].mean(0) for digit in range(10)])
-    linear = nn.Linear(64, 10)
-    linear.weight.data, linear.bias.data = 4 * means, -2 * (means ** 2).sum(1)
-    return nn.Sequential(nn.Flatten(), linear).eval()
+CENTROIDS = f"""{NEAREST_MEAN}
 
 class Noise(nn.Module):
     def forward(self, images):

@@ -15,7 +15,8 @@ from sstune import tasks
 from sstune.datasets import Split
 from sstune.modes import eval_mode
 from sstune.schema import ClassificationConfig
-from sstune.tasks import evaluate
+from sstune.tasks import Score, evaluate, with_interval
+from sstune.tasks.classification import Classification
 from sstune.tasks.evaluation import BATCH_SIZE
 
 CPU = torch.device("cpu")
@@ -128,3 +129,28 @@ class TestOutputsThatAreNoNumbers:
         model.state_dict()[name].view(-1)[0] = math.nan
         with pytest.raises(FloatingPointError, match=rf"5 of 5 images \({name}: 1 of \d+ values"):
             evaluate(model, TASK, split(5), CPU)
+
+
+class OfTheWholeSet(Classification):
+    """Accuracy as a metric that exists for a set only."""
+
+    def score(self, predictions: Tensor, targets: Tensor, reference: Any = None) -> Score:
+        return Score(float((predictions == targets).double().mean()), len(targets))
+
+
+class TestInterval:
+    def test_of_a_set_is_found_by_scoring_resamples(self) -> None:
+        stream = np.random.default_rng(0)
+        right = torch.from_numpy(stream.random(400) < 0.7)
+        targets = torch.zeros(400, dtype=torch.int64)
+        task = OfTheWholeSet(ClassificationConfig("classification"), 2)
+        predictions = (~right).long()
+        found = with_interval(task.score(predictions, targets), task, predictions, targets)
+        assert found.interval is not None
+        value, half = float(right.double().mean()), 1.96 * math.sqrt(0.7 * 0.3 / 400)
+        assert found.interval == pytest.approx((value - half, value + half), abs=half / 5)
+        assert found.fields("AP")["interval"] == list(found.interval)
+
+    def test_is_left_to_reports_where_samples_are_scored(self) -> None:
+        score = TASK.score(torch.tensor([0, 1]), torch.tensor([0, 0]))
+        assert with_interval(score, TASK, torch.tensor([0, 1]), torch.tensor([0, 0])) is score
