@@ -62,7 +62,7 @@ def test_fixed_input_sizes() -> None:
             "inception_v3",
             r"^backbone\.name: timm's inception_v3 does not work with 32x32 images: .*input_size",
         ),
-        ("qwen3_vit_88m_enc", r"^backbone\.name: timm's qwen3_vit_88m_enc is no classifier$"),
+        ("qwen3_vit_88m_enc", r"^backbone\.name: timm's qwen3_vit_88m_enc is not a classifier$"),
     ],
 )
 def test_what_cannot_be_made_is_a_request_error_in_one_line(name: str, message: str) -> None:

@@ -43,8 +43,8 @@ class TestSplit:
         [
             (torch.zeros(2, 1, 8, 8), torch.zeros(2).long(), "images: expected uint8"),
             (torch.zeros(2, 8, 8).byte(), torch.zeros(2).long(), "images: expected uint8"),
-            (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2).int(), "labels: expected int64"),
-            (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(3).long(), "labels: expected int64"),
+            (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2).int(), "targets: expected int64"),
+            (torch.zeros(2, 1, 8, 8).byte(), torch.zeros(3).long(), "targets: expected int64"),
         ],
     )
     def test_refuses_anything_else(self, images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
