@@ -57,7 +57,7 @@ def test_fixed_input_sizes() -> None:
             "resnet18.a9_in1k",
             r"^backbone\.name: unknown 'resnet18.a9_in1k', did you mean 'resnet18\.a\d_in1k'",
         ),
-        ("%%%%", r"^backbone\.name: unknown '%%%%', known: what timm\.list_models\(\) lists$"),
+        ("%%%%", r"^backbone\.name: unknown '%%%%', known: those of timm\.list_models\(\)$"),
         (
             "inception_v3",
             r"^backbone\.name: timm's inception_v3 does not work with 32x32 images: .*input_size",
