@@ -1,4 +1,4 @@
-# Everything runs inside .venv, which the first command that needs it creates.
+# All targets run in .venv, which is created when it is first needed.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -41,18 +41,18 @@ reproduce: quickstart  ## every experiment whose data is available; resumes, and
 ifneq ($(wildcard $(CIFAR)),)
 	$(MAKE) reproduce-cifar10-jpeg reproduce-audit
 else
-	@echo "left out: cifar10-jpeg, as $(CIFAR) is not there (make reproduce SHARED=FOLDER)"
+	@echo "skipped cifar10-jpeg: $(CIFAR) does not exist (make reproduce SHARED=FOLDER)"
 endif
 ifneq ($(wildcard $(MNIST)),)
 	$(MAKE) reproduce-mnist
 else
-	@echo "left out: mnist-mlp, as $(MNIST) is not there (make reproduce SHARED=FOLDER)"
+	@echo "skipped mnist-mlp: $(MNIST) does not exist (make reproduce SHARED=FOLDER)"
 endif
 
 ifneq ($(wildcard $(TINY_IMAGENET)),)
 	$(MAKE) reproduce-transfer
 else
-	@echo "left out: transfer, as $(TINY_IMAGENET) is not there (make reproduce SHARED=FOLDER)"
+	@echo "skipped transfer: $(TINY_IMAGENET) does not exist (make reproduce SHARED=FOLDER)"
 endif
 
 reproduce-cifar10-jpeg: .venv/installed  ## ResNet-20 checkpoint, one epoch of fine-tuning on cifar10-jpeg
@@ -62,8 +62,9 @@ reproduce-cifar10-jpeg: .venv/installed  ## ResNet-20 checkpoint, one epoch of f
 	    'init_from=runs/cifar10-jpeg/finetune/*'
 	$(BIN)/sstune report runs/cifar10-jpeg --out results/cifar10-jpeg
 
-# One line for each cell; two processes of one thread each are faster here than one of two. By the published
-# recipe pfa's feedback still shows how it began; with FORGET it forgets, and so does kp's, which has none.
+# One line for each cell; two processes of one thread each are faster here than one of two. The published recipe
+# leaves part of the initial feedback of pfa; stronger weight decay (FORGET) removes it, also for kp, for which no
+# recipe is published.
 FORGET := optimizer.weight_decay=5e-2 optimizer.weight_decay_gamma=0.0018
 define MNIST_CELLS
 $(foreach seed,0 1 2 3 4,\
@@ -86,12 +87,12 @@ reproduce-transfer: .venv/installed  ## ResNet-20 from tiny-imagenet-32 to cifar
 	$(BIN)/sstune train experiment=transfer_cifar10_jpeg dataset.root=$(CIFAR) backbone=resnet20
 	$(BIN)/sstune report runs/tiny-imagenet-32 runs/transfer --out results/transfer
 
-# The checkpoint as it is, converted without changing a weight; with five planted faults; and two trained nets:
-# one by BP, to transfer from, and one adversarially.
+# The checkpoint converted with unchanged weights; the checkpoint with five planted faults; and two trained
+# networks: one by BP, the surrogate of the audits, and one by adversarial training.
 AUDIT = $(BIN)/sstune attack -m experiment=audit_cifar10_jpeg dataset.root=$(CIFAR) \
     audit.surrogate=$$(ls -d runs/cifar10-jpeg/finetune/resnet20-cifar10-jpeg-bp-s0-* | head -1)
 
-reproduce-audit: .venv/installed  ## the masking audit of converted, faulty and adversarially trained nets (hours)
+reproduce-audit: .venv/installed  ## the masking audit of converted, faulty and adversarially trained networks (hours)
 	$(BIN)/sstune finetune experiment=cifar10_jpeg dataset.root=$(CIFAR) init_from=$(RESNET20) rule=bp
 	$(BIN)/sstune finetune experiment=adversarial_cifar10_jpeg dataset.root=$(CIFAR) init_from=$(RESNET20)
 	$(AUDIT) init_from=$(RESNET20) rule=bp,sham,pfa_o
@@ -102,9 +103,9 @@ reproduce-audit: .venv/installed  ## the masking audit of converted, faulty and 
 	    model.factory=$(subst $(space),$(comma),$(FAULTS:%=scripts.faults:%))
 	$(BIN)/sstune report runs/audit --out results/audit
 
-# What waits for a machine with a GPU: nothing of it has been run there. Needs the archives of cifar10 and
+# Benchmarks and training for a machine with a GPU; not run yet. Needs the archives of cifar10 and
 # tiny-imagenet-32, the ResNet-20 checkpoint, and the package index for BioTorch's environment (--venv).
-gpu: .venv/installed  ## the benches and ResNet-18's transfer on a GPU
+gpu: .venv/installed  ## benchmarks and the transfer of ResNet-18 on a GPU
 	$(BIN)/python scripts/bench.py step --device cuda --batch-size 512 --compile --precision bf16 --warmup 5 \
 	    --out results/bench/step-cuda.csv
 	$(BIN)/python scripts/bench.py train --device cuda --data $(CIFAR) --venv .venv-biotorch --steps 50 \
@@ -122,8 +123,8 @@ gpu: .venv/installed  ## the benches and ResNet-18's transfer on a GPU
 test: .venv/installed-dev  ## run the tests (2 processes, no GPU, no network)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Two at a time, in folders that are removed; the table and the page get their figures from it.
-faults: .venv/installed-dev  ## kills, full disks, damaged files, several sweepers over every command (a quarter of an hour; needs gcc)
+# Two trials at a time, in temporary folders; writes the CSV file and the table in docs/reliability.md.
+faults: .venv/installed-dev  ## trials of kills, full disks, damaged files and concurrent sweeps (15 minutes; needs gcc)
 	$(BIN)/python tests/reliability/suite.py --out results/reliability/faults.csv --page docs/reliability.md
 
 lint: .venv/installed-dev  ## ruff and mypy

@@ -5,7 +5,7 @@
 ``autoattack`` must equal a direct call, sample by sample. Each stage alone, whoever provides it, must
 leave a robust accuracy within 0.5 points of the reference's same stage from the same seed; it has
 every sample that is right without an attack. Both sides run in one process on the same images, through
-the exact gradient. Takes a few hours on one CPU core, mostly for Square. parity.json keeps finished lines; the
+the exact gradient. A few hours on one CPU core, mostly for Square. parity.json keeps finished lines; the
 same command resumes. Exit status 1: a comparison is out of tolerance.
 """
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from outside import answers_with
 from sklearn.datasets import load_digits
 
-import sstune
 from sstune.catalogue import options
 from sstune.quantities import parse_eps
 from sstune.schema import (
@@ -72,19 +69,6 @@ def nearest():
     linear.weight.data, linear.bias.data = 4 * means, -2 * (means**2).sum(1)
     return nn.Sequential(nn.Flatten(), linear).eval()
 """
-PROGRAM = """
-import contextlib, io, json, sys
-import their_package
-from sstune.cli import main
-
-answers = []
-for line in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(line.split())
-    answers.append([status, out.getvalue(), err.getvalue().splitlines()])
-print(json.dumps(answers))
-"""
 ASKED = "attack attack=brightness model.factory=their_package:nearest device=cpu threads=1 attack.n=200"
 
 
@@ -103,16 +87,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         "name": "attack attack=brightnes",
     }
     folder = tmp_path_factory.mktemp("third_party")
-    (folder / "their_package.py").write_text(PACKAGE)
-    found = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(list(lines.values()))],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}:{Path(sstune.__file__).parents[1]}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return folder, dict(zip(lines, json.loads(found.stdout), strict=True))
+    return folder, answers_with(PACKAGE, lines, folder)
 
 
 def test_is_run_and_found_again(answers: tuple[Path, dict[str, Any]]) -> None:

@@ -140,7 +140,8 @@ def test_an_operation_that_cannot_repeat_is_refused_in_one_line(told: dict[str, 
     (line,) = told["refused"].err.splitlines()
     assert told["refused"].status == 2
     assert line.startswith(
-        "sstune: deterministic: this network needs _adaptive_avg_pool2d_backward, which does"
+        "sstune: deterministic: this network needs _adaptive_avg_pool2d_backward, which is "
+        "not deterministic on CUDA"
     )
     assert len(line) <= 200
 

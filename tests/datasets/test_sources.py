@@ -7,6 +7,7 @@ import pickle
 import socket
 import tarfile
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,7 @@ def tiny_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: i
 @pytest.fixture
 def server(tiny_cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Bring the archive's address to life."""
+    monkeypatch.setattr(urllib.request, "_opener", None)  # one made while a test set a proxy would keep it
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tiny_cifar10.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{httpd.server_port}/{CIFAR10.filename}")

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from outside import ROOT, answers_with
 from sklearn.datasets import load_digits
 
-import sstune
 from sstune.packing import unpack_values
 from sstune.statistics import Z
 
-ROOT = Path(sstune.__file__).parents[1]
-PROGRAM = """
-import contextlib, io, json, sys
-import theirs
-from sstune.cli import main
-
-answers = {}
-for name, line in json.loads(sys.argv[1]).items():
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(line.split())
-    answers[name] = [status, out.getvalue(), err.getvalue().splitlines()]
-print(json.dumps(answers))
-"""
 DATA = "dataset=digit_traits task=multilabel backbone=mlp backbone.hidden=[32] threads=1 device=cpu"
 TRAIN = f"train {DATA} epochs=3 batch_size=50 optimizer.lr=0.1"
 FINETUNE = f"finetune {DATA} rule=thresholded epochs=1 batch_size=50 optimizer.lr=0.01"
@@ -61,16 +44,7 @@ def package() -> str:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The working directory, and status, output and error lines of each command."""
     folder = tmp_path_factory.mktemp("recipes")
-    (folder / "theirs.py").write_text(package(), encoding="utf-8")
-    ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(LINES)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return folder, json.loads(ended.stdout)
+    return folder, answers_with(package(), LINES, folder)
 
 
 def row_of(folder: Path, pattern: str) -> Any:
@@ -128,7 +102,7 @@ def test_both_gradients_are_attacked(answers: tuple[Path, dict[str, Any]]) -> No
 
 def test_what_is_for_classifiers_is_refused(answers: tuple[Path, dict[str, Any]]) -> None:
     for name in ("square", "audit"):
-        line = f"sstune: attack: {name} is for classification, not for task=multilabel"
+        line = f"sstune: attack: {name} supports classification, not task=multilabel"
         assert answers[1][name] == [2, "", [line]]
 
 

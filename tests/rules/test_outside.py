@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from oracle import EXACT, gaussian, oracle
 from torch import Tensor, nn
 
+from sstune.attacks import AttackedModel, gradient_mode
+from sstune.attacks.ascent import loss_gradient
 from sstune.rules import (
     FEEDBACKS,
     Feedback,
@@ -24,8 +27,10 @@ from sstune.rules import (
 )
 from sstune.rules.direct import DirectFeedback
 from sstune.rules.feedback import Pathway, fixed, weight_of
-from sstune.schema import Redraw, RuleConfig, Scale
+from sstune.schema import Draws, Gradient, Redraw, RuleConfig, RunConfig, Scale
 from sstune.seeding import seed_from
+from sstune.tasks import Objective
+from sstune.validation.attacks import attack_problems
 
 X = gaussian(4, 6)
 
@@ -178,3 +183,47 @@ def test_alignment_measures_both_rules() -> None:
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert 60 < alignment(ternary())[0].angle < 120
     assert alignment(binary())[0].angle != alignment(binary())[0].angle  # NaN: a direct rule has no V
+
+
+class Squares(Objective):
+    """Larger outputs."""
+
+    def loss(self, outputs: Tensor, images: Tensor, progress: float) -> Tensor:
+        return outputs.square().sum(1)
+
+    def achieved(self, outputs: Tensor) -> Tensor:
+        return torch.zeros(len(outputs))
+
+    def take(self, index: Tensor) -> Squares:
+        return self
+
+
+@pytest.mark.parametrize("when", Redraw)
+def test_attacks_average_a_random_rules_gradient_over_draws(when: Redraw) -> None:
+    """With eot=3 it is the oracle's mean over the draws that the attack's key names; the draws are undone."""
+    network, plain = ternary(when), mlp()
+    before = matrices(network)
+    with gradient_mode(network, Gradient.rule):
+        _, found = loss_gradient(AttackedModel(network, Draws.forward, 3, ("key",)), X, Squares())
+        expected = []
+        for draw in range(3):
+            redraw(network, seed_from("attack", "key", draw))
+            first, second = matrices(network)
+            y = X.clone().requires_grad_()
+            outputs = oracle(plain[2], second, torch.tanh(oracle(plain[0], first, y)))
+            expected += torch.autograd.grad(outputs.square().sum(), y)
+    torch.testing.assert_close(found, sum(expected) / 3, **EXACT)
+    assert not torch.allclose(expected[0], expected[1])
+    assert equal(matrices(network), before)
+
+
+def test_a_random_rule_needs_redrawing_for_averages(complete: Callable[..., RunConfig]) -> None:
+    config = complete("attack", attack="pgd")
+    config = replace(config, attack=replace(config.attack, eot=2))
+    text = "attack.eot: averages gradients of different draws, so ternary needs attack.redraw=forward"
+    for rule, expected in [
+        (TernaryConfig("ternary"), [text]),
+        (TernaryConfig("ternary", redraw=Redraw.forward), []),
+        (RuleConfig("binary"), []),
+    ]:
+        assert list(attack_problems(replace(config, rule=rule))) == expected

@@ -17,7 +17,9 @@ from sstune.attacks.audit import Evidence
 from sstune.attacks.audit.gradients import d10
 from sstune.attacks.audit.validity import d0, d11, d12
 from sstune.backbones import Network
-from sstune.schema import Draws
+from sstune.rules import FEEDBACKS, Feedback, convert
+from sstune.rules.feedback import Pathway, weight_of
+from sstune.schema import BrsfConfig, Draws
 from sstune.schema.audit import Status
 
 Audited = Callable[..., Evidence]
@@ -146,6 +148,22 @@ class TestD0:
         assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+class Thinned(Feedback):
+    """V is W without a random half of its entries."""
+
+    def __init__(self, module: nn.Module, rule: BrsfConfig, seed: int, layer: str) -> None:
+        super().__init__(module, rule, seed, layer)
+        self.shape = weight_of(module).shape
+        self.redraw(0)
+
+    def redraw(self, key: int) -> None:
+        generator = torch.Generator().manual_seed(key)
+        self.kept = torch.rand(self.shape, generator=generator) < 0.5
+
+    def forward(self, weight: Tensor) -> Pathway:
+        return Pathway(torch.mul, (self.kept,))
+
+
 class TestD11:
     @pytest.mark.parametrize(
         ("draws", "eot", "status"),
@@ -163,6 +181,18 @@ class TestD11:
         assert check.status == status
         if status != "ok":
             assert check.text.startswith("input gradients differ")
+
+    def test_a_random_rule_of_a_third_party_is_seen(
+        self, network: Network, audited: Audited, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(FEEDBACKS, "_entries", {**FEEDBACKS._entries, "thinned": Thinned})
+        convert(network.backbone, BrsfConfig("thinned"), 0, network.aliases)
+        assert d11(audited(network)).status == "ok"
+        found = d11(audited(network, own={"draws": Draws.forward}))
+        assert (found.status, found.text) == (
+            "warn",
+            "input gradients differ from pass to pass: use attack.eot",
+        )
 
     def test_a_random_input_is_random_in_both(self, network: Network, audited: Audited) -> None:
         evidence = audited(Drops(network).eval())
