@@ -164,7 +164,7 @@ def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[s
     constant = {name for name, value in own.items() if first_not_finite([(name, value)])}  # -inf in a mask
     loaded = ((name, state[name].to(own[name].dtype)) for name in own if name not in constant)
     if found := first_not_finite(loaded):
-        raise RequestError(f"init_from: {path} has weights that are NaN or infinite: {found}")
+        raise RequestError(f"init_from: {path} has non-finite weights: {found}")
     network.backbone.load_state_dict(state)
     return notes
 
