@@ -1,4 +1,4 @@
-"""How much memory a piece of work needs at once, beyond what is there before and after it."""
+"""Peak memory of a function, beyond what is allocated before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a learning rule costs, and what the engine is worth, as ratios taken in one process.
+"""Cost of learning rules, and speed of training and attacks, as ratios within one process.
 
     python scripts/bench.py step                              # ResNet-18, CIFAR stem, batch 64, float32
     python scripts/bench.py step --backbone resnet20 --rounds 30 --out results/bench/step.csv
@@ -220,7 +220,7 @@ def parse() -> argparse.Namespace:
     train.add_argument("--compile", default="default", help="ours: none, or a mode (default: default)")
     train.add_argument("--workers", type=int, help="of the plain loop (default: as many as threads)")
     train.add_argument("--rules", nargs="+", default=["bp", "usf"])
-    train.add_argument("--venv", type=Path, help="BioTorch's environment, made if need be; to have it beside")
+    train.add_argument("--venv", type=Path, help="also measure BioTorch, in this virtual environment")
     train.set_defaults(measure=bench_train)
     attack = commands.add_parser("attack", help="PGD at several eps against the plain torchattacks loop")
     attack.add_argument("--data", required=True, help="archive or folder of cifar10-jpeg")
@@ -243,7 +243,7 @@ def parse() -> argparse.Namespace:
 
 
 def bench_train(arguments: argparse.Namespace) -> pd.DataFrame:
-    """See bench_train.py; in BioTorch's environment if one is named."""
+    """See bench_train.py."""
     from bench_train import measure
 
     return measure(arguments)
@@ -262,8 +262,8 @@ def main() -> int:
     venv = getattr(arguments, "venv", None)
     if venv is not None and Path(sys.prefix).resolve() != venv.resolve():
         return subprocess.run([environment(venv.resolve()), *sys.argv], check=False).returncode
-    # before any thread is made, so that all have it: else the cost of a step would depend on whether the
-    # network has become so confident that its errors are subnormal
+    # Before any thread starts, so that it holds for all threads: otherwise a step would be slower once the
+    # network is so confident that its errors are subnormal numbers.
     torch.set_flush_denormal(True)
     frame = arguments.measure(arguments)
     fixed = [name for name in FIXED if name in frame and frame[name].nunique() == 1]

@@ -1,9 +1,9 @@
-"""PGD at several eps on one network: sstune's engine beside the plain torchattacks loop; see bench.py attack.
+"""PGD at several eps on one network: sstune compared with a plain torchattacks loop; see bench.py attack.
 
 The plain loop attacks every image at every eps with all steps, as a script around torchattacks does. Ours
-attacks the images that are right, leaves each alone once it is broken and, as a cascade, does not attack it
-again at a larger eps. Both start from the same points. They take turns on shares of the images; a third turn
-without cascade and early exit shows that the outcomes are then the same, sample by sample.
+attacks correctly classified images, stops at the first success and, as a cascade, does not attack an image
+again at a larger eps. Both use the same starting points and take turns on parts of the images; a third turn
+without cascade and early exit shows that the outcomes are then equal, sample by sample.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Started(Pgd):
 
 
 class Plain(torchattacks.PGD):
-    """torchattacks' own, but that it draws its start where it finds ``noise`` instead of anew."""
+    """torchattacks.PGD with its random start replaced by ``noise``."""
 
     noise: Tensor
 
@@ -59,7 +59,7 @@ class Plain(torchattacks.PGD):
 
 @dataclass
 class Side:
-    """Which samples stay right at each eps, and the seconds of each turn."""
+    """The samples that stay correct at each eps, and the seconds of each turn."""
 
     name: str
     attack: Callable[[attacks.Victim], list[Tensor]]
@@ -106,7 +106,7 @@ def _lines(arguments: argparse.Namespace, rule: str, gradient: Gradient) -> list
     starts.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     sides = _sides(arguments, victim, own(config, victim, gradient), starts)
     shares = [victim.take(index) for index in torch.arange(len(victim.clean)).split(arguments.share)]
-    for side in sides:  # kernels chosen, graphs compiled
+    for side in sides:  # warm-up: kernels, compiled graphs
         side.attack(shares[0].some(BATCH))
     for turn, share in enumerate(shares):
         for side in sides[turn % 3 :] + sides[: turn % 3]:
@@ -190,7 +190,7 @@ def _plain_loop(
     eps: float,
     arguments: argparse.Namespace,
 ) -> Tensor:
-    """What a script does: all images, all steps; judged on the last iterate."""
+    """The plain loop: all images, all steps; success is judged at the last iterate."""
     right = []
     pgd = Plain(network, eps=eps, alpha=eps / 4, steps=arguments.steps)
     split = share.split.to(share.device)

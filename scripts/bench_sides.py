@@ -1,4 +1,4 @@
-"""Four ways to train one network: sstune's engine, two loops of one's own, and BioTorch's trainer."""
+"""Four training loops: sstune's engine, a plain loop, a tuned loop, and BioTorch's trainer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sstune.training.forward import autocast
 
 
 class Turns(ABC):
-    """One side's training, a few steps at a time; ``data_seconds``: spent waiting for batches."""
+    """Training on one side, in turns of a few steps; ``data_seconds``: time spent waiting for batches."""
 
     def __init__(self, config: RunConfig, network: backbones.Network, device: torch.device) -> None:
         self.config = config
@@ -36,7 +36,7 @@ class Turns(ABC):
 
     @abstractmethod
     def train(self, steps: int) -> None:
-        """Train for so many steps, over epochs' ends."""
+        """Train for ``steps`` steps, across epochs."""
 
     def seconds(self, steps: int) -> float:
         self._wait()
@@ -46,7 +46,7 @@ class Turns(ABC):
         return time.perf_counter() - began
 
     def waited(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; adds the time until each is there to ``data_seconds``."""
+        """Yield the batches; add the time of waiting for them to ``data_seconds``."""
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
@@ -193,7 +193,7 @@ class BioTorch(Plain):
         from biotorch.training.functions import train  # type: ignore[import-not-found]
 
         mode = "backpropagation" if self.config.rule.name == "bp" else self.config.rule.name
-        some = [next(self.batches)]  # its loop shall find the first batch there, and wait for the others
+        some = [next(self.batches)]  # the first batch is read before its loop starts
 
         class Few:
             def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What a sweep costs beside its runs, and whether two sweepers ever run a cell twice.
+"""Overhead of a sweep, and a check that concurrent sweeps run no cell twice.
 
     python scripts/bench_sweep.py --cells 1000 --out results/bench/sweep.csv
 
@@ -67,7 +67,7 @@ class Sweep:
         self.process.wait()
 
     def chosen(self) -> list[str]:
-        """The cells whose training came to its end here, by directory name."""
+        """Directory names of the cells that this process finished."""
         text = self.log.read_text()
         return re.findall(r"/train/(\S+)\n(?:  .*\n)*?  epoch \d+ chosen", text)
 
@@ -77,7 +77,7 @@ def done(out: Path) -> int:
 
 
 def tally(sweeps: list[Sweep], out: Path, cells: int) -> dict[str, float]:
-    """How many cells were finished more than once, and how many never."""
+    """Numbers of cells that were run more than once, and never."""
     finished = Counter(name for sweep in sweeps for name in sweep.chosen())
     return {"twice": sum(n > 1 for n in finished.values()), "missing": cells - done(out)}
 
@@ -128,7 +128,7 @@ def is_wrong(frame: pd.DataFrame) -> bool:
 
 def main() -> int:
     """Parse the command line, measure, print, write, judge."""
-    parser = argparse.ArgumentParser(description="What a sweep costs beside its runs.")
+    parser = argparse.ArgumentParser(description="Overhead of a sweep.")
     parser.add_argument("--cells", type=int, default=1000, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="CSV file")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Training throughput of sstune's engine beside two loops of one's own and BioTorch's trainer.
+"""Training throughput of sstune's engine, compared with a plain loop, a tuned loop and BioTorch's trainer.
 
 See bench.py train. Each side trains its own copy of one network (:mod:`bench_sides`): ours by
 :class:`sstune.training.Trainer`'s own step and loader; the plain loop in eager float32 from a DataLoader

@@ -1,4 +1,4 @@
-"""What a layer must be able to do, tried on our side and on BioTorch's.
+"""Test cases for a layer, run with sstune and with BioTorch.
 
 "passes" means that the output is the plain layer's, and that the gradients are those of autograd through W
 (for the weights) and through V (for the input).
@@ -54,7 +54,7 @@ def gap(found: Tensor, expected: Tensor) -> float:
 
 
 class Wrong(Exception):
-    """A result that is not what it should be; the message says how."""
+    """A result differs from the expected one; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def magnitude(layer: nn.Module) -> Tensor:
 
 
 def run_case(case: Case, side: str) -> None:
-    """Raises Wrong, or whatever the side raises."""
+    """Run one case; raise Wrong, or the error of the side."""
     torch.manual_seed(0)
     plain = case.layer()
     x = torch.randn(case.shape, requires_grad=True)
@@ -183,7 +183,7 @@ def run_step(side: str) -> None:
 
 
 def compare_cases() -> tuple[pd.DataFrame, bool]:
-    """One line per case: what became of it on either side."""
+    """One line per case, with the outcome on each side."""
     runs: dict[str, Callable[[str], None]] = {name: partial(run_case, case) for name, case in CASES.items()}
     runs["frsf, reported angle"] = run_angle
     runs["constrain_weights, then SGD"] = run_step
@@ -196,7 +196,7 @@ def outcome(run: Callable[[str], None], side: str) -> str:
         run(side)
     except Wrong as error:
         return str(error)
-    except Exception as error:  # whatever the side does wrong is the result
+    except Exception as error:  # any error is a result
         message = next(iter(str(error).strip().splitlines()), "")
         return f"{type(error).__name__}: {message}"[:120]
     return "passes"

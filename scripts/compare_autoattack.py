@@ -1,12 +1,12 @@
-"""AutoAttack and its four stages as they are run here, beside the authors' own (PyPI package pyautoattack).
+"""Compare AutoAttack and its four stages with the authors' implementation (PyPI package pyautoattack).
 
     python scripts/compare_autoattack.py --data cifar10.tar.xz --checkpoint resnet20-12fca82f.th
 
-``autoattack`` must be a direct call's equal, sample by sample. Each stage alone, whoever provides it, must
+``autoattack`` must equal a direct call, sample by sample. Each stage alone, whoever provides it, must
 leave a robust accuracy within 0.5 points of the reference's same stage from the same seed; it has
 every sample that is right without an attack. Both sides run in one process on the same images, through
-the exact gradient. A few hours on one CPU core, mostly Square's. What is done is kept in parity.json, so the
-same command resumes it. Exit status 1: a line is off.
+the exact gradient. A few hours on one CPU core, mostly for Square. parity.json keeps finished lines; the
+same command resumes. Exit status 1: a comparison is out of tolerance.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from sstune.tasks import Objective
 from sstune.training import ALONE
 from sstune.training.forward import compiled
 
-# What is compared, and the reference's names of the same.
+# Attacks to compare, and their names in the reference.
 PARTS = {
     "autoattack": ["apgd-ce", "apgd-t", "fab-t", "square"],
     "apgd": ["apgd-ce"],
@@ -66,7 +66,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 class Kept(Attack):
-    """Another attack, and the images that it made."""
+    """Wraps an attack and keeps the images that it returns."""
 
     def __init__(self, attack: Attack, victim: Victim) -> None:
         super().__init__(attack.config, attack.seed)
@@ -94,7 +94,7 @@ def config_of(name: str) -> AttackConfig:
 
 
 def theirs(victim: Victim, forward: Forward, name: str, eps: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The same by the reference, which is given nothing of ours but what computes the network's outputs."""
+    """The same by the reference implementation, which is given only the forward function."""
     reference = AutoAttack(forward, norm="Linf", eps=eps, version="standard", seed=seed)
     reference.attacks_to_run = PARTS[name]
     labels = victim.split.targets
@@ -109,7 +109,7 @@ def pixels(victim: Victim) -> Tensor:
 
 
 def timed(side: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[Tensor, Tensor, float]:
-    """What ``side`` gives, and in how many seconds."""
+    """The result of ``side``, and its seconds."""
     began = time.perf_counter()
     return (*side(*arguments), round(time.perf_counter() - began, 1))
 
@@ -138,7 +138,7 @@ def compare(victim: Victim, forward: Forward, name: str, eps: str, seed: int) ->
 
 
 def the_victim(data: Path, checkpoint: Path, n: int) -> Victim:
-    """The checkpoint as it is, and the ``n`` test images that ``sstune attack`` takes."""
+    """The checkpoint with the ``n`` test images that ``sstune attack`` uses."""
     asked = [f"dataset.root={data}", f"init_from={checkpoint}", f"attack.n={n}", "rule=bp"]
     config = compose("attack", ["experiment=cifar10_jpeg", *asked, "device=cpu"])
     device = prepare(config, ALONE)
@@ -147,19 +147,19 @@ def the_victim(data: Path, checkpoint: Path, n: int) -> Victim:
     return load_victim(run.config, source, splits, device)
 
 
-def goes_on(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines in ``path``, if any; the script ends if they are of other settings."""
+def finished_lines(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines that an earlier call wrote to ``path``; exits if its settings differ."""
     if not path.exists():
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
     if found["settings"] != settings:
-        sys.exit(f"{path} was made with other settings or versions; move it away first")
+        sys.exit(f"{path} was made with other settings or versions; move or remove it first")
     lines: list[dict[str, Any]] = found["lines"]
     return lines
 
 
 def main() -> int:
-    """Parse the command line; make the lines that are not there yet, and write all after each."""
+    """Parse the command line; compute the missing lines and write all lines after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -189,7 +189,7 @@ def main() -> int:
         "versions": code["versions"],
     }
     path = asked.out / "parity.json"
-    lines = goes_on(path, settings)
+    lines = finished_lines(path, settings)
     done = {(line["attack"], line["eps"]) for line in lines}
     for eps in asked.eps:
         for name in asked.attacks:

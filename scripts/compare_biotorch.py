@@ -1,4 +1,4 @@
-"""Our rules beside BioTorch's (PyPI package biotorch 0.0.16), both run in one process.
+"""Compare sstune's rules with BioTorch's (PyPI package biotorch 0.0.16) in one process.
 
     python scripts/compare_biotorch.py                             # gradients and cases: a minute
     python scripts/compare_biotorch.py step --rounds 15 --out results/bench
@@ -121,7 +121,7 @@ COMPARISONS: dict[str, Callable[[argparse.Namespace], tuple[pd.DataFrame, bool]]
 
 
 def show(frame: pd.DataFrame) -> None:
-    """Print ``frame`` with its columns to the left."""
+    """Print ``frame`` with left-aligned columns."""
     columns = [
         [str(name), *(f"{value:.3g}" if isinstance(value, float) else str(value) for value in frame[name])]
         for name in frame

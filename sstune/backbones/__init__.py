@@ -1,4 +1,4 @@
-"""Backbones: registry, networks, and weights from other people's files."""
+"""Backbones: registry, networks, and weights from third-party files."""
 
 from sstune.backbones import alexnet, cifar_resnet, lenet, mlp, resnet, vgg, vit
 from sstune.backbones.checkpoints import (

@@ -13,15 +13,14 @@ from sstune.backbones.variant import chosen, require
 from sstune.preprocessing import Preprocessing
 from sstune.schema import BackboneConfig, ConvNetConfig, RequestError, Variant
 
-SMALLEST_CIFAR = 17  # pixels a side that leave 2x2 after the stem and three poolings
+SMALLEST_CIFAR = 17  # pixels a side, which stem and three poolings reduce to 2x2
 
 
 class CifarAlexNet(nn.Module):
-    """The published widths for small images: 3x3 stem of stride 2, padded poolings, 2x2 features, a head of
-    1024 units.
+    """AlexNet for small images: 3x3 stem of stride 2, padded poolings, 2x2 features, 1024 hidden units.
 
-    The second convolution and those after it have the shapes of torchvision's, and so has the order of
-    modules, so weights of equal shape have equal names.
+    Modules have torchvision's order, and all convolutions but the first its shapes, so that weights of equal
+    shape have equal names.
     """
 
     def __init__(self, channels: int, outputs: int) -> None:
@@ -58,14 +57,14 @@ class CifarAlexNet(nn.Module):
 
 @PREPROCESSINGS.register("alexnet")
 def preprocessing(config: ConvNetConfig) -> Preprocessing:
-    """That of torchvision's default weights."""
+    """Preprocessing of torchvision's default weights."""
     return from_torchvision.preprocessing(config.name)
 
 
 class NormalisedAlexNet(nn.Module):
     """torchvision's AlexNet with batch normalisation before every ReLU and no dropout.
 
-    So did Xiao et al. (arXiv 1811.03567) train it by sign-symmetry; layers that are normalised have no bias.
+    As Xiao et al. (arXiv 1811.03567) trained it by sign-symmetry. Normalised layers have no bias.
     """
 
     def __init__(self, channels: int, outputs: int) -> None:
@@ -99,7 +98,7 @@ def _normalised(layer: nn.Conv2d | nn.Linear) -> tuple[nn.Module, ...]:
 
 @BACKBONES.register("alexnet_bn")
 def alexnet_bn(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
-    """AlexNet with batch normalisation, of random weights, in its published size.
+    """AlexNet with batch normalisation and random weights.
 
     Raises:
         RequestError: the images are too small.
@@ -107,7 +106,7 @@ def alexnet_bn(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
     smallest = from_torchvision.smallest("alexnet")
     if min(shape[1:]) < smallest:
         raise RequestError(
-            f"backbone.name: alexnet_bn needs {smallest}x{smallest} images at least, "
+            f"backbone.name: alexnet_bn needs {smallest}x{smallest} images or larger, "
             f"not {shape[1]}x{shape[2]}"
         )
     return Backbone(NormalisedAlexNet(shape[0], outputs), head="classifier.6", stem="features.0")
@@ -115,7 +114,7 @@ def alexnet_bn(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
 
 @BACKBONES.register("alexnet")
 def alexnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
-    """AlexNet; of published weights, variant cifar takes all but stem and head.
+    """AlexNet; variant cifar loads published weights except for stem and classifier.
 
     Raises:
         RequestError: the images are too small, or the weights are not cached and could not be downloaded.
@@ -128,7 +127,7 @@ def alexnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = Fals
         module = CifarAlexNet(shape[0], outputs)
         new = ["features.0", "classifier.1", "classifier.4", head]
     else:
-        from torchvision.models import AlexNet  # takes a second, and other backbones do without
+        from torchvision.models import AlexNet  # slow to import, only used here
 
         require(config, shape, from_torchvision.smallest(config.name))
         module = AlexNet(outputs)

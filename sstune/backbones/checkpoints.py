@@ -1,4 +1,4 @@
-"""Weights from files that others made: unwrap them, and say exactly what did not fit."""
+"""Third-party checkpoint files: reading, unwrapping and loading, with errors that list every misfit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sstune.storage import check_zip, kind_of
 
 _WRAPPERS = ("state_dict", "model")
 _PREFIX = "module."
-_SHOWN = 100  # characters of what does not fit; the rest is counted
+_SHOWN = 100  # characters of the list of misfits; the others are counted
 _MAX_EXPANSION = 4
 _DAMAGE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile)
 
@@ -29,10 +29,10 @@ def read_state_dict(path: Path, key: str = "init_from") -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, unwrapped from ``state_dict``/``model`` and ``module.``.
 
     Args:
-        key: what names the file in a request.
+        key: the configuration key that names the file, for errors.
 
     Raises:
-        RequestError: not a checkpoint, or one that holds no tensors.
+        RequestError: the file is not a checkpoint or contains no tensors.
     """
     return state_dict_in(read_checkpoint(path, key), path, key)
 
@@ -40,7 +40,7 @@ def read_state_dict(path: Path, key: str = "init_from") -> dict[str, Tensor]:
 def read_checkpoint(path: Path, key: str = "init_from") -> Any:
     """The content of a checkpoint file.
 
-    Loads safetensors, and other files with ``weights_only``: neither can run code.
+    Reads safetensors, and other files with ``weights_only``; neither executes code.
 
     Raises:
         RequestError: it cannot be read.
@@ -54,10 +54,10 @@ def read_checkpoint(path: Path, key: str = "init_from") -> Any:
 
 
 def state_dict_in(content: Any, path: Path, key: str = "init_from") -> dict[str, Tensor]:
-    """The tensors in the content of the checkpoint file ``path``; a new dictionary.
+    """The tensors in the content of the checkpoint file ``path``, as a new dictionary.
 
     Raises:
-        RequestError: it holds no tensors of plain numbers.
+        RequestError: there are none, or some are sparse, quantized or meta tensors.
     """
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -69,20 +69,20 @@ def state_dict_in(content: Any, path: Path, key: str = "init_from") -> dict[str,
     }
     for name, value in state.items():
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise RequestError(f"{key}: {path}: {shown(name)} is no tensor of plain numbers")
+            raise RequestError(f"{key}: {path}: {shown(name)} is not a dense tensor")
     return state
 
 
 def _content(path: Path) -> Any:
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # reading a FIFO or a device might never end
+    if not stat.S_ISREG(status.st_mode):  # reading a FIFO or a device may block forever
         raise ValueError(f"it is a {kind_of(status)}")
     if not status.st_size:
         raise ValueError("it is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of how old or unusual a file is
+        warnings.simplefilter("ignore")  # about old or unusual formats
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # comes with timm
+            from safetensors.torch import load_file  # a dependency of timm
 
             return load_file(path)
         _check_zip(path, status.st_size)
@@ -90,10 +90,12 @@ def _content(path: Path) -> Any:
 
 
 def _check_zip(path: Path, size: int) -> None:
-    """torch stores tensors as they are, so what is compressed is a trap; and it takes no notice of checksums.
+    """Check the zip of a checkpoint, whose checksums torch ignores.
+
+    torch stores tensors uncompressed, so that a compressed file may be a decompression bomb.
 
     Raises:
-        Exception: the entries are larger than the file, or one of them is damaged.
+        Exception: the entries are much larger than the file, or one of them is damaged.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -105,16 +107,16 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why a file cannot be read, in a few words; torch's own advice is to run what is in it."""
+    """Why a file cannot be read, in short; torch's own message recommends to execute its code."""
     text = " ".join(str(error).split())
     if code := re.search(r"(?i)unsupported (?:global|class)[^.]*? (\w+(?:\.\w+)+)", text):
-        return f"it asks for {code[1]}, which could run code"
+        return f"it imports {code[1]}, which could run code"
     if isinstance(error, OSError) and error.filename:
         return error.strerror or text
     if type(error) is ValueError:
         return shown(text[:80])
     if isinstance(error, _DAMAGE) or "Safetensor" in type(error).__name__:
-        return f"damaged or cut short: {shown(text[:60])}"
+        return f"damaged or truncated: {shown(text[:60])}"
     return "neither a zip of tensors nor a pickle of plain values"
 
 
@@ -124,14 +126,14 @@ def load_third_party(network: Network, path: Path) -> list[str]:
 
 
 def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[str]:
-    """Load the tensors of a file into ``network.backbone``; returns notes on what was replaced.
+    """Load the tensors of a file into ``network.backbone``; return notes on the head.
 
-    A head of another width keeps its new weights, and that is said. BatchNorm's step counters may be
-    absent (older files have none).
+    A head of another width keeps its new weights, with a note. BatchNorm's step counters may be absent, as in
+    older files.
 
     Raises:
-        RequestError: any other key is missing, unexpected or of another shape, and the keys are listed; or a
-            weight is NaN or infinite.
+        RequestError: another key is missing, unexpected or of another shape or type (the keys are listed), or
+            a weight is NaN or infinite.
     """
     own = network.backbone.state_dict()
     notes = []
@@ -162,7 +164,7 @@ def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[s
     constant = {name for name, value in own.items() if first_not_finite([(name, value)])}  # -inf in a mask
     loaded = ((name, state[name].to(own[name].dtype)) for name in own if name not in constant)
     if found := first_not_finite(loaded):
-        raise RequestError(f"init_from: {path} has weights that are no numbers: {found}")
+        raise RequestError(f"init_from: {path} has non-finite weights: {found}")
     network.backbone.load_state_dict(state)
     return notes
 

@@ -1,6 +1,6 @@
 """The ResNets of He et al. 2016 (arXiv 1512.03385, section 4.2) for 32x32 images, with option-A shortcuts.
 
-Parameter names are those in use for published checkpoints of this family: ``conv1``, ``bn1``,
+Parameter names are those of published checkpoints: ``conv1``, ``bn1``,
 ``layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}``, ``linear``; the shortcuts have no parameters.
 """
 
@@ -14,7 +14,7 @@ from sstune.schema import BackboneConfig
 
 
 def option_a(x: Tensor, channels: int, stride: int) -> Tensor:
-    """Identity shortcut: every ``stride``-th pixel, and zeros for the channels that are new."""
+    """Identity shortcut: every ``stride``-th pixel, zeros for new channels."""
     new = channels - x.shape[1]
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, new // 2, new - new // 2))
 
@@ -65,6 +65,6 @@ class CifarResNet(nn.Module):
 
 @BACKBONES.register("resnet20", "resnet32", "resnet44", "resnet56")
 def cifar_resnet(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
-    """resnet20, 32, 44, 56: the depth is in the name."""
+    """resnet20, 32, 44, 56; the number is the depth."""
     depth = int(config.name.removeprefix("resnet"))
     return Backbone(CifarResNet((depth - 2) // 6, shape[0], outputs), head="linear", stem="conv1")

@@ -1,6 +1,6 @@
-"""Models and weights of timm: any of them by name, and what the fitted ones (resnet, vit) share.
+"""Models and weights of timm: any model by name, and functions that resnet and vit share.
 
-timm is imported where it is used: that takes seconds, and the other backbones do without.
+timm is imported inside functions: this takes seconds, and other backbones do not need it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def metadata(name: str) -> Any:
     known = timm.list_models(include_tags="." in name)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "known: what timm.list_models() lists"
+        hint = f"did you mean {near[0]!r}?" if near else "known: those of timm.list_models()"
         raise RequestError(f"backbone.name: unknown {name!r}, {hint}")
     return timm.get_pretrained_cfg(name)
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """What a model's weights expect of their images.
+    """The preprocessing of a model's published weights.
 
     Raises:
-        RequestError: timm has no such model, or no weights of it.
+        RequestError: timm has no such model, or no weights for it.
     """
     data = metadata(name)
     if not data.has_weights:
@@ -53,7 +53,7 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def fixed_size(name: str) -> tuple[int, int] | None:
-    """Height and width of the images that a model is made for, None if it takes images of many sizes."""
+    """(height, width) that a model requires; None if it accepts images of several sizes."""
     data = metadata(name)
     return tuple(data.input_size[1:]) if data.fixed_input_size else None
 
@@ -62,10 +62,10 @@ def create(name: str, shape: Shape, outputs: int, load: bool, **settings: Any) -
     """timm's model for images of ``shape``, with a head of ``outputs`` units.
 
     Args:
-        load: whether to load its published weights, from timm's hub or the hub's cache. timm itself leaves
-            out a head of another width, sums the first convolution's weights over colours for grey images,
-            and resamples the embeddings of patches and positions.
-        settings: of the model, for ``timm.create_model``.
+        load: whether to load the published weights, from the hub or its cache. timm drops a head of another
+            width, sums the first convolution's weights over colours for grey images, and resamples patch and
+            position embeddings.
+        settings: further arguments of ``timm.create_model``.
 
     Raises:
         RequestError: the weights are not cached and could not be downloaded, or damaged.
@@ -84,19 +84,19 @@ def create(name: str, shape: Shape, outputs: int, load: bool, **settings: Any) -
         if isinstance(error, OSError):
             raise RequestError(
                 f"backbone.pretrained: the weights of {where} are not cached and could not be downloaded "
-                f"({type(error).__name__}); put {file} of that name on the hub into its cache "
-                f"{constants.HF_HUB_CACHE} (below HF_HOME), as `hf download` does, or use init_from=FILE"
+                f"({type(error).__name__}); download {file} to the hub's cache "
+                f"{constants.HF_HUB_CACHE} (below HF_HOME) with `hf download`, or use init_from=FILE"
             ) from error
-        timm.create_model(name, pretrained=False, **settings)  # raises, unless it is the weights
+        timm.create_model(name, pretrained=False, **settings)  # raises unless the weights are the cause
         raise RequestError(
-            f"backbone.pretrained: the weights of {where} in {constants.HF_HUB_CACHE} cannot be used "
+            f"backbone.pretrained: the weights of {where} in {constants.HF_HUB_CACHE} cannot be loaded "
             f"({shown(' '.join(str(error).split())[:60])}); remove {file} there"
         ) from error
     return model
 
 
 def adaptations(name: str, channels: int, outputs: int) -> list[str]:
-    """What timm does to a model's published weights to fit channels and classes, for notes."""
+    """Notes on how timm adapts a model's published weights to channels and outputs."""
     data = metadata(name)
     notes = []
     if outputs != data.num_classes:
@@ -109,12 +109,11 @@ def adaptations(name: str, channels: int, outputs: int) -> list[str]:
 
 
 def any_model(config: TimmConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
-    """The model that ``config.name`` is called in timm.
-
-    A model of fixed input size is made for images of ``backbone.input_size``, if that is given.
+    """timm's model ``config.name``; one of fixed input size is built for ``backbone.input_size``, if given.
 
     Raises:
-        RequestError: unknown name; the model cannot be made, or run, for such images or as a classifier.
+        RequestError: the name is unknown, the model cannot be built for or run on images of ``shape``, or it
+            is not a classifier.
     """
     settings = {}
     if fixed_size(config.name) and config.input_size is not None:
@@ -129,10 +128,10 @@ def any_model(config: TimmConfig, shape: Shape, outputs: int, load: bool = False
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RequestError(
             f"backbone.name: timm's {config.name} does not work with {shape[1]}x{shape[2]} images: {reason}; "
-            f"another backbone.input_size may"
+            f"try another backbone.input_size"
         ) from error
     if not isinstance(made, torch.Tensor) or made.shape != (1, outputs):
-        raise RequestError(f"backbone.name: timm's {config.name} is no classifier")
+        raise RequestError(f"backbone.name: timm's {config.name} is not a classifier")
     data = metadata(config.name)
     layers = [name for name, inner in module.named_modules() if isinstance(inner, nn.Conv2d | nn.Linear)]
     return Backbone(
@@ -144,11 +143,11 @@ def any_model(config: TimmConfig, shape: Shape, outputs: int, load: bool = False
 
 
 def _alias(names: str | Sequence[str] | None, module: nn.Module) -> str | None:
-    """One pattern for the modules that timm's metadata name; None if it names none that there are."""
+    """One glob pattern for the modules in timm's metadata; None if none of them exists."""
     named = [names] if isinstance(names, str) else names or []
     modules = dict(module.named_modules())
     present = [name for name in named if name in modules]
-    shared = os.path.commonprefix(present)  # noqa: RUF071 (of characters: head and head_dist are head*)
+    shared = os.path.commonprefix(present)  # noqa: RUF071 (by character: head and head_dist give head*)
     if len(present) > 1 and shared:
         return f"{shared}*"
     return present[0] if present else None

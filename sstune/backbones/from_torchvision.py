@@ -1,4 +1,4 @@
-"""Published weights of torchvision, and how they are fitted to a module that differs in places."""
+"""Published weights of torchvision, and how they are adapted to modules that differ in part."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sstune.schema import Interpolation, RequestError
 
 
 def metadata(name: str) -> Any:
-    """torchvision's ``Weights`` enum member that a model's weights are by default."""
-    from torchvision.models import get_model_weights  # takes a second, and other backbones do without
+    """The default member of torchvision's ``Weights`` enum of a model."""
+    from torchvision.models import get_model_weights  # slow to import, only used here
 
     return get_model_weights(name).DEFAULT
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """What a model's weights expect of their images."""
+    """The preprocessing of a model's published weights."""
     transforms = metadata(name).transforms()
     (crop,), (resized,) = transforms.crop_size, transforms.resize_size
     return Preprocessing(
@@ -37,19 +37,19 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def smallest(name: str) -> int:
-    """Pixels a side of the smallest images that torchvision's model takes."""
+    """Smallest side, in pixels, of images that torchvision's model accepts."""
     return max(metadata(name).meta["min_size"])
 
 
 def load(module: nn.Module, name: str, stem: str, new: tuple[str, ...]) -> list[str]:
-    """Load a model's published weights into ``module``; returns notes on what was adapted.
+    """Load a model's published weights into ``module``; return notes on adaptations.
 
     Args:
-        stem: the first convolution, whose weights are summed over their input channels for grey images.
-        new: modules that keep their own weights where the published ones have another shape.
+        stem: name of the first convolution, whose weights are summed over input channels for grey images.
+        new: names of modules that keep their new weights if the published ones have another shape.
 
     Raises:
-        RequestError: the weights are not cached and could not be downloaded, or do not fit elsewhere.
+        RequestError: the weights are not cached and could not be downloaded, or another module does not fit.
     """
     state, own, notes = _state_dict(name), module.state_dict(), []
     if own[f"{stem}.weight"].shape[1] == 1 and stem not in new:
@@ -85,14 +85,13 @@ def _state_dict(name: str) -> dict[str, Tensor]:
     except (OSError, HTTPException) as error:
         raise RequestError(
             f"backbone.pretrained: the weights of torchvision's {name} are not cached and could not be "
-            f"downloaded "
-            f"({type(error).__name__}); put {metadata(name).url} at {file} (below TORCH_HOME), or use "
-            f"init_from=FILE"
+            f"downloaded ({type(error).__name__}); download {metadata(name).url} to {file} (below "
+            f"TORCH_HOME), or use init_from=FILE"
         ) from error
 
 
 def _file(name: str) -> Path:
-    """Where torch.hub keeps the weights."""
+    """Path of the weights in torch.hub's cache."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(metadata(name).url).path).name
 
 

@@ -12,13 +12,13 @@ from sstune.schema import Interpolation
 def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """Images in [0,1], (N, C, H, W) -> (N, C, *size), again in [0,1].
 
-    Antialiased, as Pillow resizes: smaller images are averages, and larger ones use Pillow's bicubic kernel
-    (a = -1/2), which published weights were measured with, instead of PyTorch's (a = -3/4).
+    Antialiased, as in Pillow; bicubic uses Pillow's kernel (a = -1/2), with which published weights were
+    evaluated, instead of PyTorch's (a = -3/4).
     """
 
     def interpolated(images: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(images, size, mode=interpolation.value, antialias=True)
 
     resized = repeatable(interpolated, images, size)
-    # a cubic overshoots at edges; pixels beyond black and white are none
+    # bicubic interpolation overshoots at edges
     return resized.clamp(0, 1) if interpolation is Interpolation.bicubic else resized

@@ -1,6 +1,6 @@
 """The two LeNets of BioTorch's benchmarks (arXiv 2108.13446): for 32x32 digits, and for 32x32 photographs.
 
-Both are initialised by Glorot's uniform, biases zero, as its converted networks are.
+Weights are initialised by Glorot's uniform and biases by zero, as in its converted networks.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def lenet_cifar(config: BackboneConfig, shape: Shape, outputs: int) -> Backbone:
     """3x3 convolutions with 32, 64 and 128 channels, global average pooling, a hidden layer of 256 units.
 
     Raises:
-        RequestError: the images are too small for two poolings and three convolutions.
+        RequestError: the images are smaller than 18x18.
     """
     if min(shape[1:]) < 18:
         raise RequestError(
-            f"backbone.name: lenet_cifar needs 18x18 images at least, not {shape[1]}x{shape[2]}"
+            f"backbone.name: lenet_cifar needs 18x18 images or larger, not {shape[1]}x{shape[2]}"
         )
     return _initialised(
         conv1=nn.Conv2d(shape[0], 32, 3),

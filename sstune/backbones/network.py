@@ -1,4 +1,4 @@
-"""The one shape that all networks have: resizing and normalisation first, then the backbone with its head."""
+"""Networks: resizing and normalisation, then a backbone with its head."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sstune.schema import BackboneConfig, Interpolation, PretrainedConfig, Reque
 
 
 class Network(nn.Module):
-    """What is trained and attacked: images in [0,1], (N, C, H, W) -> outputs, (N, outputs).
+    """Network on images in [0,1]: (N, C, H, W) -> (N, outputs).
 
-    Resizing (to ``size``, None: not at all) and normalisation are its first layers, so an attack moves in
-    the dataset's pixel space. Their constants belong to the configuration and are not in the state dict.
+    Resizing (to ``size``; None: no resizing) and normalisation are its first layers, so that attacks work in
+    the dataset's pixel space. Their constants come from the configuration and are not in the state dict.
     """
 
     mean: Tensor
@@ -46,7 +46,7 @@ class Network(nn.Module):
         self.settled = dict(backbone.settled)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """What enters the backbone, (N, C, *size)."""
+        """Resize and normalise: the input of the backbone, (N, C, *size)."""
         if self.size is not None:
             images = resize(images, self.size, self.interpolation)
         return (images - self.mean) / self.std
@@ -57,12 +57,10 @@ class Network(nn.Module):
 
 
 def preprocessing(config: BackboneConfig) -> Preprocessing | None:
-    """What the published weights of ``config`` expect, None if it asks for none; loads no weights.
-
-    ``input_size`` takes the place of the weights' size.
+    """The preprocessing of the published weights, with ``input_size`` if given; None without such weights.
 
     Raises:
-        RequestError: unknown name, or there are no weights of that name.
+        RequestError: the name is unknown, or has no published weights.
     """
     if not isinstance(config, PretrainedConfig) or not config.pretrained:
         return None
@@ -81,16 +79,16 @@ def build(
     std: Sequence[float],
     weights: bool = True,
 ) -> Network:
-    """The network that ``config`` names, for images of ``shape`` (channels, height, width).
+    """Build the network of ``config`` for images of ``shape`` (channels, height, width).
 
     Args:
-        mean: of the dataset, used unless the backbone is pre-trained, as is ``std``.
-        weights: whether to load the published weights of a pre-trained backbone. Without, the network is the
-            same but for its random weights, which then come from a run or a file.
+        mean, std: of the dataset; a pre-trained backbone uses those of its weights instead.
+        weights: whether to load the published weights of a pre-trained backbone. If false, the same network
+            has random weights, to be replaced by those of a run or file.
 
     Raises:
-        RequestError: unknown name, constants that do not fit the number of channels, images of a size that
-            the backbone cannot take, or published weights that cannot be had.
+        RequestError: the name is unknown, ``mean`` does not fit the number of channels, the backbone does not
+            accept images of this size, or published weights are not cached and cannot be downloaded.
     """
     channels, *image_size = shape
     if len(mean) not in (1, channels):
@@ -115,7 +113,7 @@ def build(
 
 
 def _entering(config: BackboneConfig, shape: Shape, published: Preprocessing | None) -> tuple[int, int]:
-    """Height and width of what enters the backbone."""
+    """(height, width) of the backbone's input."""
     if published is not None:
         return published.size
     if isinstance(config, PretrainedConfig) and config.input_size is not None:
@@ -125,14 +123,14 @@ def _entering(config: BackboneConfig, shape: Shape, published: Preprocessing | N
 
 
 def _constants(published: Preprocessing, channels: int) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std for images of so many channels: of grey ones, the average over the weights' channels."""
+    """Mean and std for ``channels``; for grey images the averages over the weights' channels."""
     if channels == 1:
         averages = (sum(values) / len(values) for values in (published.mean, published.std))
         mean, std = ([value] for value in averages)
         return mean, std
     if channels != len(published.mean):
         raise RequestError(
-            f"backbone.pretrained: takes images of 1 or {len(published.mean)} channels, these have {channels}"
+            f"backbone.pretrained: accepts images of 1 or {len(published.mean)} channels, got {channels}"
         )
     return published.mean, published.std
 

@@ -1,4 +1,4 @@
-"""Networks by name: what a builder returns, and the weights' preprocessing that belongs to some names."""
+"""Registries of backbones and of the preprocessing of published weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sstune.registry import Registry
 class Backbone:
     """A network on normalised images; ``head`` and ``stem`` name its last and first layer with weights.
 
-    Where several modules are the head (or stem), the name is a glob pattern. ``notes`` say what was adapted.
-    ``settled`` has the fields of the configuration that were left to be chosen by the images: networks that
-    start from this one's weights are made alike, whatever their images.
+    The names may be glob patterns for several modules. ``notes`` describe adaptations of published weights.
+    ``settled`` has configuration fields that were chosen by the image size, such as ``variant``: networks
+    that start from this one's weights use the same values, whatever their images.
     """
 
     module: nn.Module
@@ -31,8 +31,8 @@ class Backbone:
 # (channels, height, width) of the images.
 Shape = tuple[int, int, int]
 
-# Builders ``(config, shape, outputs) -> Backbone``, of images as they enter the backbone; those of a
-# PretrainedConfig take ``load`` besides: whether to load the published weights.
+# Builders ``(config, shape, outputs) -> Backbone``, with the shape of the backbone's input. Builders of a
+# PretrainedConfig also take ``load``: whether to load the published weights.
 Builder = Callable[..., Backbone]
 BACKBONES: Registry[Builder] = Registry("backbone.name")
 

@@ -1,4 +1,4 @@
-"""ResNets from timm, with the ImageNet stem or the one customary for 32x32 images (arXiv 1512.03385)."""
+"""ResNets from timm, with the ImageNet stem or the usual one for 32x32 images (arXiv 1512.03385)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NAMES = ("resnet18", "resnet34", "resnet50")
 
 @PREPROCESSINGS.register(*NAMES)
 def preprocessing(config: ConvNetConfig) -> Preprocessing:
-    """That of timm's default weights."""
+    """Preprocessing of timm's default weights."""
     return from_timm.preprocessing(config.name)
 
 
 @BACKBONES.register(*NAMES)
 def resnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
-    """timm's resnet18, 34, 50; of variant cifar, a 3x3 stem of stride 1 and no max-pooling.
+    """timm's resnet18, 34 and 50; variant cifar has a 3x3 stem of stride 1 and no max-pooling.
 
     Raises:
         RequestError: the weights are not cached and could not be downloaded.

@@ -1,8 +1,8 @@
-"""Average pooling and resizing whose derivative CUDA computes alike every time.
+"""Average pooling and resizing with a deterministic derivative on CUDA.
 
-Torch's own backward passes add up in any order on CUDA, and are refused under ``deterministic=true``. But
-both operations act on rows and columns apart, y = R x C^T, so that their derivative is two products of
-matrices, R^T g C, and these repeat bit for bit.
+Torch's backward passes of these operations are nondeterministic on CUDA and fail under
+``deterministic=true``. Both operations are separable, y = R x C^T, so that their derivative is a product of
+matrices, R^T g C, which is deterministic.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from sstune.copying import to_device
 
-# ``(x, (height, width)) -> y`` for x of shape (N, C, H, W), linear, and the same for every image and channel.
+# ``(x, (height, width)) -> y`` for x of shape (N, C, H, W), linear and equal for all images and channels.
 Separable = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
 def repeatable(operation: Separable, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """``operation(x, size)``; on CUDA with deterministic algorithms, its derivative is by products."""
+    """``operation(x, size)``; with deterministic algorithms on CUDA, as :func:`by_matrices`."""
     needed = x.requires_grad and torch.is_grad_enabled() and torch.are_deterministic_algorithms_enabled()
     if not (needed and x.is_cuda):
         return operation(x, size)
@@ -29,7 +29,7 @@ def repeatable(operation: Separable, x: Tensor, size: tuple[int, int]) -> Tensor
 
 
 def by_matrices(operation: Separable, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """``operation(x, size)`` with R^T g C for its derivative."""
+    """``operation(x, size)`` with the derivative R^T g C."""
     rows, columns = (
         to_device(matrix(operation, old, new), x.device).to(x.dtype)
         for old, new in zip(x.shape[2:], size, strict=True)
@@ -39,8 +39,10 @@ def by_matrices(operation: Separable, x: Tensor, size: tuple[int, int]) -> Tenso
 
 
 def matrix(operation: Separable, old: int, new: int) -> Tensor:
-    """What ``operation`` makes of ``old`` rows, (new, old): its answer to each row alone."""
-    alone = torch.eye(old)[None, :, :, None].expand(1, old, old, 2)  # an antialiased width of 1 is wrong
+    """The matrix of ``operation`` along one axis, (new, old), from its response to unit vectors."""
+    alone = torch.eye(old)[None, :, :, None].expand(
+        1, old, old, 2
+    )  # torch's antialiasing is wrong at width 1
     return operation(alone, (new, 2))[0, :, :, 0].T.contiguous()
 
 
@@ -59,18 +61,18 @@ class _ByMatrices(torch.autograd.Function):
 
 
 class AveragePool(nn.AdaptiveAvgPool2d):
-    """nn.AdaptiveAvgPool2d with a derivative that repeats."""
+    """nn.AdaptiveAvgPool2d with a deterministic derivative."""
 
     def forward(self, x: Tensor) -> Tensor:
         asked = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
         height, width = (old if new is None else new for old, new in zip(x.shape[-2:], asked, strict=True))
-        if x.dim() != 4 or (height, width) == (1, 1):  # a mean, which repeats
+        if x.dim() != 4 or (height, width) == (1, 1):  # a mean, deterministic already
             return super().forward(x)
         return repeatable(F.adaptive_avg_pool2d, x, (height, width))
 
 
 def make_repeatable(network: nn.Module) -> None:
-    """Let average pooling in ``network`` repeat, in place."""
+    """Make average pooling in ``network`` deterministic, in place."""
     for module in network.modules():
         if type(module) is nn.AdaptiveAvgPool2d:
             module.__class__ = AveragePool

@@ -1,15 +1,15 @@
-"""Networks as published for ImageNet, or as is customary for small images."""
+"""Variants of convolutional networks: as published for ImageNet, or as usual for small images."""
 
 from __future__ import annotations
 
 from sstune.backbones.registry import Shape
 from sstune.schema import ConvNetConfig, RequestError, Variant
 
-SMALLEST_IMAGENET = 64  # pixels a side from which images count as large
+SMALLEST_IMAGENET = 64  # pixels a side; larger images get variant imagenet
 
 
 def chosen(config: ConvNetConfig, shape: Shape) -> Variant:
-    """The variant for images that enter the backbone with ``shape``; never auto."""
+    """The configured variant, or for auto the one for a backbone input of ``shape``."""
     if config.variant is not Variant.auto:
         return config.variant
     large = min(shape[1:]) >= SMALLEST_IMAGENET
@@ -17,13 +17,13 @@ def chosen(config: ConvNetConfig, shape: Shape) -> Variant:
 
 
 def require(config: ConvNetConfig, shape: Shape, smallest: int) -> None:
-    """Refuse images with a side below ``smallest`` pixels.
+    """Check that images have at least ``smallest`` pixels a side.
 
     Raises:
-        RequestError: naming the backbone and that size.
+        RequestError: they are smaller.
     """
     if min(shape[1:]) < smallest:
         raise RequestError(
             f"backbone.name: {config.name} of variant {chosen(config, shape)} needs {smallest}x{smallest} "
-            f"images at least, not {shape[1]}x{shape[2]}; backbone.input_size={smallest} would resize them"
+            f"images or larger, not {shape[1]}x{shape[2]}; backbone.input_size={smallest} resizes them"
         )

@@ -14,14 +14,11 @@ from sstune.preprocessing import Preprocessing
 from sstune.schema import ConvNetConfig, Variant
 
 NAMES = ("vgg16", "vgg16_bn")
-SMALLEST = 32  # pixels a side that leave one after five poolings
+SMALLEST = 32  # pixels a side, which five poolings reduce to one
 
 
 class CifarVGG(nn.Module):
-    """torchvision's features, averaged over what five poolings leave, and one linear layer.
-
-    Initialised as torchvision's VGG is.
-    """
+    """torchvision's features, global average pooling and one linear layer; initialised as its VGG."""
 
     def __init__(self, features: nn.Sequential, outputs: int) -> None:
         super().__init__()
@@ -42,18 +39,18 @@ class CifarVGG(nn.Module):
 
 @PREPROCESSINGS.register(*NAMES)
 def preprocessing(config: ConvNetConfig) -> Preprocessing:
-    """That of torchvision's default weights."""
+    """Preprocessing of torchvision's default weights."""
     return from_torchvision.preprocessing(config.name)
 
 
 @BACKBONES.register(*NAMES)
 def vgg(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
-    """vgg16 and vgg16_bn; of published weights, variant cifar takes all but the head.
+    """vgg16 and vgg16_bn; variant cifar loads published weights except for the head.
 
     Raises:
         RequestError: the images are too small, or the weights are not cached and could not be downloaded.
     """
-    from torchvision.models.vgg import VGG, cfgs, make_layers  # takes a second, others do without
+    from torchvision.models.vgg import VGG, cfgs, make_layers  # slow to import
 
     require(config, shape, SMALLEST)
     features = make_layers(cfgs["D"], batch_norm=config.name == "vgg16_bn")

@@ -1,4 +1,4 @@
-"""Vision transformers (arXiv 2010.11929) from timm, with the patch size fitted to the images."""
+"""Vision transformers (arXiv 2010.11929) from timm, with a patch size that suits the images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEWEST_PATCHES = 7  # a side
 
 @PREPROCESSINGS.register(*MODELS)
 def preprocessing(config: VitConfig) -> Preprocessing:
-    """That of timm's default weights."""
+    """Preprocessing of timm's default weights."""
     return from_timm.preprocessing(MODELS[config.name])
 
 
@@ -22,7 +22,7 @@ def preprocessing(config: VitConfig) -> Preprocessing:
 def vit(config: VitConfig, shape: Shape, outputs: int, load: bool = False) -> Backbone:
     """timm's ViTs of depth 12: tiny with width 192 and 3 heads, small with 384 and 6.
 
-    Published weights have patches of 16 pixels in images of 224; for others timm resamples the embeddings.
+    Published weights are for 224-pixel images and 16-pixel patches; for others timm resamples embeddings.
 
     Raises:
         RequestError: the patches do not tile the image, or the weights are not cached and could not be
@@ -48,10 +48,10 @@ def vit(config: VitConfig, shape: Shape, outputs: int, load: bool = False) -> Ba
 
 
 def patch_size(config: VitConfig, shape: Shape) -> int:
-    """Pixels a side of a patch, in images that enter the backbone with ``shape``.
+    """Side of a patch, in pixels, for a backbone input of ``shape``.
 
-    Unless given, 16 for a pre-trained backbone, and otherwise the largest power of two up to 16 that tiles
-    the image with 7 patches a side or more: 16 for images of 112 pixels and more, 4 for 28 and 32.
+    Default: 16 for a pre-trained backbone; otherwise the largest power of two up to 16 that tiles the image
+    with at least 7 patches a side, e.g. 16 for 112 or 224 pixels and 4 for 28 or 32.
 
     Raises:
         RequestError: the patches do not tile the image.

@@ -41,7 +41,7 @@ def make(spec: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise RequestError(f"model.factory: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
     if bad := first_not_finite(made.named_parameters()):
-        raise RequestError(f"model.factory: {spec} has weights that are no numbers: {bad}")
+        raise RequestError(f"model.factory: {spec} has non-finite weights: {bad}")
     try:  # it will be converted in place, and the original may be asked for again
         return copy.deepcopy(made).cpu()
     except _ANYTHING as error:  # a module with weight_norm, a lock, an open file, ... has no copy

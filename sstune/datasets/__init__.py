@@ -1,7 +1,7 @@
-"""Where images come from: sources, their splits, and the loader that feeds them to a network.
+"""Datasets: sources, splits, augmentation and loaders.
 
-Imports torch only when one of its other names is first used (PEP 562): a run's identity needs the
-fingerprints alone.
+Torch is imported when a name other than the fingerprints is first used (PEP 562): a run's identity needs the
+fingerprints only.
 """
 
 from importlib import import_module

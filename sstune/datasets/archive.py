@@ -1,6 +1,6 @@
-"""Image files in a directory tree or a tar archive: their digests, their bytes, their split and class.
+"""Image files in a directory tree or a tar archive: digests, contents, splits and classes.
 
-Imports no torch: a run's identity is computed from here before anything heavy is loaded.
+Imports no torch, because a run's identity is computed from here before torch is loaded.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from sstune.storage import file_digest
 
 log = logging.getLogger(__name__)
 
-_MAX_PADDING = 64 * 2**20  # bytes of zeros behind an archive's end; tar fills up a record, mostly of 10 KiB
+_MAX_PADDING = (
+    64 * 2**20
+)  # bytes of zeros after an archive's end; tar pads to whole records, usually of 10 KiB
 
 
 def fingerprint(config: DatasetConfig) -> str | None:
-    """Content digest of the data a configuration names; part of a run's identity.
+    """Content digest of a dataset in files of the user's own; part of a run's identity.
 
     Returns:
-        A folder dataset: sha256 (hex) of the archive, or of names and contents of a directory's images. A
-        dataset that torchvision can download, from an image tree of one's own: that tree's. Other datasets:
-        None.
+        For an archive its sha256 (hex), for a directory that of its images' names and contents. None for
+        datasets that torchvision downloads.
 
     Raises:
         RequestError: the root cannot be read.
@@ -44,7 +45,7 @@ def fingerprint(config: DatasetConfig) -> str | None:
 
 
 def earlier_fingerprint(config: DatasetConfig) -> Earlier | None:
-    """By what earlier versions knew a directory: names and sizes. None for what is no directory of images.
+    """The fingerprint of earlier versions, of names and sizes; None if the data are not a directory.
 
     Raises:
         RequestError: the root cannot be read.
@@ -57,12 +58,14 @@ def earlier_fingerprint(config: DatasetConfig) -> Earlier | None:
 
 
 def _own_images(config: DatasetConfig) -> Path | None:
-    """The tree or archive of images that is known by its content only."""
+    """The image tree or archive of the user's own; None for a dataset that torchvision downloads."""
     if not isinstance(config, FolderConfig | MnistConfig):
         return None
     root = Path(config.root).expanduser()
     downloaded = isinstance(config, DownloadedFolderConfig | MnistConfig)
-    official = downloaded and (config.name == "flowers102" or not is_tree(root))  # flowers are no tree
+    official = downloaded and (
+        config.name == "flowers102" or not is_tree(root)
+    )  # Flowers-102 is never a tree
     return None if official else root
 
 
@@ -79,7 +82,7 @@ def is_tree(root: Path) -> bool:
 def digest(root: Path, kept_in: str) -> str:
     """sha256 (hex) of an archive, or of names and contents of a directory's images.
 
-    An archive is hashed once per process and (path, size, time of modification); of a directory see
+    An archive is hashed once per process and (path, size, time of modification). For a directory see
     :func:`sstune.datasets.contents.scan`.
 
     Raises:
@@ -97,7 +100,7 @@ def scanned(root: Path, kept_in: str) -> Scan:
     """:func:`scan` of a directory.
 
     Raises:
-        RequestError: it cannot be read; see also there.
+        RequestError: it cannot be read; see also :func:`scan`.
     """
     try:
         return scan(root.resolve(), kept_in)
@@ -112,13 +115,14 @@ def _unreadable(root: Path, error: OSError) -> RequestError:
 
 
 def read(root: Path, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[str, bytes]]:
-    """Every ``wanted`` image as (path relative to ``root`` with ``/``, its bytes), in the order it is stored.
+    """Yield every ``wanted`` image as (path relative to ``root``, its bytes), in the order of storage.
 
-    An archive is streamed, nothing is unpacked to disk and member names are never used as paths. Only
-    regular files with an image suffix count; hidden ones (and macOS's ``__MACOSX``) do not.
+    An archive is streamed: nothing is unpacked to disk, and member names are never used as paths. Only
+    regular files with an image suffix are read, without hidden ones (and macOS's ``__MACOSX``).
 
     Raises:
-        RequestError: unreadable, damaged, not a tar archive, or a file beyond ``MAX_FILE_BYTES``.
+        RequestError: ``root`` is unreadable, damaged or not a tar archive, or a file is larger than
+            ``MAX_FILE_BYTES``.
     """
     return _read_tree(root, wanted) if root.is_dir() else _read_archive(root, wanted)
 
@@ -145,60 +149,62 @@ def _read_archive(root: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[s
                     continue
                 refuse_oversized(root, name, member.size)
                 yield name, file.read()
-                archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
+                archive.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
             _refuse_early_end(archive)
         _refuse_trailing(root)
     except RequestError:
         raise
-    except Exception as error:  # tarfile, zlib and lzma have their own each, and lzma may not be installed
-        reason = "no compression that is known" if "not be opened" in str(error) else shown(str(error))
-        raise RequestError(f"dataset.root: {root} is damaged or no tar archive: {reason}") from error
+    except Exception as error:  # tarfile, zlib and lzma raise different types, and lzma may not be installed
+        reason = "unknown compression" if "not be opened" in str(error) else shown(str(error))
+        raise RequestError(f"dataset.root: {root} is damaged or not a tar archive: {reason}") from error
     if links:
-        log.warning("%s: skipped %d links and special files that are named like images", root, links)
+        log.warning("%s: skipped %d links and special files with image suffixes", root, links)
 
 
 def _refuse_early_end(archive: tarfile.TarFile) -> None:
-    """An archive ends with two blocks of zeros, and with zeros behind them; tarfile itself takes a damaged
-    header, or the file's end wherever it is, for the archive's. Read to the end, for a compressed file says
-    only there whether it is whole."""
+    """Raise ReadError unless the archive ends with two blocks of zeros, followed by zeros only.
+
+    tarfile accepts a damaged header or an early end of file as the archive's end. The file is read to its
+    end, where a compressed file has its checksum.
+    """
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     end = archive.fileobj.read(2 * tarfile.BLOCKSIZE)
     if end.strip(b"\0"):
         raise tarfile.ReadError(f"bad header at byte {archive.offset}")
     if len(end) < 2 * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it ends early, without tar's two blocks of zeros")
+        raise tarfile.ReadError("it is truncated: tar's two closing blocks of zeros are missing")
     for start in range(0, _MAX_PADDING, 2**20):
         rest = archive.fileobj.read(2**20)
         if rest.strip(b"\0"):
-            raise tarfile.ReadError(f"there is something behind its end at byte {archive.offset + start}")
+            raise tarfile.ReadError(f"data behind its end at byte {archive.offset + start}")
         if not rest:
             return
     raise tarfile.ReadError(f"more than {_MAX_PADDING:,} zeros follow its end")
 
 
 def _refuse_trailing(root: Path) -> None:
-    """Python reads an .xz file to its end mark, and what follows it is nothing to it."""
+    """Raise LZMAError if data follow the end mark of an .xz file, which Python ignores."""
     with root.open("rb") as file:
         if file.read(6) != b"\xfd7zXZ\0":
             return
         file.seek(-min(root.stat().st_size, 2**16), 2)
         if not file.read().rstrip(b"\0").endswith(b"YZ"):
-            raise lzma.LZMAError("there is something behind the end of the compressed data")
+            raise lzma.LZMAError("data behind the end of the compressed data")
 
 
-def may_be_placed(name: str) -> bool:
-    """Whether a path is deep enough for ``<split>/<class>/<image>``."""
+def has_split_and_class(name: str) -> bool:
+    """Whether a path has at least the three levels of ``<split>/<class>/<image>``."""
     return name.count("/") >= 2
 
 
-def place(names: Iterable[str]) -> dict[str, str]:
-    """Map each path to its ``<split>/<class>/<image>``; paths that have none are left out.
+def tree_layout(names: Iterable[str]) -> dict[str, str]:
+    """Map each path to its ``<split>/<class>/<image>``; paths with fewer levels are omitted.
 
-    The split folders lie at the top, or all below one wrapping folder, which is taken off.
+    The split folders are at the top, or all in one enclosing folder, which is removed.
     """
-    deep = [name for name in names if may_be_placed(name)]
+    deep = [name for name in names if has_split_and_class(name)]
     tops = {name.split("/", 1)[0] for name in deep}
     wrapped = len(tops) == 1 and any(name.count("/") >= 3 for name in deep)
-    placed = {name: name.split("/", 1)[1] if wrapped else name for name in deep}
-    return {name: path for name, path in placed.items() if may_be_placed(path)}
+    layout = {name: name.split("/", 1)[1] if wrapped else name for name in deep}
+    return {name: path for name, path in layout.items() if has_split_and_class(path)}

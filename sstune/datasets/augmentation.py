@@ -1,7 +1,7 @@
-"""Random changes to training images: crops, mirror images, torchvision's transforms, cutout.
+"""Augmentation of training images: random crops, horizontal flips, torchvision's transforms, cutout.
 
-What is drawn is kept apart from what is done with it: numbers are drawn on the CPU for a whole batch, so they
-depend neither on the device nor on how many processes share the batch, each of which computes its part.
+Random numbers are drawn on the CPU for a whole batch and applied separately. So they depend neither on the
+device nor on the number of processes that share the batch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sstune.copying import to_device
 from sstune.schema import DatasetConfig, RequestError, nearest
 
 ASPECT_RATIOS = 3 / 4, 4 / 3  # of random crops, as in torchvision's RandomResizedCrop
-_ATTEMPTS = 10  # at a box that fits into the image, likewise
+_ATTEMPTS = 10  # to draw a box within the image, as RandomResizedCrop
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for the images of a batch, one row each; None where nothing was to be drawn.
+    """Random numbers for the images of a batch, one row each; None where an augmentation is not used.
 
     Offsets ``top`` and ``left`` int64 [B, 1], ``mirrored`` bool [B, 1], ``boxes`` int64 [B, 4], ``seeds``
     int64 [B], ``centres`` (row, column) int64 [B, 2].
@@ -40,21 +40,21 @@ class Draws:
     centres: Tensor | None = None
 
     def part(self, chosen: slice) -> Draws:
-        """What was drawn for some of the images."""
+        """The numbers of some of the images."""
         return Draws(**{name: None if rows is None else rows[chosen] for name, rows in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each training image, in this order, images keeping their shape.
+    """Augmentation of training images, in this order; images keep their shape.
 
     Args:
-        crop_padding: crop at random out of a frame of so many zeros on each side.
-        flip: mirror left to right with probability 1/2.
-        crop_scale: crop a random share of the area, from this to 1, and resize it (bilinear).
+        crop_padding: random crop after padding with this many zeros on each side.
+        flip: flip horizontally with probability 1/2.
+        crop_scale: random resized crop (bilinear) of at least this share of the area.
         transforms: torchvision.transforms.v2 by name, with keyword arguments.
-        cutout: blank (0) a square of so many pixels, whose centre is uniform in the image; what of it lies
-            outside has no effect (DeVries and Taylor, arXiv:1708.04552).
+        cutout: set a square of this side, in pixels, to 0. Its centre is uniform in the image, so that part
+            of it may lie outside (DeVries and Taylor, arXiv:1708.04552).
     """
 
     crop_padding: int = 0
@@ -65,11 +65,11 @@ class Augmentation:
 
     @classmethod
     def of(cls, config: DatasetConfig) -> Augmentation:
-        """What the configuration of a dataset asks for."""
+        """The augmentation in the configuration of a dataset."""
         return cls(**{item.name: getattr(config, item.name) for item in fields(cls)})
 
     def __bool__(self) -> bool:
-        """Whether anything is done at all."""
+        """Whether any augmentation is used."""
         return bool(
             self.crop_padding or self.flip or self.crop_scale is not None or self.transforms or self.cutout
         )
@@ -77,7 +77,7 @@ class Augmentation:
     def draw(self, n: int, height: int, width: int, noise: torch.Generator) -> Draws:
         """Numbers for ``n`` images, from a generator on the CPU.
 
-        Crops and mirroring come first: committed results rest on what is drawn for them.
+        Crops and flips are drawn first: committed results depend on this order.
         """
         top, left = torch.randint(2 * self.crop_padding + 1, (2, n, 1), generator=noise)
         return Draws(
@@ -92,7 +92,7 @@ class Augmentation:
         )
 
     def __call__(self, images: Tensor, drawn: Draws) -> Tensor:
-        """Images uint8 [B, C, H, W], on any device, after what was drawn for them."""
+        """Apply the numbers in ``drawn`` to images, uint8 [B, C, H, W], on any device."""
         if self.crop_padding or self.flip:
             images = _cropped(images, self.crop_padding, drawn)
         if drawn.boxes is not None:
@@ -104,7 +104,7 @@ class Augmentation:
         return images
 
     def _transformed(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """Image by image, for one call draws one set of parameters; on the CPU, whose numbers it draws."""
+        """Transform each image alone, since a call draws one set of parameters; on the CPU's generator."""
         changed = []
         with torch.random.fork_rng(devices=[]):
             for image, seed in zip(images.cpu(), seeds.tolist(), strict=True):
@@ -121,7 +121,7 @@ def random_boxes(n: int, height: int, width: int, scale: float, noise: torch.Gen
     """Boxes (top, left, height, width), int64 [n, 4], within an image, as RandomResizedCrop draws them.
 
     The share of the area is uniform in [``scale``, 1], the aspect ratio log-uniform in ``ASPECT_RATIOS``, the
-    place uniform. Where ten attempts do not fit, the box is the largest central one of an allowed ratio.
+    position uniform. If ten attempts do not fit, the box is the largest central one of an allowed ratio.
     """
     low, high = ASPECT_RATIOS
     share, ratio, down, across = torch.rand(4, n, _ATTEMPTS, generator=noise, dtype=torch.float64)
@@ -141,7 +141,7 @@ def random_boxes(n: int, height: int, width: int, scale: float, noise: torch.Gen
 
 
 def _cropped(images: Tensor, padding: int, drawn: Draws) -> Tensor:
-    """Each image at its own offset in its zero-padded self, mirrored or not."""
+    """Crop each image at its own offset after zero padding, flipped where drawn."""
     assert drawn.top is not None
     assert drawn.left is not None
     n, _, height, width = images.shape
@@ -156,7 +156,7 @@ def _cropped(images: Tensor, padding: int, drawn: Draws) -> Tensor:
 
 
 def _resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
-    """What lies in each image's box, enlarged to the image's size; nothing outside the box has a say."""
+    """Resize each image's box to the image's size; pixels outside the box have no influence."""
     _, _, height, width = images.shape
     tops, lefts, heights, widths = boxes.unbind(1)
     y, x = _sampled(tops, heights, height), _sampled(lefts, widths, width)
@@ -167,14 +167,14 @@ def _resized_crops(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _sampled(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
-    """Where ``size`` samples of each interval lie, pixel centres on pixel centres, as grid_sample counts."""
+    """Coordinates of ``size`` samples of each interval, in grid_sample's units with aligned corners."""
     steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size
     inside = (steps * lengths[:, None] - 0.5).clamp(min=0).minimum(lengths[:, None] - 1.0)
     return (starts[:, None] + inside) * (2 / max(size - 1, 1)) - 1
 
 
 def _cut_out(images: Tensor, centres: Tensor, size: int) -> Tensor:
-    """Each image with a square of ``size`` pixels around its centre blanked, as far as it lies inside."""
+    """Set a square of side ``size`` around each centre to 0, clipped to the image."""
     kept = []
     for side, centre in zip(images.shape[2:], centres.unbind(1), strict=True):
         first = centre[:, None] - size // 2
@@ -185,12 +185,12 @@ def _cut_out(images: Tensor, centres: Tensor, size: int) -> Tensor:
 
 
 def build_transforms(wanted: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
-    """The named transforms of torchvision.transforms.v2, one after the other.
+    """Compose transforms of torchvision.transforms.v2, given by name.
 
     Raises:
-        RequestError: an unknown name or argument, with the nearest spelling, or a value that is refused.
+        RequestError: a name or argument is unknown (with the nearest spelling), or a value is invalid.
     """
-    from torchvision.transforms import v2  # slow to import, and seldom needed
+    from torchvision.transforms import v2  # slow to import and rarely needed
 
     known = {
         name: kind
@@ -212,16 +212,16 @@ def build_transforms(wanted: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
                 )
         try:
             steps.append(known[name](**arguments))
-        except Exception as error:  # each transform checks its arguments in its own way
+        except Exception as error:  # transforms raise errors of many types
             raise RequestError(f"dataset.transforms: {name}: {' '.join(str(error).split())}") from error
     return v2.Compose(steps)
 
 
 def check_transforms(wanted: Mapping[str, Any], shape: tuple[int, int, int]) -> None:
-    """Try the transforms on one black image of ``shape`` (channels, height, width).
+    """Apply the transforms to one black image of ``shape`` (channels, height, width).
 
     Raises:
-        RequestError: see :func:`build_transforms`; or one cannot be applied, or changes shape or type.
+        RequestError: see :func:`build_transforms`; or a transform fails, or changes the shape or dtype.
     """
     if not wanted:
         return
@@ -234,6 +234,4 @@ def check_transforms(wanted: Mapping[str, Any], shape: tuple[int, int, int]) -> 
         raise RequestError(f"dataset.transforms: {' '.join(str(error).split())}") from error
     if changed.shape != images.shape or changed.dtype != images.dtype:
         found = f"{changed.dtype} {[*changed.shape[1:]]}"
-        raise RequestError(
-            f"dataset.transforms: must keep uint8 {[*shape]} images as such, they give {found}"
-        )
+        raise RequestError(f"dataset.transforms: must return uint8 {[*shape]} images, got {found}")

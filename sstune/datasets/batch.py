@@ -1,4 +1,4 @@
-"""A batch, as training, evaluation and attacks see it."""
+"""A batch of images, targets and sample indices."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sstune.copying import to_device
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """N images, what a network should make of them, and which samples they are.
+    """N images with their targets and sample indices.
 
     Args:
         images: (N, C, H, W) in [0,1], float32, channels last in memory.
-        targets: (N,) int64 classes or (N, L) float32, multi-hot, on the device of the images.
-        samples: (N,) int64 on the CPU, the index of each in its split. It keys random draws.
+        targets: (N,) int64 classes or (N, L) float32, multi-hot, on the images' device.
+        samples: (N,) int64 on the CPU, indices in the split; they key random draws.
     """
 
     images: Tensor
@@ -38,11 +38,11 @@ class Batch:
         return Batch(self.images[there], self.targets[there], self.samples[index])
 
     def parts(self, n: int) -> Iterator[Batch]:
-        """``n`` parts of equal size; the first ones are longer by one where that does not work out."""
+        """Split into ``n`` parts whose sizes differ by at most one, larger ones first."""
         split = (torch.tensor_split(each, n) for each in (self.images, self.targets, self.samples))
         return (Batch(*part) for part in zip(*split, strict=True))
 
     def chunks(self, size: int) -> Iterator[Batch]:
-        """Parts of ``size`` samples, of which the last may be smaller."""
+        """Split into parts of ``size`` samples; the last may be smaller."""
         split = (torch.split(each, size) for each in (self.images, self.targets, self.samples))
         return (Batch(*part) for part in zip(*split, strict=True))

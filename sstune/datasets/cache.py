@@ -1,7 +1,7 @@
-"""What is kept on disk of a dataset: its decoded images, which files cannot be decoded, their digests.
+"""The cache of datasets on disk: decoded images, lists of corrupt files, digests of files.
 
-Decoded images are one uncompressed .npz per archive and image size, whose checksums are what detects a
-damaged file. Files are written atomically, and a cache that cannot be used is never an error.
+Decoded images are in one uncompressed .npz per archive and image size, whose checksums detect damage. Files
+are written atomically. An unusable cache is never an error.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # raise when decoding or the file's layout changes: older files are then no longer found
+_FORMAT = 2  # increase when decoding or the file format changes, so that older files are not found
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """Every image of a dataset: uint8 [N, C, H, W], and its ``<split>/<class>/<image>``, in sorted order.
+    """The images of a dataset, uint8 [N, C, H, W], and their ``<split>/<class>/<image>``, in sorted order.
 
-    ``corrupt`` holds what cannot be decoded, and why: path in the archive or directory -> error.
+    ``corrupt``: path -> error of the images that cannot be decoded.
     """
 
     images: npt.NDArray[np.uint8]
@@ -44,11 +44,11 @@ class Decoded:
 
 
 def cache_file(directory: str, kind: str, digest: str, *details: object) -> Path:
-    """Where something about the data with this content digest is kept.
+    """The path of a cache file for the data with this content digest.
 
     Args:
         kind: ``images`` (decoded, .npz), ``corrupt`` (a list, .json) or ``contents`` (digests, .npz).
-        details: what else it depends on, such as the size that images were resized to.
+        details: what else the content depends on, such as the size of resized images.
     """
     key = hashlib.sha256(":".join(map(str, (_FORMAT, digest, *details))).encode()).hexdigest()
     suffix = {"images": ".npz", "corrupt": ".json", "contents": ".npz"}[kind]
@@ -56,20 +56,20 @@ def cache_file(directory: str, kind: str, digest: str, *details: object) -> Path
 
 
 def load(path: Path) -> Decoded | None:
-    """The images in ``path``; None when there is no such file or, with a warning, when it is damaged."""
+    """The images in ``path``; None if it does not exist or, with a warning, if it is damaged."""
     try:
         with np.load(path) as stored:
             corrupt = json.loads(stored["corrupt"].tobytes()) if "corrupt" in stored else {}
             return Decoded(stored["images"], os.fsdecode(stored["paths"].tobytes()).split("\0"), corrupt)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # a damaged zip raises nearly anything; the answer is the same
+    except Exception as error:  # a damaged zip raises errors of many types
         log.warning("cache %s cannot be used (%s): decoding again", path, error)
         return None
 
 
 def save(path: Path, decoded: Decoded) -> None:
-    """Write ``path`` whole or not at all; a full disk or an unwritable directory only warns."""
+    """Write ``path`` atomically; a full disk or an unwritable directory is only a warning."""
     names = np.frombuffer(os.fsencode("\0".join(decoded.paths)), dtype=np.uint8)
     arrays = {"images": decoded.images, "paths": names}
     if decoded.corrupt:
@@ -78,7 +78,7 @@ def save(path: Path, decoded: Decoded) -> None:
 
 
 def load_corrupt(path: Path) -> dict[str, str] | None:
-    """Name -> error of the files that ``path`` lists; None when there is no such list, or a damaged one."""
+    """Name -> error of the files that ``path`` lists; None if it does not exist or is damaged."""
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): str(error) for name, error in listed.items()}
@@ -90,7 +90,7 @@ def load_corrupt(path: Path) -> dict[str, str] | None:
 
 
 def save_corrupt(path: Path, corrupt: dict[str, str]) -> None:
-    """Write ``path`` whole or not at all; a full disk or an unwritable directory only warns."""
+    """Write ``path`` atomically; a full disk or an unwritable directory is only a warning."""
     _write(path, lambda file: file.write(json.dumps(corrupt, indent=1).encode()))
 
 
@@ -99,7 +99,7 @@ Contents = tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.uint8]]
 
 
 def load_contents(path: Path) -> Contents | None:
-    """What is kept in ``path``; None when there is no such file or, with a warning, when it is damaged."""
+    """The contents in ``path``; None if it does not exist or, with a warning, if it is damaged."""
     try:
         with np.load(path) as stored:
             names = os.fsdecode(stored["names"].tobytes()).split("\0")
@@ -117,14 +117,14 @@ def load_contents(path: Path) -> Contents | None:
 def save_contents(
     path: Path, names: list[str], stamps: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]
 ) -> None:
-    """Write ``path`` whole or not at all; a full disk or an unwritable directory only warns."""
+    """Write ``path`` atomically; a full disk or an unwritable directory is only a warning."""
     encoded = np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
     _write(path, lambda file: np.savez(file, names=encoded, stamps=stamps, digests=digests))
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
-    """Inside, no other process of this machine's user is so with the same ``name``."""
+def exclusive(name: str) -> Iterator[None]:
+    """Hold an exclusive lock called ``name`` among this user's processes on this machine."""
     key = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     with (Path(tempfile.gettempdir()) / f"sstune-{os.getuid()}-{key}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -145,4 +145,4 @@ def _write(path: Path, content: Callable[[BinaryIO], object]) -> None:
             os.unlink(partial)
             raise
     except OSError as error:
-        log.warning("cannot cache anything in %s (%s): the next run decodes again", path.parent, error)
+        log.warning("cannot write to the cache %s (%s): the next run decodes again", path.parent, error)

@@ -1,6 +1,6 @@
-"""The image files below a directory: which there are, and the sha256 of each, which is kept in a cache.
+"""The image files in a directory, and the sha256 of each, which is cached.
 
-Imports no torch: a run's identity is computed from here before anything heavy is loaded.
+Imports no torch, because a run's identity is computed from here before torch is loaded.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ from sstune.storage import kind_of
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"},
 )
-MAX_FILE_BYTES = 256 * 2**20  # an image file beyond this is a mistake or a trap; it is never read into memory
-_MUCH = 2**30  # bytes; reading so many is announced, and not done by several processes at a time
-_SETTLED = 2 * 10**9  # ns; a file changed more recently may change again without a new time, so is not kept
+MAX_FILE_BYTES = 256 * 2**20  # larger files are never read into memory
+_MUCH = 2**30  # bytes; hashing more is announced, and done by one process at a time
+_SETTLED = 2 * 10**9  # ns; a file changed later than this may change again at the same time stamp: not cached
 
 Stamps = npt.NDArray[np.int64]  # [N, 3]: size, times of modification and of any change (ns)
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """The image files below a directory, by sorted relative paths.
+    """The image files in a directory, by sorted relative paths.
 
-    ``content`` is the sha256 (hex) of their names and contents. ``names_and_sizes`` is that of their names
-    and sizes, by which earlier versions knew a directory, and ``changed`` when one of them was last modified
-    (seconds since the epoch).
+    ``content``: sha256 (hex) of their names and contents. ``names_and_sizes``: that of their names and sizes,
+    the fingerprint of earlier versions. ``changed``: latest time of modification, in seconds since the epoch.
     """
 
     root: Path
@@ -50,7 +49,7 @@ class Scan:
     changed: float
 
     def check_unchanged(self) -> None:
-        """Raise RequestError if a file is no longer what it was when the directory was scanned."""
+        """Raise RequestError if a file has changed since the directory was scanned."""
         for name, known in zip(self.names, self.stamps.tolist(), strict=True):
             try:
                 found = _stamp((self.root / name).stat())
@@ -59,24 +58,24 @@ class Scan:
             if found != known:
                 where = f"{shown(name)} in {self.root}"
                 raise RequestError(
-                    f"dataset.root: {where} was changed while this process works; run it again"
+                    f"dataset.root: {where} changed while this process was running; run the command again"
                 )
 
 
 @functools.cache
 def scan(root: Path, kept_in: str | None = None) -> Scan:
-    """List a directory and hash its images, once per process: a sweep's cells share what the first found.
+    """List a directory and hash its images, once per process: the cells of a sweep share the result.
 
-    So a process takes a directory for what it was when first looked at; see :meth:`Scan.check_unchanged`.
-    ``scan.cache_clear()`` forgets.
+    Changes after the first call are not seen; see :meth:`Scan.check_unchanged`. ``scan.cache_clear()`` drops
+    the result.
 
     Args:
-        root: resolved, for it is the key under which the answer is kept.
-        kept_in: directory of the cache, where the digests of files that do not change are kept.
+        root: resolved path; the key of the result.
+        kept_in: directory of the cache of digests; None: no cache.
 
     Raises:
         OSError: a directory or file cannot be read.
-        RequestError: an image is no regular file or too large, or a folder contains itself by a link.
+        RequestError: an image is not a regular file or too large, or a link forms a loop.
     """
     found = sorted(walk(root), key=lambda entry: entry[0])
     names = [name for name, _ in found]
@@ -91,7 +90,7 @@ def scan(root: Path, kept_in: str | None = None) -> Scan:
 
 
 def is_image(name: str) -> bool:
-    """Whether a path ends as an image file's, and no part of it is hidden (or macOS's ``__MACOSX``)."""
+    """Whether a path has an image suffix, and no part of it is hidden (or macOS's ``__MACOSX``)."""
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not any(map(_is_hidden, path.parts))
 
@@ -101,7 +100,7 @@ def _is_hidden(part: str) -> bool:
 
 
 def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Relative paths of the image files below a directory, in any order; follows links, as ImageFolder does.
+    """Yield relative paths of the image files in a directory, in any order; follows links, as ImageFolder.
 
     Raises:
         OSError: a directory cannot be read.
@@ -130,7 +129,7 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _status(entry: os.DirEntry[str], name: str, root: Path) -> os.stat_result | None:
-    """Of what the entry links to; None where it cannot be read and is no image."""
+    """The status of the entry's target; None if it cannot be read and is not an image."""
     try:
         return entry.stat()
     except OSError as error:
@@ -144,7 +143,7 @@ def _status(entry: os.DirEntry[str], name: str, root: Path) -> os.stat_result | 
 def refuse_oversized(root: Path, name: str, size: int) -> None:
     """Raise RequestError for a file that is too large to be an image."""
     if size > MAX_FILE_BYTES:
-        raise _refused(name, root, f"has {size:,} bytes, an image file may have {MAX_FILE_BYTES:,}")
+        raise _refused(name, root, f"has {size:,} bytes; at most {MAX_FILE_BYTES:,} are allowed")
 
 
 def _refused(name: str, root: Path, why: str) -> RequestError:
@@ -160,14 +159,14 @@ def _stamp(status: os.stat_result) -> list[int]:
 
 
 def _digests(root: Path, names: Sequence[str], stamps: Stamps, kept_in: str | None) -> npt.NDArray[np.uint8]:
-    """The sha256 of each file, [N, 32]: from the cache where its stamp is the one it had, otherwise read."""
+    """The sha256 of each file, [N, 32]: from the cache if its stamp is unchanged, otherwise computed."""
     path = None if kept_in is None else cache.cache_file(kept_in, "contents", str(root))
     digests, unknown = _known(path, names, stamps)
     much = int(stamps[unknown, 0].sum()) > _MUCH
-    with cache.alone(f"contents-{root}") if much else nullcontext():
+    with cache.exclusive(f"contents-{root}") if much else nullcontext():
         if much:  # another process may have read them meanwhile
             digests, unknown = _known(path, names, stamps)
-            print(f"  reading {len(unknown):,} images of {root} once, to know them by content", flush=True)
+            print(f"  hashing {len(unknown):,} images of {root}, once", flush=True)
         now = time.time_ns()
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(unknown), 1024):
@@ -184,7 +183,7 @@ def _digests(root: Path, names: Sequence[str], stamps: Stamps, kept_in: str | No
 def _known(
     path: Path | None, names: Sequence[str], stamps: Stamps
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """The digests that are kept for these files, and which of them are not, int64 [n]."""
+    """Cached digests of these files, and the positions of those without one, int64 [n]."""
     digests = np.zeros((len(names), 32), np.uint8)
     stored = None if path is None else cache.load_contents(path)
     if stored is None:

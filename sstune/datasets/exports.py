@@ -1,4 +1,4 @@
-"""The names of :mod:`sstune.datasets` that need torch; the sources of images register themselves."""
+"""The names of :mod:`sstune.datasets` that need torch; importing them registers the datasets."""
 
 from sstune.datasets import small, trees  # noqa: F401
 from sstune.datasets.augmentation import Augmentation

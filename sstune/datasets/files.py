@@ -1,4 +1,4 @@
-"""Images that stay in their files: a list of them that is read piece by piece, by worker processes."""
+"""Streamed images: a list of image files that worker processes read and decode."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from sstune.datasets.decoding import View, open_image, pixels
 from sstune.schema import RequestError, shown
 from sstune.seeding import seed_from
 
-_AHEAD = 2  # batches that each worker process has read before they are asked for
+_AHEAD = 2  # prefetched batches of each worker process
 _CHECKED_AT_A_TIME = 1024
 
 
 def default_workers() -> int:
-    """Reading processes: all cores but one, shared among the training processes of this machine."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as torchrun says it
+    """Number of reading processes: all cores but one, divided among this machine's training processes."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
     return max(1, len(os.sched_getaffinity(0)) // processes - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """RGB image files, in the place of a tensor uint8 [N, 3, H, W]; an index gives again such a list.
+    """A list of RGB image files that stands for a tensor uint8 [N, 3, H, W]; indexing returns a sublist.
 
     Args:
         root: directory that the names are relative to.
-        names: [N], encoded paths; an array, for worker processes share its memory and would copy a list's.
-        sizes: [N], of the files, in bytes.
-        modified: [N], when they were, in ns since the epoch; a file that was changed since is an error.
-        view: how each image is resized and cropped; None until the dataset or the backbone defines it.
-        workers: processes that read; 0 reads in this one.
+        names: [N], encoded paths; an array, whose memory worker processes share.
+        sizes: [N], in bytes.
+        modified: [N], times of modification, in ns since the epoch; a file that has changed is an error.
+        view: how each image is resized and cropped; None until the dataset or the backbone sets it.
+        workers: number of reading processes; 0: read in this process.
     """
 
     root: Path
@@ -56,7 +56,7 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """That of the tensor that it stands for."""
+        """(N, 3, H, W)."""
         assert self.view is not None
         return len(self), 3, *self.view.size
 
@@ -67,17 +67,17 @@ class ImageFiles:
         )
 
     def digest(self, labels: Tensor) -> str:
-        """sha256 (hex) of relative paths, sizes and labels in their order; no pixel is read for it."""
+        """sha256 (hex) of relative paths, sizes and labels, in order; reads no file."""
         digest = hashlib.sha256(b"files")
         for name, size, label in zip(self.names, self.sizes, labels.tolist(), strict=True):
             digest.update(b"%b\0%d\0%d\0" % (bytes(name), size, label))
         return digest.hexdigest()
 
     def open(self, position: int) -> Image.Image:
-        """The whole image, decoded.
+        """Decode an image, without resizing.
 
         Raises:
-            RequestError: it cannot be read or decoded, or was changed since it was listed; names it.
+            RequestError: it cannot be read or decoded, or has changed since it was listed.
         """
         name = os.fsdecode(bytes(self.names[position]))
         where = f"{shown(name)} in {self.root}"
@@ -91,15 +91,16 @@ class ImageFiles:
                 if self.view is not None:
                     self.view.check(image)
                 return image
-        except Exception as error:  # as many kinds as PIL has decoders
+        except Exception as error:  # PIL's decoders raise errors of many types
             raise RequestError(
-                f"dataset.root: cannot decode {where}: {error};"
-                " dataset.skip_corrupt=true leaves such images out"
+                f"dataset.root: cannot decode {where}: {error}; dataset.skip_corrupt=true skips such images"
             ) from error
-        raise RequestError(f"dataset.root: {where} was changed while this process works; run it again")
+        raise RequestError(
+            f"dataset.root: {where} changed while this process was running; run the command again"
+        )
 
     def corrupt(self) -> dict[str, str]:
-        """Name -> error of the images that cannot be decoded, after reading every single one, in threads."""
+        """Read every image, in threads; return name -> error of those that cannot be decoded."""
 
         def error_of(position: int) -> str | None:
             try:
@@ -119,10 +120,10 @@ class ImageFiles:
 
 
 @dataclass(frozen=True)
-class Change:
-    """How images are changed in one training epoch: numbers follow from (seed, epoch, position) alone.
+class EpochAugmentation:
+    """Augmentation of single images in one epoch, seeded by (seed, epoch, position).
 
-    So a pixel depends neither on batches nor on worker processes, nor on where an epoch was resumed.
+    So it does not depend on batch size, worker processes, or where an epoch was resumed.
     """
 
     augmentation: Augmentation
@@ -130,7 +131,7 @@ class Change:
     epoch: int
 
     def __call__(self, image: Image.Image, view: View, position: int) -> Tensor:
-        """uint8 [3, H, W]: cropped and resized while still a whole image, then changed like any other."""
+        """uint8 [3, H, W]; a random resized crop is taken from the original image, at full resolution."""
         noise = torch.Generator().manual_seed(seed_from(self.seed, "augmentation", self.epoch, position))
         scale = self.augmentation.crop_scale
         if scale is None:
@@ -143,11 +144,11 @@ class Change:
 
 
 class _Reader(Dataset[Tensor | RequestError]):
-    """Decodes by position; an error is an answer, for one raised in a worker arrives as a traceback."""
+    """Decodes by position. Errors are returned: one raised in a worker would arrive as a traceback."""
 
-    def __init__(self, files: ImageFiles, change: Change | None) -> None:
+    def __init__(self, files: ImageFiles, augment: EpochAugmentation | None) -> None:
         self.files = files
-        self.change = change
+        self.augment = augment
 
     def __getitem__(self, position: int) -> Tensor | RequestError:
         view = self.files.view
@@ -155,34 +156,37 @@ class _Reader(Dataset[Tensor | RequestError]):
         try:
             image = self.files.open(position)
         except RequestError as error:
-            return RequestError(str(error))  # without its cause, which may not travel between processes
-        return self.change(image, view, position) if self.change else _tensor(view.centre(image))
+            return RequestError(str(error))  # without its cause, which may not be picklable
+        return self.augment(image, view, position) if self.augment else _tensor(view.centre(image))
 
 
 def stream(
-    files: ImageFiles, batches: Sequence[Tensor], device: torch.device | str, change: Change | None = None
+    files: ImageFiles,
+    batches: Sequence[Tensor],
+    device: torch.device | str,
+    augment: EpochAugmentation | None = None,
 ) -> Iterator[Tensor]:
-    """Read batches of images ahead of their use, in worker processes.
+    """Read batches of images in worker processes, ahead of use.
 
     Args:
         batches: positions in ``files``, int64 [B] each, on the CPU.
-        change: of training images; without one they are seen as in evaluation.
+        augment: of training images; None: images as in evaluation.
 
     Yields:
         uint8 [B, 3, H, W] on ``device``, in the batches' order.
 
     Raises:
-        RequestError: an image cannot be read or decoded; names it.
+        RequestError: an image cannot be read or decoded.
     """
     workers = min(files.workers, len(batches))
     loader: DataLoader[Tensor | RequestError] = DataLoader(
-        _Reader(files, change),
+        _Reader(files, augment),
         batch_sampler=[batch.tolist() for batch in batches],
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         collate_fn=_batch,
         pin_memory=torch.device(device).type == "cuda",
-        generator=torch.Generator(),  # otherwise it draws from the global one
+        generator=torch.Generator(),  # otherwise DataLoader uses the global generator
     )
     for images in loader:
         if isinstance(images, RequestError):

@@ -1,4 +1,4 @@
-"""An ImageFolder tree ``<split>/<class>/<image>``, a directory or an archive: held in memory, or streamed."""
+"""Datasets in a tree ``<split>/<class>/<image>``: a directory or archive, in memory or streamed."""
 
 from __future__ import annotations
 
@@ -14,73 +14,74 @@ import numpy as np
 import torch
 
 from sstune.datasets import cache
-from sstune.datasets.archive import digest, may_be_placed, place, read, scanned
+from sstune.datasets.archive import digest, has_split_and_class, read, scanned, tree_layout
 from sstune.datasets.cache import Decoded
 from sstune.datasets.decoding import Pixels, View, open_image, pixels
 from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.splits import Images, Split, Splits, split_off
 from sstune.schema import FolderConfig, RequestError, shown
 
-Places = dict[str, str]
-"""Where each wanted file of a directory belongs: its path -> ``<split>/<class>/<image>``."""
+TreeLayout = dict[str, str]
+"""Split and class of the files in a directory: path -> ``<split>/<class>/<image>``."""
 
 MAX_BYTES = 4 * 2**30  # decoded images are held in memory as one array
-_SMALL_FILE = 16 * 2**10  # bytes; decoding less takes less time than handing it to another thread
-_IN_FLIGHT = 64  # larger files being decoded at a time, which bounds the memory they hold
-_SKIP = "dataset.skip_corrupt=true leaves such images out"
+_SMALL_FILE = 16 * 2**10  # bytes; smaller files are decoded faster than they are handed to another thread
+_IN_FLIGHT = 64  # larger files decoded at a time; bounds their memory
+_SKIP = "dataset.skip_corrupt=true skips such images"
 
 
-def load_folder(config: FolderConfig, root: Path | None = None, places: Places | None = None) -> Splits:
-    """Read and decode (or take from the cache) a folder dataset, or list it where it is to be streamed.
+def load_folder(config: FolderConfig, root: Path | None = None, layout: TreeLayout | None = None) -> Splits:
+    """Load a folder dataset: decode it or read it from the cache, or list its files if it is streamed.
 
-    Classes are the sorted folder names of the train split, images are sorted by (class, file name). Images
-    in memory have one channel if all of them are grey, otherwise three; streamed ones have three.
+    Classes are the sorted folder names of the train split; images are sorted by (class, file name). Images
+    in memory have one channel if all of them are grey, otherwise three; streamed images have three.
 
     Args:
-        root: where the images are; by default the configuration's root.
-        places: for a directory that is not laid out as ``<split>/<class>/<image>``.
+        root: directory or archive of the images; default: ``config.root``.
+        layout: for a directory that is not laid out as ``<split>/<class>/<image>``.
 
     Raises:
-        RequestError: unreadable or undecodable files, images of several sizes without ``image_size``, more
-            than ``MAX_BYTES``, a split that is absent or named twice, a class that the train split lacks, an
-            archive that is to be streamed.
+        RequestError: files cannot be read or decoded, images differ in size and ``image_size`` is not set,
+            they exceed ``MAX_BYTES``, a split is absent or used twice, a class is absent from the train
+            split, or an archive is to be streamed.
     """
     root = Path(config.root).expanduser() if root is None else root
-    images, paths, corrupt = (_listed if config.stream else _decoded)(config, root, places)
+    images, paths, corrupt = (_listed if config.stream else _decoded)(config, root, layout)
     if corrupt and not config.skip_corrupt:
         name, error = next(iter(corrupt.items()))
         raise RequestError(f"dataset.root: cannot decode {shown(name)} in {root}: {error}; {_SKIP}")
     return _arrange(images, paths, config, sorted(corrupt))
 
 
-Found = tuple[Images, list[str], dict[str, str]]  # images, their places, and what cannot be decoded, and why
+# Images, their ``<split>/<class>/<image>``, and corrupt file -> error.
+Found = tuple[Images, list[str], dict[str, str]]
 
 
-def _decoded(config: FolderConfig, root: Path, places: Places | None) -> Found:
+def _decoded(config: FolderConfig, root: Path, layout: TreeLayout | None) -> Found:
     details: tuple[object, ...] = (config.image_size,)
     if (config.crop_pct, config.interpolation) != (1.0, "bilinear"):
         details += (config.crop_pct, str(config.interpolation))
-    if places is not None:
-        details += (hashlib.sha256(json.dumps(places, sort_keys=True).encode()).hexdigest(),)
+    if layout is not None:
+        details += (hashlib.sha256(json.dumps(layout, sort_keys=True).encode()).hexdigest(),)
     content = digest(root, config.cache)
     path = cache.cache_file(config.cache, "images", content, *details)
     decoded = cache.load(path)
     if decoded is None:
-        decoded = decode(root, _view(config), config.skip_corrupt, places)
-        if root.is_dir():  # unless they are those that were hashed, others would be kept for them
+        decoded = decode(root, _view(config), config.skip_corrupt, layout)
+        if root.is_dir():  # cache only images whose digest is known
             scanned(root, config.cache).check_unchanged()
         elif digest(root, config.cache) != content:
-            raise RequestError(f"dataset.root: {root} was changed while it was read; run it again")
+            raise RequestError(f"dataset.root: {root} changed while it was read; run the command again")
         cache.save(path, decoded)
     return torch.from_numpy(decoded.images), decoded.paths, decoded.corrupt
 
 
-def _listed(config: FolderConfig, root: Path, places: Places | None) -> Found:
+def _listed(config: FolderConfig, root: Path, layout: TreeLayout | None) -> Found:
     if root.is_file():
         raise RequestError(f"dataset.stream: needs a directory, {root} is an archive: unpack it")
     found = scanned(root, config.cache)
-    placed = place(found.names) if places is None else places
-    names = sorted(placed, key=lambda name: placed[name].split("/"))
+    layout = tree_layout(found.names) if layout is None else layout
+    names = sorted(layout, key=lambda name: layout[name].split("/"))
     row_of = {name: row for row, name in enumerate(found.names)}
     if not names:
         raise RequestError(f"dataset.root: no image <split>/<class>/<image> in {root}")
@@ -89,16 +90,14 @@ def _listed(config: FolderConfig, root: Path, places: Places | None) -> Found:
     encoded = np.array([name.encode(errors="surrogateescape") for name in names])
     files = ImageFiles(root, encoded, sizes, modified, _view(config), default_workers())
     if not config.skip_corrupt:
-        return files, [placed[name] for name in names], {}
+        return files, [layout[name] for name in names], {}
 
     path = cache.cache_file(
         config.cache, "corrupt", found.content, hashlib.sha256(b"\0".join(encoded)).hexdigest()
     )
     corrupt = cache.load_corrupt(path)
     if corrupt is None:
-        print(
-            f"  reading all {len(files):,} images of {root} once, to find those that are damaged", flush=True
-        )
+        print(f"  checking {len(files):,} images of {root} for damage, once", flush=True)
         corrupt = files.corrupt()
         cache.save_corrupt(path, corrupt)
     kept = torch.tensor(
@@ -106,7 +105,7 @@ def _listed(config: FolderConfig, root: Path, places: Places | None) -> Found:
     )
     if not len(kept):
         raise RequestError(f"dataset.root: no image of {root} can be decoded")
-    return files[kept], [placed[name] for name in names if name not in corrupt], corrupt
+    return files[kept], [layout[name] for name in names if name not in corrupt], corrupt
 
 
 def _view(config: FolderConfig) -> View | None:
@@ -116,19 +115,19 @@ def _view(config: FolderConfig) -> View | None:
 
 
 def decode(
-    root: Path, view: View | None, skip_corrupt: bool = False, places: Places | None = None
+    root: Path, view: View | None, skip_corrupt: bool = False, layout: TreeLayout | None = None
 ) -> Decoded:
     """Decode every image below ``root``, of whichever split, in sorted order.
 
     Args:
-        view: how images are resized; None leaves them as they are.
-        skip_corrupt: leave out what cannot be decoded, and list it, instead of raising.
-        places: see :func:`load_folder`.
+        view: how images are resized; None: not at all.
+        skip_corrupt: skip and list images that cannot be decoded, instead of raising.
+        layout: see :func:`load_folder`.
 
     Raises:
         RequestError: see :func:`load_folder`.
     """
-    wanted = may_be_placed if places is None else places.__contains__
+    wanted = has_split_and_class if layout is None else layout.__contains__
     found: dict[str, Pixels] = {}
     corrupt: dict[str, str] = {}
     area, channels = 0, 1
@@ -147,19 +146,19 @@ def decode(
         channels = max(channels, image.shape[2])
         if area * channels > MAX_BYTES:
             raise RequestError(
-                f"dataset.root: the images of {root} take more than {MAX_BYTES / 2**30:g} GiB of memory once"
-                " decoded; set a smaller dataset.image_size, or dataset.stream=true"
+                f"dataset.root: the images of {root} need more than {MAX_BYTES / 2**30:g} GiB of memory;"
+                " set a smaller dataset.image_size, or dataset.stream=true"
             )
-    _refuse_absent(sorted((places or {}).keys() - found.keys() - corrupt.keys()), root)
-    placed = place([*found, *corrupt]) if places is None else places
+    _refuse_absent(sorted((layout or {}).keys() - found.keys() - corrupt.keys()), root)
+    layout = tree_layout([*found, *corrupt]) if layout is None else layout
     ordered = sorted(
-        ((name, placed[name]) for name in found if name in placed), key=lambda at: at[1].split("/")
+        ((name, layout[name]) for name in found if name in layout), key=lambda at: at[1].split("/")
     )
     if not ordered:
         raise RequestError(f"dataset.root: no image <split>/<class>/<image> in {root}")
     height, width = _common_size([(name, found[name]) for name, _ in ordered], root)
     images = np.empty((len(ordered), channels, height, width), np.uint8)
-    for row, (name, _) in enumerate(ordered):  # popped, so that two copies of all images never coexist
+    for row, (name, _) in enumerate(ordered):  # popped, so that all images are never held twice
         images[row] = found.pop(name).transpose(2, 0, 1)
     return Decoded(images, [path for _, path in ordered], corrupt)
 
@@ -186,7 +185,7 @@ def _common_size(images: list[tuple[str, Pixels]], root: Path) -> tuple[int, int
 def _decoded_files(
     root: Path, view: View | None, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, Pixels | Exception]]:
-    """Names and pixels; large files are decoded in threads (PIL releases the interpreter), a few ahead."""
+    """Yield names and pixels; large files are decoded ahead in threads (PIL releases the GIL)."""
     pending: deque[tuple[str, Future[Pixels | Exception]]] = deque()
     with ThreadPoolExecutor() as pool:
         for name, content in read(root, wanted):
@@ -208,7 +207,7 @@ def _decode_file(content: bytes, view: View | None) -> Pixels | Exception:
             return pixels(image)
         view.check(image)
         return pixels(view.centre(image))
-    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error and others
         return error
 
 
@@ -218,11 +217,11 @@ def _arrange(images: Images, paths: list[str], config: FolderConfig, skipped: li
         asked["val_split"] = config.val_split
     if len(set(asked.values())) < len(asked):
         names = ", ".join(f"{key}={name}" for key, name in asked.items())
-        raise RequestError(f"dataset: splits must not share images, but two are the same folder: {names}")
+        raise RequestError(f"dataset: splits must not share images, but two are the same: {names}")
 
-    placed = [path.split("/", 2) for path in paths]
-    split_of = np.array([split for split, _, _ in placed], dtype=object)
-    classes = sorted({name for split, name, _ in placed if split == config.train_split})
+    parts = [path.split("/", 2) for path in paths]
+    split_of = np.array([split for split, _, _ in parts], dtype=object)
+    classes = sorted({name for split, name, _ in parts if split == config.train_split})
     label_of = {name: label for label, name in enumerate(classes)}
 
     def take(key: str) -> Split:
@@ -230,13 +229,13 @@ def _arrange(images: Images, paths: list[str], config: FolderConfig, skipped: li
         if not len(rows):
             known = sorted(set(split_of))
             nearest_first = difflib.get_close_matches(asked[key], known, n=len(known), cutoff=0.0)
-            where = f"not found in {config.root}; there are: {', '.join(nearest_first)}"
+            where = f"not found in {config.root}; available: {', '.join(nearest_first)}"
             raise RequestError(f"dataset.{key}: {asked[key]!r} {where}")
-        strangers = sorted({placed[row][1] for row in rows} - label_of.keys())
-        if strangers:
+        unknown = sorted({parts[row][1] for row in rows} - label_of.keys())
+        if unknown:
             where = f"{asked[key]!r} is absent from {config.train_split!r} in {config.root}"
-            raise RequestError(f"dataset.{key}: class {strangers[0]!r} of {where}")
-        labels = torch.tensor([label_of[placed[row][1]] for row in rows])
+            raise RequestError(f"dataset.{key}: class {unknown[0]!r} of {where}")
+        labels = torch.tensor([label_of[parts[row][1]] for row in rows])
         return Split(images[int(rows[0]) : int(rows[-1]) + 1], labels)  # rows are neighbours: no copy
 
     train, test = take("train_split"), take("test_split")

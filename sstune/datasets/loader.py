@@ -1,9 +1,8 @@
 """Batches for training, shuffled and augmented, or in order for evaluation.
 
-Small images stay on the device as uint8 and are augmented there; files are read by worker processes. Order
-and augmentation follow from (seed, epoch, step) alone, for files from (seed, epoch, position), and leave the
-global random state untouched, so that training resumed in the middle of an epoch sees what an uninterrupted
-one would have seen.
+Images in memory stay on the device as uint8 and are augmented there; files are read by worker processes.
+Order and augmentation are seeded by (seed, epoch, step), for files by (seed, epoch, position), and do not use
+the global random state. So training that resumes within an epoch sees the same batches as without a pause.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from torch import Tensor
 from sstune.copying import to_device
 from sstune.datasets.augmentation import Augmentation
 from sstune.datasets.batch import Batch
-from sstune.datasets.files import Change, ImageFiles, stream
+from sstune.datasets.files import EpochAugmentation, ImageFiles, stream
 from sstune.datasets.splits import Split, permutation
 from sstune.seeding import seed_from
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Of ``size`` processes that share each batch, the one numbered ``rank`` (from 0).
+    """The part of each batch for process ``rank`` (from 0) of ``size`` processes.
 
-    Its part is contiguous, and parts differ in size by one at most: together they are, bit by bit, what a
-    single process would get.
+    Parts are contiguous and differ in size by at most one; concatenated they equal, bit by bit, the batch of
+    a single process.
 
     Raises:
-        ValueError: ``rank`` is none of 0 to ``size`` - 1.
+        ValueError: ``rank`` is not in 0..``size`` - 1.
     """
 
     rank: int = 0
@@ -46,15 +45,15 @@ class Shard:
 
 
 class Loader:
-    """Shuffled, augmented batches of a split, which is moved to ``device`` once unless it is of files.
+    """Shuffled, augmented batches of a split, which is moved to ``device`` once unless it is streamed.
 
-    A last, smaller batch is kept, unless it is of one sample, on which batch normalisation cannot train, or
-    of fewer than there are processes: those epochs leave out the samples that their order puts last.
+    A smaller last batch is kept, unless it has one sample, on which batch normalisation cannot train, or
+    fewer samples than there are processes: then an epoch omits the last samples of its order.
 
     Args:
         split: at least two samples.
         batch_size: images per step, of all processes together.
-        shard: which part of each batch this process gets.
+        shard: the part of each batch for this process.
 
     Raises:
         ValueError: fewer than two samples, or ``batch_size`` below 1 or below the number of processes.
@@ -97,7 +96,8 @@ class Loader:
         shares = [batch[self.shard.of(len(batch))] for batch in batches]
         images, targets = self.split.images, self.split.targets
         if isinstance(images, ImageFiles):
-            read = stream(images, shares, self.device, Change(self.augmentation, self.seed, epoch))
+            augment = EpochAugmentation(self.augmentation, self.seed, epoch)
+            read = stream(images, shares, self.device, augment)
             for share, pixels in zip(shares, read, strict=True):
                 yield Batch(_to_float(pixels), to_device(targets[share], self.device), share)
             return
@@ -109,7 +109,7 @@ class Loader:
             yield Batch(_to_float(pixels), targets[index], share)
 
     def _augmented(self, images: Tensor, n: int, epoch: int, step: int) -> Tensor:
-        """This process's images, changed by its part of what is drawn for the whole batch of ``n``."""
+        """Augment this process's images with its part of the numbers drawn for the batch of ``n``."""
         if not self.augmentation:
             return images
         noise = torch.Generator().manual_seed(seed_from(self.seed, "augmentation", epoch, step))

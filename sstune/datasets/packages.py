@@ -1,4 +1,4 @@
-"""Published files that torchvision downloads, verifies and unpacks, brought into a root or not at all."""
+"""Published files that torchvision downloads, verifies and unpacks; a root gets all of them or none."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Published(NamedTuple):
 
 
 class Damaged(Exception):
-    """A file of a package is not what was published; ``args``: its name, and what is wrong with it."""
+    """A file of a package differs from the published one; ``args``: its name, and the difference."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """What torchvision makes of some published files.
+    """A published dataset that torchvision unpacks and reads.
 
     Args:
-        name: what to call it.
+        name: for messages.
         files: published files.
-        where: folder below the root in which torchvision looks for them, "" for the root itself.
-        results: what then lies in the root.
-        open: torchvision's data sets in a root, (root, download) -> one or several.
+        where: folder in the root in which torchvision expects them, "" for the root itself.
+        results: files and folders in the root after unpacking.
+        open: torchvision's datasets, (root, download) -> one or several.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Package:
     open: Callable[[Path, bool], Any]
 
     def opened(self, root: Path, download: bool) -> Any:
-        """torchvision's data sets in ``root``, installed first if need be.
+        """torchvision's datasets in ``root``, downloaded and unpacked first if necessary.
 
         Raises:
-            RequestError: that is not possible; says which files to put where, or which one is damaged.
+            RequestError: this failed; the message says which files to put where, or which one is damaged.
         """
         found = self._open(root)
         if isinstance(found, Exception):
-            with cache.alone(f"{self.name}-{root.resolve()}"):  # no other process of this user installs it
+            with cache.exclusive(f"{self.name}-{root.resolve()}"):  # one process of this user at a time
                 found = self._open(root)
-                if isinstance(found, Exception):  # and no other process has downloaded it
+                if isinstance(found, Exception):  # not downloaded by another process meanwhile
                     self._install(root, download, found)
             found = self._open(root)
         if isinstance(found, Exception):
@@ -63,14 +63,14 @@ class Package:
         return found
 
     def _open(self, root: Path) -> Any:
-        """torchvision's error where files are absent, or are not what was published."""
+        """torchvision's datasets, or its error if files are absent or damaged."""
         try:
             return self.open(root, False)
-        except Exception as error:  # what its readers raise on damaged files is of any kind
+        except Exception as error:  # its readers raise errors of many types on damaged files
             return error
 
     def _install(self, root: Path, download: bool, fault: Exception) -> None:
-        """Unpack what lies in ``root``, downloading the rest; ``root`` gets all of it or nothing."""
+        """Unpack the files in ``root`` and download the others; ``root`` gets all results or none."""
         from torchvision.datasets.utils import check_integrity
 
         at_hand = [file for file in self.files if check_integrity(root / self.where / file.name, file.md5)]
@@ -84,7 +84,7 @@ class Package:
                     self.open(Path(stage), True)
                     root.mkdir(parents=True, exist_ok=True)
                     for result in self.results:
-                        if (root / result).exists():  # damaged or unfinished, and in the way
+                        if (root / result).exists():  # damaged or incomplete
                             (root / result).rename(Path(stage) / f"replaced-{result}")
                         (Path(stage) / result).rename(root / result)
                     return
@@ -98,7 +98,7 @@ class Package:
         )
 
     def _refuse_damaged(self, root: Path, at_hand: list[Published], fault: Exception, reason: str) -> None:
-        """Raise RequestError if files are there and are not what was published."""
+        """Raise RequestError if files are present but differ from the published ones."""
         unlike = [
             file for file in self.files if file not in at_hand and (root / self.where / file.name).exists()
         ]
@@ -117,10 +117,10 @@ class Package:
 
 
 def check_md5(folder: Path, files: Iterable[tuple[str, str]]) -> None:
-    """Compare files (name, md5) with what was published.
+    """Compare files (name, md5) in ``folder``, if it exists, with the published ones.
 
     Raises:
-        Damaged: one of them is absent or another, although the folder is there.
+        Damaged: a file is absent or has another md5.
     """
     from torchvision.datasets.utils import check_integrity
 
@@ -130,7 +130,7 @@ def check_md5(folder: Path, files: Iterable[tuple[str, str]]) -> None:
 
 
 def _bring(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
+    """Hard-link a file, or copy it where the file system has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)

@@ -1,4 +1,4 @@
-"""Datasets of small images that are held in memory: digits, MNIST and Fashion-MNIST, CIFAR, SVHN."""
+"""Datasets of small images, held in memory: digits, MNIST and Fashion-MNIST, CIFAR, SVHN."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from sstune.schema import (
 )
 
 _MNIST_IMAGES = {"train": 60_000, "t10k": 10_000}
-_IDX_IMAGES, _IDX_LABELS = b"\0\0\x08\x03", b"\0\0\x08\x01"  # bytes in three dimensions, in one
+_IDX_IMAGES, _IDX_LABELS = (
+    b"\0\0\x08\x03",
+    b"\0\0\x08\x01",
+)  # idx headers: uint8 in three dimensions, and in one
 _DIGITS = [str(digit) for digit in range(10)]
 
 
 @SOURCES.register("digits")
 def digits(config: DigitsConfig) -> Splits:
-    """scikit-learn's handwritten digits: 1,797 grey 8x8 images, whose values 0..16 are spread over 0..255."""
-    from sklearn.datasets import load_digits  # slow to import, and needed here only
+    """scikit-learn's handwritten digits: 1,797 grey 8x8 images, values 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits  # slow to import
 
     bunch = load_digits()
     images = np.rint(bunch.images * 255 / 16).astype(np.uint8)[:, None]
@@ -44,7 +47,7 @@ def digits(config: DigitsConfig) -> Splits:
 
 @SOURCES.register("cifar10", "cifar100")
 def cifar(config: TorchvisionConfig) -> Splits:
-    """CIFAR-10 or CIFAR-100 (50,000 + 10,000 RGB 32x32 images) by torchvision, which checks every md5."""
+    """CIFAR-10 or CIFAR-100 (50,000 + 10,000 RGB 32x32 images) from torchvision, which checks every md5."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind, name = {"cifar10": (CIFAR10, "CIFAR-10"), "cifar100": (CIFAR100, "CIFAR-100")}[config.name]
@@ -66,7 +69,7 @@ def cifar(config: TorchvisionConfig) -> Splits:
 def _cifar_in(root: Path, kind: Any, download: bool) -> list[Any]:
     try:
         return [kind(root, train=train, download=download) for train in (True, False)]
-    except RuntimeError:  # which does not say which of its files it is
+    except RuntimeError:  # does not say which file is damaged
         meta = (kind.meta["filename"], kind.meta["md5"])
         check_md5(root / kind.base_folder, [*map(tuple, kind.train_list + kind.test_list), meta])
         raise
@@ -74,7 +77,7 @@ def _cifar_in(root: Path, kind: Any, download: bool) -> list[Any]:
 
 @SOURCES.register("svhn")
 def svhn(config: TorchvisionConfig) -> Splits:
-    """Street View House Numbers by torchvision, 73,257 + 26,032 RGB 32x32 digits; not the extra ones."""
+    """SVHN from torchvision: 73,257 + 26,032 RGB 32x32 digits, without the extra split."""
     from torchvision.datasets import SVHN
 
     files = [SVHN.split_list[part] for part in ("train", "test")]
@@ -95,10 +98,10 @@ def svhn(config: TorchvisionConfig) -> Splits:
 
 @SOURCES.register("mnist", "fashion_mnist")
 def mnist(config: MnistConfig) -> Splits:
-    """MNIST or Fashion-MNIST, 60,000 + 10,000 grey 28x28: torchvision's files, or an image tree of them.
+    """MNIST or Fashion-MNIST, 60,000 + 10,000 grey 28x28 images: torchvision's files or an image tree.
 
     Raises:
-        RequestError: neither is there, or what is there has other numbers, sizes or classes.
+        RequestError: both are absent, or numbers, sizes or classes differ from the published ones.
     """
     from torchvision.datasets import MNIST, FashionMNIST
 
@@ -137,16 +140,16 @@ def _mnist_in(root: Path, kind: Any, download: bool) -> list[Any]:
 
 
 def _check_idx(file: Path, head: bytes, n_bytes: int, largest: int) -> None:
-    """torchvision takes the unpacked files of MNIST for good whatever they hold; their md5 is unpublished.
+    """Check an unpacked file of MNIST, which torchvision reads unchecked; its md5 is not published.
 
     Raises:
-        Damaged: the file does not begin with ``head``, has another number of bytes behind its header, or one
-            of them is greater than ``largest``.
+        Damaged: the file does not begin with ``head``, does not have ``n_bytes`` after its header, or one of
+            them is greater than ``largest``.
     """
     content = file.read_bytes()
     header = 16 if head.startswith(_IDX_IMAGES) else 8
     if not content.startswith(head):
-        raise Damaged(file.name, "it does not begin as that file does")
+        raise Damaged(file.name, "it does not begin with the expected header")
     if len(content) != header + n_bytes:
         raise Damaged(file.name, f"it has {len(content):,} bytes, not {header + n_bytes:,}")
     if largest < 255 and max(content[header:]) > largest:
@@ -164,6 +167,6 @@ def _padded(split: Split, padding: int) -> Split:
 
 
 def _validated(train: Split, test: Split, classes: list[str], config: DatasetConfig) -> Splits:
-    """The splits of a dataset that has no validation images of its own."""
+    """The splits of a dataset without a validation split: a part of train is held out."""
     train, val = split_off(train, config.val_fraction, "dataset.val_fraction")
     return Splits(train, val, test, classes)

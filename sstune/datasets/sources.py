@@ -1,4 +1,4 @@
-"""The datasets one can name, and how one is loaded: read, seen as the backbone expects, cut to a subset."""
+"""The registry of datasets, and loading: reading, preprocessing, subsets."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ def load(
 ) -> Splits:
     """The splits of the configured dataset, the same for every run (see ``SPLIT_SEED``).
 
-    A subset is drawn of the training images that are left when validation was split off.
+    A training subset is drawn after the validation images were split off.
 
     Args:
-        preprocessing: what a pre-trained backbone expects; streamed images are seen so, whatever the
-            configuration says of their size. Images in memory are not changed by it.
-        workers: processes that read streamed images; by default see :func:`default_workers`.
+        preprocessing: of a pre-trained backbone. It replaces the size and interpolation in ``config`` for
+            streamed images; images in memory are not affected.
+        workers: processes that read streamed images; default: :func:`default_workers`.
 
     Raises:
-        RequestError: an unknown dataset, one that cannot be read, transforms that cannot be applied, a subset
-            larger than what there is, or streamed images without a configured size.
+        RequestError: the dataset is unknown or cannot be read, transforms cannot be applied, the subset is
+            larger than the training split, or streamed images have no configured size.
     """
     source = SOURCES[config.name]
     if config.transforms:
-        build_transforms(config.transforms)  # reading may take minutes, a misspelt name is known at once
+        build_transforms(
+            config.transforms
+        )  # fail on a misspelt name before images are read, which may take minutes
     splits = source(config)
     train, val, test = (
         _with_view(split, preprocessing, workers) for split in (splits.train, splits.val, splits.test)
@@ -55,9 +57,7 @@ def _with_view(split: Split, preprocessing: Preprocessing | None, workers: int |
         return split
     view = files.view if preprocessing is None else View.of(preprocessing)
     if view is None:
-        raise RequestError(
-            "dataset.image_size: must be set, for images that are streamed are brought to one size"
-        )
+        raise RequestError("dataset.image_size: must be set, for streamed images are resized to one size")
     return Split(
         replace(files, view=view, workers=files.workers if workers is None else workers), split.targets
     )

@@ -1,4 +1,4 @@
-"""Train, validation and test images, and how one is split off another."""
+"""Training, validation and test splits, and how they are made."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from sstune.datasets.files import ImageFiles
 from sstune.schema import RequestError, shown
 
 Images = Tensor | ImageFiles
-"""uint8 [N, C, H, W], or files that are read as such when they are needed."""
+"""uint8 [N, C, H, W], or image files that are read when they are needed."""
 
 SPLIT_SEED = 0
-"""Seed of every split made here, whatever the run's own seed.
+"""Seed of all splits, independent of the run's seed.
 
-A fine-tuned run starts from an ancestor's weights, possibly trained with another seed: were the splits to
-follow the run's seed, images the ancestor was trained on would be validation or test images of its
-descendants. It also pairs runs of different seeds on the same test images.
+A fine-tuned run may start from weights that were trained with another seed. If the splits depended on the
+run's seed, its validation and test images could be among the training images of its ancestor. A fixed seed
+also pairs runs of different seeds on the same test images.
 """
 
 
 def permutation(n: int, seed: int) -> Tensor:
-    """A permutation of 0..n-1 (int64) that follows from ``seed`` (>= 0) alone.
+    """A permutation of 0..n-1 (int64), determined by ``seed`` (>= 0).
 
-    Drawn by NumPy's RandomState, whose stream is frozen: the same on every machine and in every version.
+    Drawn from NumPy's RandomState, whose stream is the same on every machine and in every version.
     """
     stream = np.random.RandomState([seed % 2**32, seed >> 32])
     return torch.from_numpy(stream.permutation(n).astype(np.int64))
 
 
 def evenly_spaced(n: int, among: int) -> Tensor:
-    """Positions (int64, ascending) of ``n`` samples, or of all if there are fewer, evenly spread ``among`` so
-    many: a split may be sorted by class, so that the first of it are of one class."""
+    """Positions (int64, ascending) of min(``n``, ``among``) samples, evenly spaced in ``among``.
+
+    A split may be sorted by class, so that its first samples would all be of one class.
+    """
     n = min(n, among)
     return torch.arange(n) * among // max(n, 1)
 
@@ -64,13 +66,12 @@ class Split:
 
     @property
     def strata(self) -> Tensor:
-        """int64 [N]: parts are drawn with the same share of each stratum. These are the classes; an image
-        with several labels has none, and all such images are one stratum."""
+        """Strata for sampling, int64 [N]: the classes; one stratum for multi-label targets."""
         return self.targets if self.targets.ndim == 1 else torch.zeros(len(self), dtype=torch.int64)
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 (hex) of shape, images and labels, the same on every device; see also ImageFiles.digest."""
+        """sha256 (hex) of shape, images and labels, on every device; of files see ImageFiles.digest."""
         if isinstance(self.images, ImageFiles):
             return self.images.digest(self.targets)
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
@@ -79,7 +80,7 @@ class Split:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split with its tensors on ``device``; files stay where they are."""
+        """Move tensors to ``device``; files are not read."""
         images = self.images if isinstance(self.images, ImageFiles) else self.images.to(device)
         return Split(images, self.targets.to(device))
 
@@ -89,12 +90,12 @@ class Split:
         return Split(self.images[index], self.targets[index])
 
     def sample(self, n: int | None, seed: int) -> tuple[Split, Tensor]:
-        """``n`` samples drawn without replacement, the same for the same ``seed``, in the split's order.
+        """Draw ``n`` samples without replacement, seeded by ``seed``, in the split's order.
 
-        A larger ``n`` contains a smaller one's samples. ``n`` None, or as large as the split, is all of it.
+        The samples of a smaller ``n`` are among those of a larger one. None: all samples.
 
         Returns:
-            The sub-split, and each sample's position in this split (int64 [n], ascending, on the CPU).
+            The subset, and the samples' positions in this split (int64 [n], ascending, on the CPU).
 
         Raises:
             ValueError: ``n`` below 1.
@@ -113,12 +114,12 @@ def _described(tensor: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Three splits that share no sample, the classes' names by label, and the corrupt images left out.
+    """Three disjoint splits, the names of the classes by label, and the corrupt images that were skipped.
 
     ``remarks``: further notes on these images, printed at the start of a run.
 
     Raises:
-        RequestError: a label is none of the classes.
+        RequestError: a label is out of range.
     """
 
     train: Split
@@ -170,25 +171,28 @@ class Splits:
         if not self.skipped:
             return self.remarks
         names = ", ".join(map(shown, self.skipped[:3])) + (", ..." if len(self.skipped) > 3 else "")
-        return [f"left out {len(self.skipped)} images that cannot be decoded: {names}", *self.remarks]
+        return [f"skipped {len(self.skipped)} images that cannot be decoded: {names}", *self.remarks]
 
     @property
     def skipped_summary(self) -> dict[str, int | list[str]]:
-        """For a row: how many images were left out, and the names of the first 20."""
+        """For a row: the number of skipped images, and the names of the first 20."""
         return {"n": len(self.skipped), "first": self.skipped[:20]}
 
 
 def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
-    """Split a random ``fraction`` off, stratified; seeded by ``SPLIT_SEED``, both parts in order.
+    """Split off a random, stratified ``fraction``, seeded by ``SPLIT_SEED``; both parts keep the order.
 
-    Class quotas are rounded by the largest remainder, so that the parts' sizes are exact, and leave at least
-    one sample of each class behind.
+    Class quotas are rounded by the largest remainder, so that the sizes are exact, and at least one sample of
+    each class remains.
+
+    Args:
+        key: the configuration key of ``fraction``, for errors.
 
     Returns:
-        What is left, and what was split off.
+        The remaining split and the part that was split off.
 
     Raises:
-        RequestError: one of the two would be empty; names ``key``, the configuration key of ``fraction``.
+        RequestError: one of the two would be empty.
     """
     counts = torch.bincount(split.strata)
     exact = counts * fraction
@@ -203,23 +207,22 @@ def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
     for label, n in enumerate(quota.tolist()):
         chosen[order[shuffled == label][:n]] = True
     if not chosen.any() or chosen.all():
-        raise RequestError(f"{key}: {fraction:g} of {len(split)} images leaves no image on one side")
+        raise RequestError(f"{key}: {fraction:g} of {len(split)} images leaves one of the two splits empty")
     return split.take((~chosen).nonzero()[:, 0]), split.take(chosen.nonzero()[:, 0])
 
 
 def subset(split: Split, train_n: int | None, shots: int | None, seed: int, classes: Sequence[str]) -> Split:
-    """``train_n`` images, among which each class has its share of the split, or ``shots`` of each class.
+    """A stratified subset of ``train_n`` images, or of ``shots`` images of each class.
 
-    The images of a class are put in a random order; the i-th of m has the rank (i - 1/2) / m, and the images
-    of the lowest ranks are taken (Webster's apportionment). Classes get what the largest remainder would give
-    them, save where that would take an image back when more are asked for: so a larger subset of the same
-    ``seed`` contains a smaller one.
+    The images of a class are ordered at random; the i-th of m has the rank (i - 1/2) / m, and the images of
+    the lowest ranks are chosen (Webster's apportionment). Unlike the largest remainder, this nests subsets: a
+    larger subset of the same ``seed`` contains a smaller one.
 
     Returns:
-        The sub-split in the split's order; all of it when neither is given.
+        The subset in the split's order; the whole split if both are None.
 
     Raises:
-        RequestError: there are fewer images than that; names the class where it is one that has too few.
+        RequestError: the split, or a class, has too few images.
     """
     if train_n is None and shots is None:
         return split
@@ -234,14 +237,14 @@ def subset(split: Split, train_n: int | None, shots: int | None, seed: int, clas
         if counts.min() < shots:
             fewest = int(counts.argmin())
             raise RequestError(
-                f"dataset.shots: {shots} images of each class are asked for, but of class"
-                f" {classes[fewest]!r} there are {counts[fewest]} to train on"
+                f"dataset.shots: {shots} images of each class are needed, but class"
+                f" {classes[fewest]!r} has {counts[fewest]} training images"
             )
         chosen = by_class[rank < shots]
     else:
         assert train_n is not None
         if train_n > len(split):
-            raise RequestError(f"dataset.train_n: {train_n} is more than the {len(split)} images to train on")
-        drawn_at = np.argsort(order)[by_class]  # decides between classes that are equally far
+            raise RequestError(f"dataset.train_n: {train_n} is more than the {len(split)} training images")
+        drawn_at = np.argsort(order)[by_class]  # breaks ties between classes
         chosen = by_class[np.lexsort((drawn_at, (rank + 0.5) / counts[labels[by_class]]))[:train_n]]
     return split.take(torch.from_numpy(np.sort(chosen)))

@@ -1,4 +1,4 @@
-"""Published datasets of image files, each a folder dataset: ImageNet, Tiny ImageNet, Imagenette, Flowers."""
+"""Published datasets of image files: ImageNet, Tiny ImageNet, Imagenette, Flowers-102."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sstune.datasets.archive import is_tree
-from sstune.datasets.folder import Places, load_folder
+from sstune.datasets.folder import TreeLayout, load_folder
 from sstune.datasets.packages import Package, Published
 from sstune.datasets.sources import SOURCES
 from sstune.datasets.splits import Splits
@@ -16,14 +16,14 @@ from sstune.schema import DownloadedFolderConfig, FolderConfig, RequestError
 SOURCES.register("folder")(load_folder)
 
 IMAGENET_CLASSES = 1000
-IMAGENETTE = 9469 + 3925  # images of imagenette2, to train on and to test
-TINY_IMAGENET = 500, 50  # images of each class, to train on and labelled for validation
+IMAGENETTE = 9469 + 3925  # training and test images of imagenette2
+TINY_IMAGENET = 500, 50  # training and validation images of each class
 _TINY_CLASSES, _TINY_SIZE = 200, (64, 64)
 
 
 @SOURCES.register("imagenet")
 def imagenet(config: FolderConfig) -> Splits:
-    """ImageNet-1k (ILSVRC 2012) as ``{train,val}/<wnid>/<image>``; its labelled val is the test split.
+    """ImageNet-1k (ILSVRC 2012) as ``{train,val}/<wnid>/<image>``; its val is the test split.
 
     Raises:
         RequestError: there are not 1,000 classes; see also :func:`load_folder`.
@@ -36,10 +36,10 @@ def imagenet(config: FolderConfig) -> Splits:
 
 @SOURCES.register("imagenette")
 def imagenette(config: DownloadedFolderConfig) -> Splits:
-    """Imagenette (version 2, shorter side 320 pixels) by torchvision, or a tree of it; val is the test split.
+    """Imagenette (version 2, 320 pixels) from torchvision or an image tree; val is the test split.
 
     Raises:
-        RequestError: it is not there and cannot be downloaded, or has other numbers of images.
+        RequestError: it is absent and cannot be downloaded, or has another number of images.
     """
     from torchvision.datasets import Imagenette
 
@@ -67,12 +67,12 @@ def imagenette(config: DownloadedFolderConfig) -> Splits:
 
 @SOURCES.register("flowers102")
 def flowers102(config: DownloadedFolderConfig) -> Splits:
-    """Oxford Flowers-102 by torchvision, in its official splits: 1,020 + 1,020 + 6,149 images.
+    """Oxford Flowers-102 from torchvision, in its official splits: 1,020 + 1,020 + 6,149 images.
 
-    ``train_split``, ``val_split`` and ``test_split`` may exchange them, as some do for more training images.
+    ``train_split``, ``val_split`` and ``test_split`` may permute them, e.g. for more training images.
 
     Raises:
-        RequestError: it is not there and cannot be downloaded.
+        RequestError: it is absent and cannot be downloaded.
     """
     from torchvision.datasets import Flowers102
 
@@ -87,12 +87,12 @@ def flowers102(config: DownloadedFolderConfig) -> Splits:
             part: Flowers102(root, part, download=download) for part in ("train", "val", "test")
         },
     ).opened(root, config.download)
-    places = {
+    layout = {
         f"jpg/{file.name}": f"{part}/{label:03}/{file.name}"
         for part, images in parts.items()
         for file, label in zip(images._image_files, images._labels, strict=True)
     }
-    splits = load_folder(config, root / folder, places)
+    splits = load_folder(config, root / folder, layout)
     return replace(splits, classes=[Flowers102.classes[int(label)] for label in splits.classes])
 
 
@@ -100,25 +100,25 @@ def flowers102(config: DownloadedFolderConfig) -> Splits:
 def tiny_imagenet(config: FolderConfig) -> Splits:
     """Tiny ImageNet from the official directory ``tiny-imagenet-200``: 200 classes of 64x64 images.
 
-    Its labelled val is the test split, for its own test images have no labels.
+    Its val is the test split; its own test images have no labels.
 
     Raises:
-        RequestError: the directory is laid out in another way, or has other numbers or sizes of images.
+        RequestError: the directory has another layout, or other numbers or sizes of images.
     """
     root = Path(config.root).expanduser()
-    splits = load_folder(config, root, _tiny_places(config, root))
+    splits = load_folder(config, root, _tiny_layout(config, root))
     if not config.stream and config.image_size is None and splits.image_size != _TINY_SIZE:
         height, width = splits.image_size
         raise _other(config, "Tiny ImageNet", f"images of {width}x{height} pixels, expected 64x64")
     return splits
 
 
-def _tiny_places(config: FolderConfig, root: Path) -> Places:
+def _tiny_layout(config: FolderConfig, root: Path) -> TreeLayout:
     try:
         classes = _text(root / "wnids.txt").split()
         lines = _text(root / "val" / "val_annotations.txt").splitlines()
         labelled = {name: wnid for name, wnid, *_ in (line.split("\t") for line in lines)}
-        places = {
+        layout = {
             f"train/{wnid}/images/{file.name}": f"train/{wnid}/{file.name}"
             for wnid in classes
             for file in (root / "train" / wnid / "images").iterdir()
@@ -127,10 +127,10 @@ def _tiny_places(config: FolderConfig, root: Path) -> Places:
         found = Path(error.filename).relative_to(root)
         raise _other(config, "the official tiny-imagenet-200", f"{found}: {error.strerror}") from error
     except ValueError as error:
-        what = "wnids.txt or val/val_annotations.txt is no such list"
+        what = "wnids.txt or val/val_annotations.txt has another format"
         raise _other(config, "the official tiny-imagenet-200", what) from error
-    places |= {f"val/images/{name}": f"val/{wnid}/{name}" for name, wnid in labelled.items()}
-    n_train, n_test = len(places) - len(labelled), len(labelled)
+    layout |= {f"val/images/{name}": f"val/{wnid}/{name}" for name, wnid in labelled.items()}
+    n_train, n_test = len(layout) - len(labelled), len(labelled)
     expected_train, expected_test = (_TINY_CLASSES * n for n in TINY_IMAGENET)
     if (len(classes), n_train, n_test) != (_TINY_CLASSES, expected_train, expected_test):
         raise _other(
@@ -139,12 +139,12 @@ def _tiny_places(config: FolderConfig, root: Path) -> Places:
             f"{n_train} + {n_test} images of {len(classes)} classes,"
             f" expected {expected_train} + {expected_test} of {_TINY_CLASSES}",
         )
-    return places
+    return layout
 
 
 def _text(path: Path) -> str:
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return path.read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Learning rules: a rule is only the answer to "where does the feedback V come from"."""
+"""Learning rules: where the feedback V of each layer comes from."""
 
 from sstune.rules import direct, feedback_alignment, kolen_pollack, product, sign_symmetry, weight_mirror
 from sstune.rules.alignment import LayerAlignment, alignment

@@ -71,7 +71,7 @@ def convert(
         layer = modules[name]
         converted[name] = type(layer).__name__
         layer.feedback = feedback(layer, rule, seed, name).train(layer.training)
-        layer.exact = False  # there from the start: a compiled network is recompiled when it gains one
+        layer.exact = False  # set now: a new attribute would recompile a compiled network
         layer.__class__ = converted_class(layer)
         if layer.feedback.each_step and layer.weight.requires_grad:
             warn_of_steps_not_begun(layer.feedback, layer.weight, rule.name)
@@ -136,7 +136,7 @@ def resolve(
 
 
 def matches(name: str, patterns: list[str]) -> bool:
-    """A pattern that names a module stands for everything below it, too."""
+    """Whether a pattern matches ``name`` or one of the modules that contain it."""
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
 
 
@@ -146,7 +146,7 @@ def feedback_layers(model: nn.Module) -> dict[str, FeedbackLayer]:
 
 
 def feedback_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What trained feedback keeps among the network's parameters."""
+    """The parameters of trained feedback, which are among those of the network."""
     return [
         parameter for layer in feedback_layers(model).values() for parameter in layer.feedback.parameters()
     ]
@@ -202,7 +202,7 @@ def frozen_feedback(model: nn.Module) -> Iterator[None]:
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without feedback: what an unconverted network has, tensor for tensor."""
-    named = model.named_modules(remove_duplicate=False)  # a shared layer has its keys under each of its names
+    """The state dict without feedback: that of the unconverted network."""
+    named = model.named_modules(remove_duplicate=False)  # a shared layer has keys under each name
     prefixes = tuple(f"{name}.feedback." for name, module in named if isinstance(module, FeedbackLayer))
     return {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}

@@ -78,7 +78,7 @@ class Broadcast:
             )
         elif torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             raise RuntimeError(
-                f"{self.rule}: {layer} is run again in a backward pass, where the error has no way to it; "
+                f"{self.rule}: {layer} is run again in a backward pass, which the error does not reach; "
                 f"checkpoint activations with use_reentrant=False"
             )  # with saved-tensor hooks it is use_reentrant=False, which runs a layer again for its tensors
 
@@ -121,7 +121,7 @@ class DirectFeedback(Feedback):
             if not observed.samples[name]:
                 raise RequestError(
                     f"rule.include: {name} has inputs of several sizes, or without a leading batch, which "
-                    f"{rule} cannot serve; add it to rule.exclude"
+                    f"{rule} does not support; add it to rule.exclude"
                 )
             feedback = _feedback_of(layer)
             feedback.broadcast, feedback.sample = broadcast, observed.samples[name]

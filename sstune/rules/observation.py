@@ -26,14 +26,14 @@ class Observed:
 
 @torch.no_grad()
 def observe(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> Observed:
-    """Run ``model`` once on ``example``, in eval mode and without a trace in the global random state.
+    """Run ``model`` once on ``example``, in eval mode, leaving the global random state unchanged.
 
     Raises:
         RequestError: one of ``layers`` is never called.
     """
     samples: dict[str, torch.Size] = {}
 
-    def look(name: str) -> Callable[..., None]:
+    def see(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             leading, *rest = (args or tuple(kwargs.values()))[0].shape
             n, left_over = divmod(leading, len(example))  # windows or frames may be folded into the batch
@@ -43,7 +43,7 @@ def observe(model: nn.Module, layers: dict[str, nn.Module], example: Tensor) -> 
 
         return hook
 
-    hooks = [layer.register_forward_pre_hook(look(name), with_kwargs=True) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(see(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with eval_mode(model), torch.random.fork_rng([example.device] if example.is_cuda else []):
             outputs = model(example)

@@ -57,12 +57,12 @@ def test_fixed_input_sizes() -> None:
             "resnet18.a9_in1k",
             r"^backbone\.name: unknown 'resnet18.a9_in1k', did you mean 'resnet18\.a\d_in1k'",
         ),
-        ("%%%%", r"^backbone\.name: unknown '%%%%', known: what timm\.list_models\(\) lists$"),
+        ("%%%%", r"^backbone\.name: unknown '%%%%', known: those of timm\.list_models\(\)$"),
         (
             "inception_v3",
             r"^backbone\.name: timm's inception_v3 does not work with 32x32 images: .*input_size",
         ),
-        ("qwen3_vit_88m_enc", r"^backbone\.name: timm's qwen3_vit_88m_enc is no classifier$"),
+        ("qwen3_vit_88m_enc", r"^backbone\.name: timm's qwen3_vit_88m_enc is not a classifier$"),
     ],
 )
 def test_what_cannot_be_made_is_a_request_error_in_one_line(name: str, message: str) -> None:

@@ -140,7 +140,7 @@ class TestFit:
         state[name].view(-1)[3] = value
         path = tmp_path / "weights.th"
         torch.save(state, path)
-        said = f"{path} has weights that are no numbers: {name}: 1 of {state[name].numel()} values"
+        said = f"{path} has non-finite weights: {name}: 1 of {state[name].numel()} values"
         with pytest.raises(RequestError, match=re.escape(said)):
             load_third_party(target, path)
         assert all(torch.equal(value, before[key]) for key, value in state_of(target).items())

@@ -51,7 +51,7 @@ def test_cifar_averages_over_the_last_map() -> None:
     ("name", "shape", "message"),
     [
         ("lenet_mnist", (1, 28, 28), "takes 32x32 images, not 28x28; dataset=mnist dataset.padding=2"),
-        ("lenet_cifar", (3, 17, 40), "needs 18x18 images at least, not 17x40"),
+        ("lenet_cifar", (3, 17, 40), "needs 18x18 images or larger, not 17x40"),
     ],
 )
 def test_other_sizes_are_refused(name: str, shape: tuple[int, int, int], message: str) -> None:

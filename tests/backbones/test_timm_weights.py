@@ -253,7 +253,7 @@ except RequestError as error:
 def test_weights_that_cannot_be_had_are_a_request_error(offline: Any, tmp_path: Path) -> None:
     (line,) = offline(MISSING, tmp_path).splitlines()
     assert line.startswith("backbone.pretrained: the weights of timm/resnet18.a1_in1k are not cached and")
-    assert f"put model.safetensors of that name on the hub into its cache {tmp_path / 'hub'} " in line
+    assert f"download model.safetensors to the hub's cache {tmp_path / 'hub'} " in line
     assert "init_from=FILE" in line
 
 
@@ -269,5 +269,5 @@ def test_damaged_weights_are_a_request_error(
     (tmp_path / refs.relative_to(timm_states[0])).write_text(refs.read_text())
     (line,) = offline(MISSING, tmp_path).splitlines()
     assert line.startswith("backbone.pretrained: the weights of timm/resnet18.a1_in1k in ")
-    assert "cannot be used" in line
+    assert "cannot be loaded" in line
     assert "remove model.safetensors there" in line

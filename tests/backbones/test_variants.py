@@ -123,8 +123,8 @@ def test_images_that_are_too_small(name: str, variant: Variant, size: int, small
     with pytest.raises(RequestError) as caught:
         build(name, size, variant=variant)
     assert str(caught.value) == (
-        f"backbone.name: {name} of variant {of} needs {smallest}x{smallest} images at least, not "
-        f"{size}x{size}; backbone.input_size={smallest} would resize them"
+        f"backbone.name: {name} of variant {of} needs {smallest}x{smallest} images or larger, not "
+        f"{size}x{size}; backbone.input_size={smallest} resizes them"
     )
     with torch.device("meta"):
         network = build(name, smallest, variant=variant).eval()

@@ -137,7 +137,7 @@ def test_a_factory_that_fails_is_named(folder: Path) -> None:
 def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
     with pytest.raises(
         RequestError,
-        match=r"others_factory:spoilt has weights that are no numbers: linear.bias: 1 of 10 values",
+        match=r"others_factory:spoilt has non-finite weights: linear.bias: 1 of 10 values",
     ):
         make("others_factory:spoilt")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sstune.datasets import contents
-from sstune.datasets.archive import fingerprint, place, read
+from sstune.datasets.archive import fingerprint, read, tree_layout
 from sstune.schema import DigitsConfig, FolderConfig, RequestError, TorchvisionConfig
 
 Pack = Callable[..., Path]
@@ -101,7 +101,7 @@ def test_an_archive_cut_anywhere_is_an_error_not_a_smaller_dataset(
     cuts = range(0, end, 512) if suffix == ".tar" else [*range(0, len(content), 97), len(content) - 1]
     for cut in cuts:
         root.write_bytes(content[:cut])
-        with pytest.raises(RequestError, match="damaged or no tar archive"):
+        with pytest.raises(RequestError, match="damaged or not a tar archive"):
             list(read(root))
     root.write_bytes(content[:end] if suffix == ".tar" else content)
     assert len(list(read(root))) == 42
@@ -120,6 +120,6 @@ def test_an_archive_cut_anywhere_is_an_error_not_a_smaller_dataset(
         ([], []),
     ],
 )
-def test_place(names: list[str], placed: list[str | None]) -> None:
+def test_tree_layout(names: list[str], placed: list[str | None]) -> None:
     expected = {name: path for name, path in zip(names, placed, strict=True) if path is not None}
-    assert place(names) == expected
+    assert tree_layout(names) == expected

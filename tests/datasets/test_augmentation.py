@@ -199,8 +199,8 @@ class TestTransforms:
     @pytest.mark.parametrize(
         ("wanted", "message"),
         [
-            ({"Resize": {"size": 5}}, r"must keep uint8 \[3, 8, 8\] images .* torch.uint8 \[3, 5, 5\]"),
-            ({"ToDtype": {"dtype": torch.float32}}, r"they give torch.float32"),
+            ({"Resize": {"size": 5}}, r"must return uint8 \[3, 8, 8\] images, got torch.uint8 \[3, 5, 5\]"),
+            ({"ToDtype": {"dtype": torch.float32}}, r"got torch.float32"),
             ({"MixUp": {"num_classes": 3}}, "dataset.transforms: "),
         ],
     )
@@ -214,7 +214,7 @@ class TestTransforms:
         absent = FolderConfig(name="folder", root="absent", transforms={"RandAugmnet": {}})
         with pytest.raises(RequestError, match=r"dataset.transforms: .* did you mean 'RandAugment'\?"):
             load(absent)
-        with pytest.raises(RequestError, match=r"dataset.transforms: must keep uint8 \[1, 8, 8\]"):
+        with pytest.raises(RequestError, match=r"dataset.transforms: must return uint8 \[1, 8, 8\]"):
             load(DigitsConfig(name="digits", transforms={"Grayscale": {"num_output_channels": 3}}))
 
     def test_no_arguments_at_all(self) -> None:

@@ -154,7 +154,7 @@ class TestCache:
     ) -> None:
         monkeypatch.setattr(contents, "_MUCH", 1000)
         assert again(folder_config(tree))
-        assert f"reading 42 images of {tree} once" in capsys.readouterr().out
+        assert f"hashing 42 images of {tree}, once" in capsys.readouterr().out
 
 
 def test_images_edited_while_a_process_works_are_not_kept_for_those_it_hashed(
@@ -163,7 +163,7 @@ def test_images_edited_while_a_process_works_are_not_kept_for_those_it_hashed(
     config = folder_config(tree)
     fingerprint(config)
     Image.new("L", (8, 8), 9).save(tree / IMAGE)
-    with pytest.raises(RequestError, match=f"{IMAGE} in .* was changed while this process works"):
+    with pytest.raises(RequestError, match=f"{IMAGE} in .* changed while this process was running"):
         load(config)
     assert not list(Path(config.cache).glob("images-*"))
 
@@ -173,7 +173,7 @@ def test_a_streamed_image_is_the_one_that_was_listed(tree: Path, folder_config: 
     assert len(list(pairs(batches(splits.test, 4, "cpu")))) == 3
     edited = tree / "test/zero/0003.png"
     edited.write_bytes(edited.read_bytes())
-    with pytest.raises(RequestError, match=r"test/zero/0003.png in .* was changed while this process works"):
+    with pytest.raises(RequestError, match=r"zero/0003.png in .* changed while this process was running"):
         list(pairs(batches(splits.test, 4, "cpu")))
 
 

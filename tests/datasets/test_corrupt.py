@@ -85,7 +85,7 @@ def test_one_is_left_out_and_counted(config: Config, photographs: Path) -> None:
     splits = load(config(skip_corrupt=True), workers=0)
     assert splits.skipped == [BROKEN]
     assert splits.skipped_summary == {"n": 1, "first": [BROKEN]}
-    assert splits.notes == [f"left out 1 images that cannot be decoded: {BROKEN}"]
+    assert splits.notes == [f"skipped 1 images that cannot be decoded: {BROKEN}"]
     assert [len(splits.train), len(splits.val), len(splits.test)] == [17, 2, 6]
     pixels = torch.cat(everything(splits))
     kept = [
@@ -150,4 +150,4 @@ def test_a_row_has_twenty_names_and_the_number_of_all() -> None:
     split = Split(torch.zeros(1, 1, 1, 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     splits = Splits(split, split, split, ["a"], [f"{i:02}" for i in range(30)])
     assert splits.skipped_summary == {"n": 30, "first": [f"{i:02}" for i in range(20)]}
-    assert splits.notes == ["left out 30 images that cannot be decoded: 00, 01, 02, ..."]
+    assert splits.notes == ["skipped 30 images that cannot be decoded: 00, 01, 02, ..."]

@@ -145,7 +145,7 @@ class TestDecoding:
         monkeypatch.setattr(folder, "MAX_BYTES", 42 * 64)
         assert folder.decode(tree, None).images.nbytes == 42 * 64
         monkeypatch.setattr(folder, "MAX_BYTES", 42 * 64 - 1)
-        with pytest.raises(RequestError, match=r"GiB of memory .* dataset.image_size"):
+        with pytest.raises(RequestError, match=r"GiB of memory; .* dataset.image_size"):
             folder.decode(tree, None)
 
 
@@ -168,9 +168,9 @@ def test_no_images_at_all(tmp_path: Path, folder_config: Config) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"test_split": "tets"}, r"dataset.test_split: 'tets' not found in .*; there are: test, train$"),
-        ({"train_split": "tarin"}, r"dataset.train_split: 'tarin' not found in .*; there are: train, test$"),
-        ({"val_split": "val"}, r"dataset.val_split: 'val' not found in .*; there are: "),
+        ({"test_split": "tets"}, r"dataset.test_split: 'tets' not found in .*; available: test, train$"),
+        ({"train_split": "tarin"}, r"dataset.train_split: 'tarin' not found in .*; available: train, test$"),
+        ({"val_split": "val"}, r"dataset.val_split: 'val' not found in .*; available: "),
         ({"val_split": "test"}, r"splits must not share images.*test_split=test, val_split=test"),
         ({"test_split": "train"}, r"splits must not share images"),
         ({"val_fraction": 0.001}, r"dataset.val_fraction: 0.001 of 30 images"),
@@ -284,7 +284,7 @@ class TestCache:
         (tmp_path / "file").touch()
         config.cache = str(tmp_path / "file" / "below")
         assert len(load(config).test) == 12
-        assert "cannot cache" in caplog.text
+        assert "cannot write to the cache" in caplog.text
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_a_read_only_directory_only_warns(
@@ -292,7 +292,7 @@ class TestCache:
     ) -> None:
         Path(config.cache).mkdir(mode=0o500)
         assert len(load(config).test) == 12
-        assert "cannot cache" in caplog.text
+        assert "cannot write to the cache" in caplog.text
 
     def test_a_full_disk_only_warns_and_leaves_nothing(
         self, config: FolderConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -59,7 +59,7 @@ def test_train_and_attack_leave_out_corrupt_files_and_say_so(
     assert rows(tmp_path, "train") == []
 
     answer = ask("train", *line, "dataset.skip_corrupt=true", "workers=1")
-    note = "left out 1 images that cannot be decoded: train/china/7.jpg"
+    note = "skipped 1 images that cannot be decoded: train/china/7.jpg"
     assert answer.status == 0
     assert note in answer.out
     (row,) = rows(tmp_path, "train")

@@ -64,7 +64,7 @@ def test_shots_are_exactly_that_many_of_each_class(labels: list[int], seed: int,
     split, counts = numbered(labels), np.bincount(labels, minlength=5)
     if counts.min() < shots:
         fewest = int(counts.argmin())
-        message = f"dataset.shots: {shots} images .* class '{CLASSES[fewest]}' there are {counts[fewest]} "
+        message = f"dataset.shots: {shots} images .* class '{CLASSES[fewest]}' has {counts[fewest]} "
         with pytest.raises(RequestError, match=message):
             subset(split, None, shots, seed, CLASSES)
         return
@@ -83,7 +83,7 @@ def test_seeds_draw_different_images_from_all_over_the_split() -> None:
 
 
 def test_more_than_there_is_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"dataset.train_n: 6 is more than the 5 images"):
+    with pytest.raises(RequestError, match=r"dataset.train_n: 6 is more than the 5 training images"):
         subset(numbered([0, 1, 2, 3, 4]), 6, None, 0, CLASSES)
 
 
@@ -97,7 +97,7 @@ def test_load_cuts_train_only_and_after_validation_was_split_off() -> None:
         assert all(image.numpy().tobytes() in rows for image in part.train.images)
         assert part.train.digest != whole.train.digest
     with pytest.raises(
-        RequestError, match=r"dataset.shots: 500 images of each class .* class '\d' there are 12\d"
+        RequestError, match=r"dataset.shots: 500 images of each class .* class '\d' has 12\d training"
     ):
         load(DigitsConfig(name="digits", shots=500))
     seeds = [load(DigitsConfig(name="digits", shots=3, subset_seed=seed)).train.digest for seed in (0, 0, 1)]
