@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 # Environment variable by which worker processes know when their command started, in seconds since 1970.
@@ -99,7 +99,15 @@ def kind_of(status: os.stat_result) -> str:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file atomically; see :func:`write_file`."""
+    write_file(path, lambda file: file.write(content))
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically and sync it to disk: a kill or a full disk leaves the previous file intact.
+
+    Args:
+        write: writes the content to the binary file that it is given.
 
     Raises:
         StorageError: it cannot be written.
@@ -109,7 +117,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         descriptor, temporary = _temporary(path)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                write(file)
                 file.flush()
                 mask = os.umask(0)
                 os.umask(mask)

@@ -140,7 +140,7 @@ def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[s
     head = f"{network.aliases['head']}.*"
     for name in [name for name in own if fnmatchcase(name, head) and name in state]:
         if state[name].shape[1:] == own[name].shape[1:] and state[name].shape != own[name].shape:
-            notes.append(f"{name}: new, {_shape(own[name])} (the file has {_shape(state[name])})")
+            notes.append(f"{name}: new, {shape_text(own[name])} (the file has {shape_text(state[name])})")
             state[name] = own[name]
     for name in own:
         if name.endswith("num_batches_tracked"):
@@ -153,7 +153,7 @@ def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[s
         if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
     ]
     faults += [
-        f"{name} is {_shape(state[name])}, expected {_shape(own[name])}"
+        f"{name} is {shape_text(state[name])}, expected {shape_text(own[name])}"
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
@@ -169,5 +169,6 @@ def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[s
     return notes
 
 
-def _shape(tensor: Tensor) -> str:
+def shape_text(tensor: Tensor) -> str:
+    """The shape of a tensor for messages: ``64x3x7x7``."""
     return "x".join(map(str, tensor.shape)) or "a scalar"

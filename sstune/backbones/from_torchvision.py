@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from sstune.backbones.checkpoints import read_state_dict
+from sstune.backbones.checkpoints import read_state_dict, shape_text
 from sstune.preprocessing import Preprocessing
 from sstune.schema import Interpolation, RequestError
 
@@ -60,7 +60,7 @@ def load(module: nn.Module, name: str, stem: str, new: tuple[str, ...]) -> list[
         keys = [key for key in own if key.startswith(f"{part}.")]
         if any(key not in fitting for key in keys):
             fitting |= {key: own[key] for key in keys}
-            notes.append(f"{part}: new, {_shape(own[f'{part}.weight'])}")
+            notes.append(f"{part}: new, {shape_text(own[f'{part}.weight'])}")
     misfit = [key for key in own if key not in fitting]
     if misfit:
         raise RequestError(
@@ -93,7 +93,3 @@ def _state_dict(name: str) -> dict[str, Tensor]:
 def _file(name: str) -> Path:
     """Path of the weights in torch.hub's cache."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(metadata(name).url).path).name
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))

@@ -21,6 +21,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from sstune.storage import write_file
+
 log = logging.getLogger(__name__)
 
 _FORMAT = 2  # increase when decoding or the file format changes, so that older files are not found
@@ -134,15 +136,6 @@ def exclusive(name: str) -> Iterator[None]:
 def _write(path: Path, content: Callable[[BinaryIO], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                content(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        write_file(path, content)
     except OSError as error:
         log.warning("cannot write to the cache %s (%s): the next run decodes again", path.parent, error)

@@ -302,7 +302,7 @@ class TestCache:
 
         monkeypatch.setattr(os, "fsync", full)
         assert len(load(config).test) == 12
-        assert "No space left" in caplog.text
+        assert "no space left on" in caplog.text
         assert list(Path(config.cache).iterdir()) == []
 
     def test_is_below_the_home_directory_when_told(
