@@ -1,4 +1,4 @@
-"""Attacks: whose gradient, which attack, and whether its figures are valid."""
+"""Attacks, the gradient that they use, and checks that their figures are valid."""
 
 from sstune.attacks import ascent, autoattack, library, noise, rays, square
 from sstune.attacks.attack import ATTACKS, Attack, AttackResult

@@ -1,7 +1,7 @@
 """Gradient attacks: FGSM, PGD and MI-FGSM in the Linf and the L2 ball.
 
-All take images in [0,1] and return images in [0,1] within eps. Unless told otherwise, a sample that breaks at
-some iterate keeps that iterate and is left alone: a later step may undo the success (Pintor et al. 2021).
+All take images in [0,1] and return images in [0,1] within eps. With ``early_exit``, the default, a sample
+keeps its first adversarial iterate, as a later step may undo the success (Pintor et al. 2021).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GradientAscent:
 
     Args:
         step_rule: makes the step rule for a batch, from the images where it begins.
-        early_exit: leave a sample alone once it is adversarial, at the iterate that is.
+        early_exit: stop a sample at its first adversarial iterate.
     """
 
     steps: int
@@ -175,9 +175,8 @@ def random_in_ball(
 ) -> Tensor:
     """Points of the unit ball, one for each of ``samples``, keyed by (seed, key, sample).
 
-    They are drawn on the CPU, whatever the device, so that they are the same everywhere; by as many threads
-    as torch uses there, since one draws a value in 5 ns: 16 us for a CIFAR image, 0.6 ms for one of ImageNet,
-    which is longer than a GPU needs to look at it.
+    Drawn on the CPU, so that they are the same on every device; by several threads, since one thread needs
+    16 us for a CIFAR image and 0.6 ms for an ImageNet image, longer than a forward pass on a GPU.
     """
     with torch.inference_mode(False):  # it is not handed on to the threads
         noise = torch.empty(shape)

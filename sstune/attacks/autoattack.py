@@ -23,8 +23,8 @@ from sstune.tasks import Objective
 class Autoattack(Attack):
     """The four attacks with AutoAttack's settings and seeds, each on the samples still classified correctly.
 
-    The cascade is that of every attack here, which can go on after each batch. What comes of each sample is
-    what comes of its ``run_standard_evaluation``.
+    They run as stages, so that the attack can resume after each batch. The outcome of each sample equals that
+    of the package's ``run_standard_evaluation``.
 
     Raises:
         RequestError: pyautoattack is not installed.

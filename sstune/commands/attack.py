@@ -32,7 +32,7 @@ def attack(request: Request) -> Run:
     ``rule=`` the same weights get that rule's feedback, freshly drawn.
 
     Raises:
-        RequestError: training settings are asked for beside ``init_from``.
+        RequestError: the command line sets training keys as well as ``init_from``.
     """
     parent = finetune(default_parent(request), wait=True) if has_default_parent(request.config) else None
     run, source = derive_run(request, parent)
@@ -42,25 +42,24 @@ def attack(request: Request) -> Run:
 
 
 def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> Measured:
-    """The score that is left at each eps through each gradient; per-sample outcomes go to
-    ``outcomes.npz``."""
+    """The score at each eps through each gradient; writes the outcome of each sample to ``outcomes.npz``."""
     config = run.config
     data = load(run, source)
     victim = load_victim(config, source, data, device)
     outcomes = Outcomes(run.directory, run.identity, victim)
     measured: list[Measurement] = []
     for gradient_source in gradient_sources(config, victim, data):
-        method = attacks.ATTACKS[config.attack.name](_for_view(config.attack, gradient_source), config.seed)
+        method = attacks.ATTACKS[config.attack.name](_config_for(config.attack, gradient_source), config.seed)
         size = config.attack.batch_size or attacks.largest_batch(victim, gradient_source)
         attacks.check_zero_eps(victim, method, gradient_source, size)
         cells = CellRunner(victim, method, gradient_source, size, outcomes, stop)
         smaller: attacks.Outcome | None = None
-        for eps in _in_order(config.attack):
+        for eps in _ordered_eps(config.attack):
             key = " ".join(filter(None, [gradient_source.gradient, gradient_source.name, eps]))
             outcome = cells.run(key, eps, config.attack.save_images, smaller)
             smaller = outcome if config.attack.cascade else None
             measured.append(_measurement(config, victim, gradient_source, eps, outcome))
-            print(f"  {config.attack.name} {key}: {_said(victim, outcome, measured[-1])}", flush=True)
+            print(f"  {config.attack.name} {key}: {_result_text(victim, outcome, measured[-1])}", flush=True)
     if config.attack.save_images:
         save_images(run.directory, config.attack, victim, outcomes.cells, data.classes)
     row = row_fields(config, data, victim, measured)
@@ -89,20 +88,20 @@ def _measurement(
     )
 
 
-def _said(victim: attacks.Victim, outcome: attacks.Outcome, measured: Measurement) -> str:
+def _result_text(victim: attacks.Victim, outcome: attacks.Outcome, measured: Measurement) -> str:
     reached = f", {measured['reached']} at their target" if "reached" in measured else ""
     return f"{victim.score_of(outcome)}{reached}"
 
 
-def _for_view(config: AttackConfig, gradient_source: attacks.GradientSource) -> AttackConfig:
-    """A surrogate cannot tell when the victim errs: the attack then makes all its steps."""
+def _config_for(config: AttackConfig, gradient_source: attacks.GradientSource) -> AttackConfig:
+    """Without early exit on a surrogate, which cannot tell whether the victim misclassifies."""
     if gradient_source.gradient is Gradient.surrogate and isinstance(config, IteratedConfig):
         return replace(config, early_exit=False)
     return config
 
 
-def _in_order(config: AttackConfig) -> list[str]:
-    """A cascade goes from small to large; otherwise as asked for."""
+def _ordered_eps(config: AttackConfig) -> list[str]:
+    """In ascending order for a cascade, otherwise in the configured order."""
     if not config.cascade:
         return config.eps
     return sorted(config.eps, key=lambda eps: parse_eps(eps, config.norm))

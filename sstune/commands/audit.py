@@ -115,7 +115,7 @@ def _measured_by_default(evidence: checks.Evidence) -> Iterator[Measurement]:
 
 
 def _worst_cases(evidence: checks.Evidence, name: str) -> Iterator[Measurement]:
-    """Measurements of the worst case per sample over all attacks, called ``name``, at each eps asked for."""
+    """Measurements of the worst case per sample over all attacks, called ``name``, at each configured eps."""
     for eps in evidence.eps:
         right = evidence.worst_case(eps)
         n, correct = evidence.n, int(right.sum())

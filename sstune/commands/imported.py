@@ -37,7 +37,7 @@ def make(spec: str) -> nn.Module:
     try:
         made = found if isinstance(found, nn.Module) else found()
     except _ANYTHING as error:
-        raise RequestError(f"model.factory: {spec} raised {_said(error)}") from error
+        raise RequestError(f"model.factory: {spec} raised {_message(error)}") from error
     if not isinstance(made, nn.Module):
         raise RequestError(f"model.factory: {spec} gives a {type(made).__name__}, expected a torch.nn.Module")
     if bad := first_not_finite(made.named_parameters()):
@@ -61,17 +61,17 @@ def _named(spec: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except _ANYTHING as error:
-        raise RequestError(f"model.factory: {module_name} cannot be imported ({_said(error)})") from error
+        raise RequestError(f"model.factory: {module_name} cannot be imported ({_message(error)})") from error
     try:
         return getattr(module, name)
     except AttributeError as error:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise RequestError(f"model.factory: {module_name} has no {name!r}, {nearest(name, known)}") from error
     except _ANYTHING as error:  # a module may look its names up by code
-        raise RequestError(f"model.factory: {spec} raised {_said(error)}") from error
+        raise RequestError(f"model.factory: {spec} raised {_message(error)}") from error
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
@@ -103,7 +103,7 @@ def check_outputs(network: nn.Module, shape: tuple[int, ...], n_classes: int) ->
         with torch.no_grad(), eval_mode(network), torch.random.fork_rng(devices=[]):
             outputs: Any = network(torch.zeros(2, *shape))
     except _ANYTHING as error:
-        raise RequestError(f"model.factory: fails on images of shape {shape}: {_said(error)}") from error
+        raise RequestError(f"model.factory: fails on images of shape {shape}: {_message(error)}") from error
     if not isinstance(outputs, Tensor) or outputs.shape != (2, n_classes):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise RequestError(f"model.factory: gives {found} for 2 images, expected (2, {n_classes}) logits")

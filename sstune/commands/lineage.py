@@ -177,7 +177,7 @@ def derive_run(request: Request, parent: Run | None) -> tuple[Run, Source]:
     else:
         config = inherit(replace(request, config=config), source, INHERITED[config.command])
         validate(config)  # inherited sections must fit the others
-        check_images(config, source)
+        check_channels(config, source)
     return make_run(config, source.lineage, surrogate_names(config)), source
 
 
@@ -186,7 +186,7 @@ def unused_training_keys(request: Request) -> list[str]:
     return sorted(key for key in request.explicit if key.partition(".")[0] in TRAINING_KEYS)
 
 
-def check_images(config: RunConfig, source: Source) -> None:
+def check_channels(config: RunConfig, source: Source) -> None:
     """Check the number of channels that the source's network takes, if it is known without reading images.
 
     Raises:
@@ -247,10 +247,10 @@ def surrogate_names(config: RunConfig) -> list[str]:
     paths = [*config.attack.surrogates]
     if config.attack.name == "audit" and config.audit.surrogate is not None:
         paths.append(config.audit.surrogate)
-    return [str(ancestor_id(stand_in(path, config)[1].lineage[-1])) for path in paths]
+    return [str(ancestor_id(surrogate_source(path, config)[1].lineage[-1])) for path in paths]
 
 
-def stand_in(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
+def surrogate_source(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
     """Configuration and weights of a surrogate: a network for the same task and classes.
 
     Raises:

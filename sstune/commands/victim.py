@@ -9,7 +9,7 @@ from torch import nn
 
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
-from sstune.commands.lineage import Source, rename_error_key, stand_in
+from sstune.commands.lineage import Source, rename_error_key, surrogate_source
 from sstune.commands.outcomes import per_sample
 from sstune.commands.weights import Weights
 from sstune.row import Details, Measured, Measurement, SkippedEntry, measurement
@@ -130,7 +130,7 @@ def surrogate(
     Raises:
         RequestError: no finished run or checkpoint, or not for images and classes like these.
     """
-    taken, source = stand_in(path, config)
+    taken, source = surrogate_source(path, config)
     with rename_error_key(config):
         network = build(taken, source, data, victim.task.outputs).to(victim.device)
     last = source.lineage[-1]

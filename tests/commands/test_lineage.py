@@ -15,7 +15,7 @@ import torch
 
 from sstune import backbones, rules
 from sstune.commands import execute
-from sstune.commands.lineage import Source, check_images, default_parent, inherit, open_source, resolve_run
+from sstune.commands.lineage import Source, check_channels, default_parent, inherit, open_source, resolve_run
 from sstune.commands.weights import Weights
 from sstune.composition import Request, compose, request
 from sstune.inheritance import INHERITED
@@ -359,7 +359,7 @@ def test_images_of_other_channels_are_refused_where_that_is_sure(
     source = Source(Path("run/model.pt"), [], compose("train", [made_for]))
     config = compose("finetune", given)
     if goes:
-        check_images(config, source)
+        check_channels(config, source)
         return
     with pytest.raises(RequestError, match=r"^dataset: .* has [13]-channel images, the network of run takes"):
-        check_images(config, source)
+        check_channels(config, source)

@@ -1,4 +1,4 @@
-"""The masking audit: does a network withstand attacks, or does its gradient only mislead them?
+"""The audit for gradient masking: is a network robust, or does its gradient only mislead attacks?
 
 Its checks follow Athalye et al. 2018 (arXiv 1802.00420), Carlini et al. 2019 (1902.06705), Tramer et al.
 2020 (2002.08347), Croce & Hein 2020 (2003.01690) and Pintor et al. 2021 (Indicators of Attack Failure,

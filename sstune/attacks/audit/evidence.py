@@ -1,4 +1,4 @@
-"""The attacks on the same samples that the checks compare, each made once and kept."""
+"""The attacks that the checks compare, on the same samples; each runs once."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Evidence:
         surrogate: another network to transfer from, or None.
         has_feedback: whether ``white_box`` and ``exact`` differ.
         n_classes: of the dataset.
-        eps: those asked for, in ascending order.
+        eps: those configured, in ascending order.
         seed: of the attacks.
         cells: the attacks made so far, by key.
     """
@@ -98,12 +98,12 @@ class Evidence:
 
     @property
     def largest(self) -> str:
-        """The largest eps asked for."""
+        """The largest configured eps."""
         return self.eps[-1]
 
     @cached_property
     def informative_eps(self) -> list[str]:
-        """The eps asked for and, if needed, others until one is informative, in ascending order.
+        """The configured eps and, if needed, others until one is informative, in ascending order.
 
         Where the white box leaves nearly all samples or nearly none, so may any other attack. At an
         informative eps it leaves a quarter to three quarters of the correctly classified samples.
@@ -153,7 +153,7 @@ class Evidence:
         return self._attack(label, config, self._distinct(source), eps)
 
     def pgd_for_images(self) -> dict[str, Outcome]:
-        """PGD through each gradient, at the eps asked for that is nearest to leaving half of the samples."""
+        """PGD through each gradient, at the configured eps whose robust share is nearest to a half."""
         eps = self._nearest_half(self.eps)
         views = (self.white_box, self.exact) if self.has_feedback else (self.white_box,)
         return {f"{source.gradient} {eps}": self.pgd(source, eps) for source in views}

@@ -105,7 +105,7 @@ def d9(evidence: Evidence) -> CheckResult:
 
 @CHECK_FUNCTIONS.register("D14")
 def d14(evidence: Evidence) -> CheckResult:
-    """Success on the way that the last step has lost; ours is kept, a plain loop would miss it."""
+    """Samples adversarial at an earlier step but not at the last, which a plain loop does not count."""
     eps = evidence.eps_at_half
     kept = evidence.pgd(evidence.white_box, eps).robust
     last = evidence.pgd(evidence.white_box, eps, early_exit=False).robust
@@ -116,7 +116,7 @@ def d14(evidence: Evidence) -> CheckResult:
 
 @CHECK_FUNCTIONS.register("D15")
 def d15(evidence: Evidence) -> CheckResult:
-    """Right under everything that was tried: the number to quote."""
+    """Samples correct under all attacks of the audit: the figure to report."""
     left = {eps: percent(evidence.worst_case(eps)) for eps in evidence.eps}
     text = ", ".join(f"{value:.1f} % at {eps}" for eps, value in left.items())
     figure = left[evidence.largest]

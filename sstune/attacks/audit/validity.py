@@ -1,4 +1,4 @@
-"""D0, D11, D12: whether the network is one whose robustness can be measured at all."""
+"""D0, D11, D12: whether the robustness of the network can be measured."""
 
 from __future__ import annotations
 
