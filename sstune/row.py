@@ -41,6 +41,10 @@ class Details(TypedDict, total=False):
     the attack does not report it."""
     seconds: float
     """Wall time of the attack in s."""
+    zero_gradients: float
+    """Mean share of the attack's gradients that were zero in every pixel, 0 to 1; absent without gradients."""
+    curves: dict[str, list[float]]
+    """Curves of the same predictions, by name, such as the precision at each recall level."""
 
 
 class Measurement(Details):

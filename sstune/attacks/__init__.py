@@ -1,6 +1,6 @@
 """Attacks, the gradient that they use, and checks that their figures are valid."""
 
-from sstune.attacks import ascent, autoattack, library, noise, rays, square
+from sstune.attacks import ascent, autoattack, hashing, library, noise, rays, square
 from sstune.attacks.attack import ATTACKS, Attack, AttackResult
 from sstune.attacks.attacked_model import AttackedModel
 from sstune.attacks.evaluation import (
@@ -31,6 +31,7 @@ __all__ = [
     "check_images",
     "check_zero_eps",
     "gradient_mode",
+    "hashing",
     "largest_batch",
     "library",
     "noise",

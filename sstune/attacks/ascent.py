@@ -1,20 +1,28 @@
 """Gradient attacks: FGSM, PGD and MI-FGSM in the Linf and the L2 ball.
 
 All take images in [0,1] and return images in [0,1] within eps. With ``early_exit``, the default, a sample
-keeps its first adversarial iterate, as a later step may undo the success (Pintor et al. 2021).
+keeps its first adversarial iterate, as a later step may undo the success (Pintor et al. 2021). For an
+objective that ranks iterates it keeps the best one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sstune.attacks.attack import ATTACKS, NEVER, Attack, AttackResult, OpenSamples
+from sstune.attacks.attack import (
+    ATTACKS,
+    NEVER,
+    Attack,
+    AttackResult,
+    BestIterates,
+    OpenSamples,
+)
 from sstune.attacks.attacked_model import AttackedModel
 from sstune.attacks.steps import FixedLength, Momentum, StepRule, length
 from sstune.copying import to_device
@@ -48,21 +56,29 @@ class GradientAscent:
         result = start.clone()
         step_rule = self.step_rule(start)
         open_ = OpenSamples(batch, objective)
+        best = BestIterates(start)
+        zeros, tries = torch.zeros(2, len(batch), device=start.device)
         for step in range(self.steps):
             progress = step / self.steps
-            outputs, gradient = loss_gradient(model, result[open_.index], open_.objective, progress)
+            images = result[open_.index]
+            outputs, gradient = loss_gradient(model, images, open_.objective, progress)
+            best.update(open_, images, outputs)
+            zeros[open_.index] += (gradient == 0).flatten(1).all(1)
+            tries[open_.index] += 1
             adversarial = open_.objective.is_adversarial(outputs)
             open_.note(adversarial, step)
             if self.early_exit and (kept := open_.close(adversarial)) is not None:
                 if len(open_) == 0:
-                    return AttackResult(result, open_.steps_to_success)
+                    return AttackResult(best.of(result), open_.steps_to_success, zeros / tries)
                 gradient = gradient[kept]
             moved = result[open_.index] + step_rule(gradient, open_.index)
             result[open_.index] = project(moved, open_.batch.images, eps, self.norm)
         with torch.no_grad():
-            outputs = model(result[open_.index])
+            images = result[open_.index]
+            outputs = model(images)
+            best.update(open_, images, outputs)
             open_.note(open_.objective.is_adversarial(outputs), self.steps)
-        return AttackResult(result, open_.steps_to_success)
+        return AttackResult(best.of(result), open_.steps_to_success, zeros / tries)
 
 
 def loss_gradient(
@@ -136,9 +152,11 @@ class MiFgsm(IteratedAttack):
         return ascent(model, batch, objective, batch.images, eps)
 
 
-@ATTACKS.register("pgd")
+@ATTACKS.register("pgd", "mainstay", "hag_sign")
 class Pgd(IteratedAttack):
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083) from random starts in the ball.
+
+    ``mainstay`` and ``hag_sign`` are this attack with losses of hashing.
 
     The start of a sample depends on (seed, restart, sample) alone, and is proportional to eps.
     """
@@ -156,9 +174,8 @@ class Pgd(IteratedAttack):
         start = self.start(batch, eps, restart)
         attempt = self.ascent(FixedLength, eps)(model, batch, objective, start, eps)
         steps = restart * self.config.steps
-        return AttackResult(
-            attempt.images, torch.where(attempt.steps_to_success < 0, NEVER, attempt.steps_to_success + steps)
-        )
+        later = torch.where(attempt.steps_to_success < 0, NEVER, attempt.steps_to_success + steps)
+        return replace(attempt, steps_to_success=later)
 
     def start(self, batch: Batch, eps: float, restart: int) -> Tensor:
         """Linf: uniform in the ball. L2: a random direction, and a length uniform up to eps."""

@@ -14,7 +14,7 @@ from sstune.attacks.attacked_model import AttackedModel
 from sstune.copying import to_device
 from sstune.datasets import Batch
 from sstune.registry import Registry
-from sstune.schema import AttackConfig
+from sstune.schema import AttackConfig, AttackLoss
 from sstune.tasks import Goal, Objective
 
 NEVER = -1
@@ -28,10 +28,12 @@ class AttackResult:
         images: (N, C, H, W) in [0,1], within eps of the originals.
         steps_to_success: (N,) gradient steps or queries after which the attack succeeded on a sample; -1
             where it never did, or does not report it.
+        zero_gradients: (N,) share of the gradients that were zero in every pixel; None if not reported.
     """
 
     images: Tensor
     steps_to_success: Tensor
+    zero_gradients: Tensor | None = None
 
     @classmethod
     def of_unknown_steps(cls, images: Tensor) -> AttackResult:
@@ -51,7 +53,8 @@ class Attack(ABC):
         self.name = config.name
         self.config = config
         self.seed = seed
-        self.loss: str | None = getattr(config, "loss", None)  # None: the task's default
+        loss = getattr(config, "loss", None)
+        self.loss: str | None = None if loss == AttackLoss.ce else loss  # None: the task's default
 
     def goal(self) -> Goal:
         """The goal that the task makes an objective of."""
@@ -123,3 +126,33 @@ class OpenSamples:
         self.objective = self.objective.take(index)
         self.index = self.index[index]
         return index
+
+
+class BestIterates:
+    """The iterate of each sample with the most merit, where the objective ranks iterates.
+
+    Args:
+        start: (N, C, H, W), where the attack begins.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.start = start
+        self.merit = start.new_full((len(start),), -torch.inf, dtype=torch.float64)
+        self.images: Tensor | None = None
+
+    def update(self, open_: OpenSamples, images: Tensor, outputs: Tensor) -> None:
+        """Keep those of ``images``, (n, C, H, W) of the open samples, with more merit than all before."""
+        merit = open_.objective.merit(outputs)
+        if merit is None:
+            return
+        if self.images is None:
+            self.images = self.start.clone()
+        before = self.merit[open_.index]
+        better = merit > before
+        self.merit[open_.index] = torch.where(better, merit.double(), before)
+        kept = torch.where(better[:, None, None, None], images, self.images[open_.index])
+        self.images[open_.index] = kept
+
+    def of(self, last: Tensor) -> Tensor:
+        """The best iterates, (N, C, H, W); ``last`` where the objective does not rank them."""
+        return last if self.images is None else self.images

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sstune.arithmetic import check_exact
-from sstune.attacks.attack import NEVER, Attack
+from sstune.attacks.attack import NEVER, Attack, AttackResult
 from sstune.attacks.attacked_model import AttackedModel
 from sstune.attacks.outcome import Outcome
 from sstune.attacks.validity import InvalidAttack, check_images, differ, to_8bit
@@ -24,7 +24,7 @@ from sstune.modes import eval_mode
 from sstune.rules import exact_gradients, frozen_feedback
 from sstune.schema import Draws, Gradient
 from sstune.seeding import seed_from
-from sstune.tasks import Objective, Score, Task, evaluate, with_interval
+from sstune.tasks import Objective, Score, Task, predict, with_interval
 
 CHECKED_AT_ZERO = 256
 CPU_BATCH = 128  # larger ones outgrow a CPU's caches
@@ -61,8 +61,9 @@ class Victim:
     ) -> Victim:
         """Evaluate the network without an attack."""
         with frozen_feedback(network), seeded_rng(device, "clean"):
-            found = evaluate(network, task, split, device, reference)
-        return cls(network, task, split, samples, found.predictions, found.score, device, reference)
+            predictions, _ = predict(network, task, split, device, with_loss=False)
+        score = task.score(predictions, split.targets.cpu(), reference)
+        return cls(network, task, split, samples, predictions, score, device, reference)
 
     @property
     def clean(self) -> Tensor:
@@ -111,6 +112,7 @@ class GradientSource:
         name: the surrogate's.
         draws: when random feedback is drawn, ``eot`` gradients being averaged for each step.
         forward: what computes the network's outputs, if not the network itself (a compiled one).
+        reference: of a surrogate (:meth:`Task.reference`), for tasks that have one.
     """
 
     gradient: Gradient
@@ -119,6 +121,7 @@ class GradientSource:
     draws: Draws = Draws.frozen
     eot: int = 1
     forward: Callable[[Tensor], Tensor] | None = None
+    reference: Any = None
 
     def model(self, *key: int | str) -> AttackedModel:
         """The model that an attack calls; ``key`` seeds the draws of random feedback."""
@@ -197,10 +200,17 @@ def attack_batches(
                 run.attack_batch(left[batch.samples], batch, outcome)
                 outcome.done += len(batch)
                 outcome.seconds += time.perf_counter() - began
-                bar.set_postfix_str(f"robust {int(outcome.robust.sum())}/{len(outcome.robust)}")
+                if not bar.disable:
+                    bar.set_postfix_str(_progress_text(victim, outcome))
                 bar.update(len(batch))
                 yield
             outcome.stage, outcome.done, outcome.entered = outcome.stage + 1, 0, ~outcome.success
+
+
+def _progress_text(victim: Victim, outcome: Outcome) -> str:
+    if victim.score.correct is None:
+        return str(victim.score_of(outcome))
+    return f"robust {int(outcome.robust.sum())}/{len(outcome.robust)}"
 
 
 @dataclass(frozen=True)
@@ -214,19 +224,24 @@ class _Run:
 
     def attack_batch(self, index: Tensor, batch: Batch, outcome: Outcome) -> None:
         """The present stage of the attack on the samples at ``index``, (n,); updates ``outcome``."""
-        attack, network = self.attack, self.victim.network
+        attack, victim, source = self.attack, self.victim, self.source
         stage = attack.stages[outcome.stage]
-        batch = replace(batch, samples=self.victim.samples[index])
-        with seeded_rng(self.victim.device, attack.seed, outcome.stage, outcome.done):
-            with torch.no_grad():
-                objective = self.victim.task.objective(batch, attack.goal(), lambda: network(batch.images))
-            model = self.source.model(attack.seed, stage)
-            attempt = attack(stage, model, batch, objective, self.eps)
+        batch = replace(batch, samples=victim.samples[index])
+        with seeded_rng(victim.device, attack.seed, outcome.stage, outcome.done):
+            judge = objective = self._objective(batch, victim.network, victim.reference)
+            if source.reference is not None:  # a surrogate's outputs have a meaning of their own
+                objective = self._objective(batch, source.network, source.reference)
+            attempt = attack(stage, source.model(attack.seed, stage), batch, objective, self.eps)
             adversarial = self._valid(attempt.images, batch.images)
             with torch.no_grad():
-                outputs = network(adversarial)
-        self._judge(index, objective, outputs, attempt.steps_to_success, outcome)
+                outputs = victim.network(adversarial)
+        self._judge(index, judge, outputs, attempt, outcome)
         self._keep_images(index, adversarial, batch.images, outcome)
+
+    @torch.no_grad()
+    def _objective(self, batch: Batch, network: nn.Module, reference: Any) -> Objective:
+        goal = replace(self.attack.goal(), reference=reference)
+        return self.victim.task.objective(batch, goal, lambda: network(batch.images))
 
     def _valid(self, adversarial: Tensor, images: Tensor) -> Tensor:
         """The adversarial images, rounded to 8 bits if configured, after check D0."""
@@ -237,22 +252,26 @@ class _Run:
         return adversarial
 
     def _judge(
-        self, index: Tensor, objective: Objective, outputs: Tensor, effort: Tensor, outcome: Outcome
+        self, index: Tensor, judge: Objective, outputs: Tensor, attempt: AttackResult, outcome: Outcome
     ) -> None:
         """Update ``outcome`` by the victim's outputs for the adversarial images; the host waits once."""
         predictions = self.victim.task.predict(outputs)
-        columns = [objective.achieved(outputs), effort, torch.isfinite(outputs).flatten(1).all(1)]
+        zeros = attempt.zero_gradients
+        if zeros is None:
+            zeros = torch.full_like(attempt.steps_to_success, torch.nan, dtype=torch.float32)
+        finite = torch.isfinite(outputs).flatten(1).all(1)
+        columns = [judge.achieved(outputs), attempt.steps_to_success, zeros, finite]
         columns += predictions.reshape(len(index), -1).unbind(1)
         found = torch.stack([column.double() for column in columns], 1).cpu()
-        achieved, effort, finite = found[:, :3].unbind(1)
+        achieved, effort, zeros, finite = found[:, :4].unbind(1)
         try:
             check_outputs_finite(finite.bool(), self.victim.network)
         except FloatingPointError as error:
             raise InvalidAttack(f"D0: {error}") from error
         if self.source.gradient is Gradient.surrogate:  # its steps are not the victim's
             effort = torch.full_like(effort, NEVER)
-        said = found[:, 3:].reshape(predictions.shape).to(outcome.predictions.dtype)
-        outcome.update(index, achieved.float(), said, effort)
+        said = found[:, 4:].reshape(predictions.shape).to(outcome.predictions.dtype)
+        outcome.update(index, achieved.float(), said, effort, zeros)
 
     def _keep_images(self, index: Tensor, adversarial: Tensor, images: Tensor, outcome: Outcome) -> None:
         shown = evenly_spaced(len(outcome.images), len(outcome.achieved))
@@ -274,8 +293,7 @@ def check_zero_eps(victim: Victim, attack: Attack, source: GradientSource, batch
     if _is_random(some):
         return
     predictions = run_attack(some, attack.with_tiny_budget(), source, 0.0, batch_size).predictions
-    differs = (predictions != some.predictions).reshape(len(predictions), -1)
-    changed = int(differs.any(1).sum())
+    changed = int(some.task.changed(predictions, some.predictions).sum())
     if changed:
         raise InvalidAttack(
             f"D0: {attack.name} with eps = 0 changes the judgement of {changed} of {len(predictions)} samples"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sstune.attacks.ascent import random_in_ball
-from sstune.attacks.attack import ATTACKS, Attack, AttackResult, OpenSamples
+from sstune.attacks.attack import ATTACKS, Attack, AttackResult, BestIterates, OpenSamples
 from sstune.attacks.attacked_model import AttackedModel
 from sstune.copying import to_device
 from sstune.datasets import Batch
@@ -29,14 +29,17 @@ class Noise(Attack):
     ) -> AttackResult:
         result = batch.images.clone()
         open_ = OpenSamples(batch, objective)
+        best = BestIterates(batch.images)
         for attempt in range(1, self.config.attempts + 1):
             result[open_.index] = images = self.perturbed(open_.batch, eps, attempt)
-            broken = open_.objective.is_adversarial(model(images))
+            outputs = model(images)
+            best.update(open_, images, outputs)
+            broken = open_.objective.is_adversarial(outputs)
             open_.note(broken, attempt)
             open_.close(broken)
             if len(open_) == 0:
                 break
-        return AttackResult(result, open_.steps_to_success)
+        return AttackResult(best.of(result), open_.steps_to_success)
 
     def perturbed(self, batch: Batch, eps: float, attempt: int) -> Tensor:
         """Images of the ``attempt``-th attempt, counted from 1; at even ones every value moves by eps."""

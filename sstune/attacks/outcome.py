@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sstune.attacks.attack import NEVER
 
+UNTRIED = -1.0  # below every result, so that the first one counts
+
 
 @dataclass
 class Outcome:
@@ -19,10 +21,12 @@ class Outcome:
 
     Args:
         achieved: (n,) float32 in [0,1], the most that the attack has achieved of its objective; 1 also where
-            there was nothing to attack.
+            there was nothing to attack; -1 where it has not been tried yet.
         predictions: (n, ...) the network's predictions where the attack achieved most.
         steps_to_success: (n,) gradient steps or queries after which the attack succeeded; -1 where it never
             did, or did not report it.
+        zero_gradients: (n,) float32, the share of the attack's gradients that were zero in every pixel, where
+            it achieved most; NaN where it reports none.
         entered: (n,) bool, not at 1 when the present stage of the attack began.
         stage: how many stages are finished.
         done: how many of the samples that entered the present stage it has been tried on.
@@ -33,6 +37,7 @@ class Outcome:
     achieved: Tensor
     predictions: Tensor
     steps_to_success: Tensor
+    zero_gradients: Tensor
     entered: Tensor
     images: Tensor
     stage: int = 0
@@ -49,9 +54,10 @@ class Outcome:
             images: (k, C, H, W) uint8, those samples' own.
         """
         return cls(
-            achieved=1 - attackable.float(),
+            achieved=torch.where(attackable, UNTRIED, 1.0),
             predictions=predictions.clone(),
             steps_to_success=torch.full((len(attackable),), NEVER, dtype=torch.int32),
+            zero_gradients=torch.full((len(attackable),), torch.nan),
             entered=attackable.clone(),
             images=torch.empty(0, dtype=torch.uint8) if images is None else images.clone(),
         )
@@ -65,19 +71,29 @@ class Outcome:
     def robust(self) -> Tensor:
         """(n,) bool, the attack has achieved nothing: a classifier still classifies the sample
         correctly."""
-        return self.achieved == 0
+        return self.achieved <= 0
 
-    def update(self, index: Tensor, achieved: Tensor, predictions: Tensor, steps: Tensor) -> None:
+    def update(
+        self,
+        index: Tensor,
+        achieved: Tensor,
+        predictions: Tensor,
+        steps: Tensor,
+        zero_gradients: Tensor | None = None,
+    ) -> None:
         """Update the samples at ``index``, (m,), on which more was achieved than before.
 
         Args:
             steps: (m,) gradient steps or queries, kept where the attack succeeded.
+            zero_gradients: (m,) share of gradients that were zero.
         """
         more = achieved > self.achieved[index]
         where = index[more]
         self.achieved[where] = achieved[more]
         self.predictions[where] = predictions[more]
         self.steps_to_success[where] = torch.where(achieved[more] >= 1, steps[more].int(), NEVER)
+        if zero_gradients is not None:
+            self.zero_gradients[where] = zero_gradients[more].float()
 
     def at_larger_eps(self) -> Outcome:
         """The start of the attack at a larger eps: samples with success are not attacked again."""
@@ -87,6 +103,7 @@ class Outcome:
             steps_to_success=torch.full_like(self.steps_to_success, NEVER).masked_fill_(
                 self.success & (self.steps_to_success >= 0), 0
             ),
+            zero_gradients=self.zero_gradients.clone(),
             entered=~self.success,
             images=self.images.clone(),
         )

@@ -55,6 +55,19 @@ class CifarAlexNet(nn.Module):
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
 
 
+class AlexNetFeatures(nn.Module):
+    """torchvision's convolutions for ImageNet, average pooling to 2x2, and one linear layer."""
+
+    def __init__(self, features: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.features = features
+        self.avgpool = nn.AdaptiveAvgPool2d(2)
+        self.classifier = nn.Linear(256 * 2 * 2, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
 @PREPROCESSINGS.register("alexnet")
 def preprocessing(config: ConvNetConfig) -> Preprocessing:
     """Preprocessing of torchvision's default weights."""
@@ -133,5 +146,7 @@ def alexnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = Fals
         module = AlexNet(outputs)
         if shape[0] != 3:
             module.set_submodule("features.0", nn.Conv2d(shape[0], 64, 11, stride=4, padding=2))
+        if variant is Variant.features:
+            module, head, new = AlexNetFeatures(module.features, outputs), "classifier", ["classifier"]
     notes = from_torchvision.load(module, config.name, "features.0", tuple(new)) if load else []
     return Backbone(module, head, stem="features.0", notes=tuple(notes), settled={"variant": variant})

@@ -128,8 +128,8 @@ def load_third_party(network: Network, path: Path) -> list[str]:
 def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[str]:
     """Load the tensors of a file into ``network.backbone``; return notes on the head.
 
-    A head of another width keeps its new weights, with a note. BatchNorm's step counters may be absent, as in
-    older files.
+    A head of another width, or one that the file lacks, keeps its new weights, with a note. BatchNorm's step
+    counters may be absent, as in older files.
 
     Raises:
         RequestError: another key is missing, unexpected or of another shape or type (the keys are listed), or
@@ -138,8 +138,13 @@ def load_state(network: Network, state: dict[str, Tensor], path: Path) -> list[s
     own = network.backbone.state_dict()
     notes = []
     head = f"{network.aliases['head']}.*"
-    for name in [name for name in own if fnmatchcase(name, head) and name in state]:
-        if state[name].shape[1:] == own[name].shape[1:] and state[name].shape != own[name].shape:
+    heads = [name for name in own if fnmatchcase(name, head)]
+    if not any(name in state for name in heads) and any(name in own for name in state):
+        notes += [f"{name}: new, {shape_text(own[name])} (the file has none)" for name in heads]
+        state |= {name: own[name] for name in heads}
+    for name in heads:
+        found = state.get(name, own[name]).shape
+        if found[1:] == own[name].shape[1:] and found != own[name].shape:
             notes.append(f"{name}: new, {shape_text(own[name])} (the file has {shape_text(state[name])})")
             state[name] = own[name]
     for name in own:

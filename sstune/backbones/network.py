@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,12 @@ class Network(nn.Module):
         self.aliases = {"head": backbone.head, "stem": backbone.stem}
         self.notes = list(backbone.notes)
         self.settled = dict(backbone.settled)
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The modules that the alias "head" names; usually one."""
+        name = self.aliases["head"]
+        return [module for found, module in self.backbone.named_modules() if fnmatchcase(found, name)]
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise: the input of the backbone, (N, C, *size)."""

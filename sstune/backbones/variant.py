@@ -6,10 +6,19 @@ from sstune.backbones.registry import Shape
 from sstune.schema import ConvNetConfig, RequestError, Variant
 
 SMALLEST_IMAGENET = 64  # pixels a side; larger images get variant imagenet
+WITH_FEATURES = ("alexnet", "vgg16", "vgg16_bn")  # whose fully connected layers can be left out
 
 
 def chosen(config: ConvNetConfig, shape: Shape) -> Variant:
-    """The configured variant, or for auto the one for a backbone input of ``shape``."""
+    """The configured variant, or for auto the one for a backbone input of ``shape``.
+
+    Raises:
+        RequestError: variant features of a network whose head is its only fully connected layer.
+    """
+    if config.variant is Variant.features and config.name not in WITH_FEATURES:
+        raise RequestError(
+            f"backbone.variant: features is for {', '.join(WITH_FEATURES)}, not for {config.name}"
+        )
     if config.variant is not Variant.auto:
         return config.variant
     large = min(shape[1:]) >= SMALLEST_IMAGENET

@@ -58,7 +58,7 @@ def vgg(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = False) -
         features[0] = nn.Conv2d(shape[0], 64, 3, padding=1)
     module: nn.Module
     variant = chosen(config, shape)
-    if variant is Variant.cifar:
+    if variant is not Variant.imagenet:  # its convolutions are those for ImageNet
         module, head = CifarVGG(features, outputs), "classifier"
     else:
         module, head = VGG(features, outputs), "classifier.6"

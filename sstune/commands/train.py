@@ -16,6 +16,7 @@ import torch
 from sstune import backbones, datasets, rules, tasks, training
 from sstune.commands.data import described, load
 from sstune.commands.lineage import MODEL, Source, make_run
+from sstune.commands.references import write_reference
 from sstune.commands.run_once import run_once
 from sstune.commands.weights import Weights
 from sstune.composition import Request
@@ -58,6 +59,8 @@ def fit_network(run: Run, source: Source | None, device: torch.device, stop: Sto
         write_history(run.directory, progress)  # again: a kill may have come between checkpoint and tables
         write_model(run.directory / MODEL, network)
     reference = task.reference(network, data, device)
+    if world.is_main:
+        write_reference(task, reference, data, run.directory / MODEL)
     found = training.evaluate_distributed(network, task, data.test, device, world, reference)
     targets = data.test.targets.cpu()
     test = tasks.with_interval(found.score, task, found.predictions, targets, reference)
@@ -107,6 +110,8 @@ def build(
         config.dataset.std,
         weights=weights is None,
     )
+    for head in network.heads:
+        task.init_head(head)
     notes = data.notes + network.notes + (weights.load_into(network) if weights else [])
     example = network.prepare(torch.zeros(2, *data.shape))
     conversion = rules.convert(network.backbone, config.rule, config.seed, network.aliases, example)
@@ -116,7 +121,8 @@ def build(
         print(f"  {note}", flush=True)
     training.freeze(network, config.optimizer.freeze)
     network.to(device).to(memory_format=torch.channels_last)
-    optimizer = training.build_optimizer(config.optimizer, network)
+    task.begin_training(data, config.seed, device)
+    optimizer = training.build_optimizer(config.optimizer, network, task)
     return training.Learner(config, network, task, optimizer, device, world), conversion, notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
 from sstune.commands.lineage import Source, rename_error_key, surrogate_source
 from sstune.commands.outcomes import per_sample
+from sstune.commands.references import reference_of
 from sstune.commands.weights import Weights
 from sstune.row import Details, Measured, Measurement, SkippedEntry, measurement
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
@@ -30,7 +32,7 @@ def load_victim(
     task = tasks.build(config.task, data.n_classes)
     network = build(config, source, data, task.outputs).to(device)
     test, samples = data.test.sample(config.attack.n, SAMPLE_SEED)
-    reference = task.reference(network, data, device)
+    reference = reference_of(task, network, data, device, source)
     victim = attacks.Victim.of(network, task, test, samples, device, reference)
     for note in [*data.notes, f"clean {victim.score}"]:
         print(f"  {note}", flush=True)
@@ -42,6 +44,8 @@ def row_fields(
 ) -> Measured:
     """The fields of an attack's row: the clean score, ``measured``, and the data."""
     score = victim.measured(victim.predictions)
+    bounds = victim.task.bounds(victim.predictions, victim.split.targets.cpu(), victim.reference)
+    score = replace(score, more={**score.more, **bounds})
     details: Details = {**score.fields(victim.task.metric), **per_sample(score)}
     clean = measurement("test", score.n, **details)
     return {
@@ -133,7 +137,9 @@ def surrogate(
     taken, source = surrogate_source(path, config)
     with rename_error_key(config):
         network = build(taken, source, data, victim.task.outputs).to(victim.device)
+        reference = reference_of(victim.task, network, data, victim.device, source)
     last = source.lineage[-1]
     name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]
     digest = str(last.get("identity") or last["sha256"])
-    return attacks.GradientSource(Gradient.surrogate, network, f"{name}@{digest[:8]}")
+    name = f"{name}@{digest[:8]}"
+    return attacks.GradientSource(Gradient.surrogate, network, name, reference=reference)

@@ -77,8 +77,8 @@ class AscentConfig(AttackConfig):
 
     loss: AttackLoss = key(
         AttackLoss.ce,
-        "Loss to increase: cross-entropy (ce), or the difference of logits (margin), which does not "
-        "saturate.",
+        "Loss to increase: cross-entropy (ce; under another task: its own default), or the difference of "
+        "logits (margin), which does not saturate. For hashing: logits, hag, sdha or mainstay.",
         identity=Identity.UNLESS_DEFAULT,
     )
 
@@ -109,6 +109,25 @@ class MiFgsmConfig(IteratedConfig):
     """Iterated FGSM with momentum."""
 
     decay: float = key(1.0, "Decay of the accumulated gradient.", within=Range(0, 1e3))
+
+
+@dataclass
+class HagConfig(AscentConfig):
+    """HAG, by gradient descent with momentum."""
+
+    steps: int = key(2000, "Number of steps.", within=Range(1, 1e6))
+    lr: float = key(
+        100 / 128, "Learning rate; its step grows with the gradient.", within=Range(0, above=True)
+    )
+    momentum: float = key(0.9, "Momentum.", within=Range(0, 0.999999))
+
+
+@dataclass
+class SdhaConfig(AscentConfig):
+    """SDHA, by Adam."""
+
+    steps: int = key(1500, "Number of steps.", within=Range(1, 1e6))
+    lr: float = key(0.01, "Learning rate.", within=Range(0, above=True))
 
 
 @dataclass
@@ -202,6 +221,16 @@ class Traits:
 
 _LINF = (Norm.Linf,)
 _CLASSIFICATION = ("classification",)
+_HASHING = ("hashing",)
+
+# The tasks of each loss that not every task has.
+LOSS_TASKS: dict[AttackLoss, tuple[str, ...]] = {
+    AttackLoss.margin: _CLASSIFICATION,
+    AttackLoss.logits: _HASHING,
+    AttackLoss.hag: _HASHING,
+    AttackLoss.sdha: _HASHING,
+    AttackLoss.mainstay: _HASHING,
+}
 
 # By name, in the order of tables and figures: from weak to strong, then black boxes, then the audit.
 ATTACK_TRAITS: dict[str, Traits] = {
@@ -215,6 +244,10 @@ ATTACK_TRAITS: dict[str, Traits] = {
     "fgsm": Traits(AscentConfig, effort=None, targeted=True, eot=True, style=Style(marker="^")),
     "mifgsm": Traits(MiFgsmConfig, targeted=True, eot=True),
     "pgd": Traits(PgdConfig, targeted=True, eot=True, style=Style(marker="o")),
+    "mainstay": Traits(PgdConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="v")),
+    "hag": Traits(HagConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="s")),
+    "hag_sign": Traits(PgdConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="D")),
+    "sdha": Traits(SdhaConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="P")),
     "apgd": Traits(ApgdConfig, effort=None, eot=True, whole_batches=True, tasks=_CLASSIFICATION),
     "apgd_t": Traits(ApgdConfig, effort=None, eot=True, whole_batches=True, tasks=_CLASSIFICATION),
     "fab_t": Traits(ApgdConfig, effort=None, whole_batches=True, tasks=_CLASSIFICATION),

@@ -43,11 +43,13 @@ class Select(StrEnum):
 
 
 class Variant(StrEnum):
-    """The network for ImageNet, or with the usual changes for small images; see docs/backbones.md."""
+    """The network for ImageNet, or with the usual changes for small images; or its convolutions for ImageNet
+    with a new head, without other fully connected layers. See docs/backbones.md."""
 
     auto = "auto"
     cifar = "cifar"
     imagenet = "imagenet"
+    features = "features"
 
 
 class Interpolation(StrEnum):
@@ -98,10 +100,25 @@ class Target(StrEnum):
 
 
 class AttackLoss(StrEnum):
-    """Loss that an attack increases: cross-entropy, or a difference of logits, which does not saturate."""
+    """Loss that an attack increases: cross-entropy, or a difference of logits, which does not saturate; for
+    hashing, the distance from the own code (logits, hag) or from the codes of relevant items."""
 
     ce = "ce"
     margin = "margin"
+    logits = "logits"
+    hag = "hag"
+    sdha = "sdha"
+    mainstay = "mainstay"
+
+
+class HashLoss(StrEnum):
+    """Training loss of hashing; see docs/hashing.md."""
+
+    csq = "csq"
+    dpsh = "dpsh"
+    hashnet = "hashnet"
+    dch = "dch"
+    hyp2 = "hyp2"
 
 
 class Draws(StrEnum):

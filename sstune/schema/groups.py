@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from sstune.schema.attacks import ATTACK_TRAITS
-from sstune.schema.choices import Redraw, Scale, Spread, Start, Variant
+from sstune.schema.choices import HashLoss, Redraw, Scale, Spread, Start, Variant
 from sstune.schema.datasets import (
     DigitsConfig,
     DownloadedFolderConfig,
@@ -51,8 +51,9 @@ class ConvNetConfig(PretrainedConfig):
 
     variant: Variant = key(
         Variant.auto,
-        "The network as published for ImageNet, or with the usual stem for small images (cifar); auto: "
-        "imagenet if pretrained or for images of at least 64 pixels, otherwise cifar.",
+        "The network as published for ImageNet, with the usual stem for small images (cifar), or the "
+        "convolutions for ImageNet with a new head and no other fully connected layer (features: alexnet, "
+        "vgg16); auto: imagenet if pretrained or for images of at least 64 pixels, otherwise cifar.",
     )
 
 
@@ -87,6 +88,52 @@ class ClassificationConfig(TaskConfig):
 
     label_smoothing: float = key(
         0.0, "Label smoothing of the cross-entropy.", within=Range(0, 0.999), role=Role.TRAINING
+    )
+
+
+@dataclass
+class HashingConfig(TaskConfig):
+    """Image retrieval by binary codes (deep hashing)."""
+
+    loss: HashLoss = key(HashLoss.csq, "Training loss: csq, dpsh, hashnet, dch or hyp2.")
+    bits: int = key(32, "Length of the codes in bits.", within=Range(2, 2048))
+    top_k: int | None = key(
+        None, "Length K of the ranking that mAP@K averages over; null: the whole database.", within=Range(1)
+    )
+    refined: bool = key(
+        False, "Also report mAP with ties broken by the real-valued outputs; slower.", identity=Identity.NEVER
+    )
+    quantization: float | None = key(
+        None,
+        "Weight of the quantisation term; null: the loss's own (csq 1e-4, dpsh 0.1, dch 0.01).",
+        within=Range(0),
+        role=Role.TRAINING,
+    )
+    bank: bool = key(
+        True,
+        "dpsh compares a batch with the newest outputs of all training images; false: with itself, by tanh.",
+        role=Role.TRAINING,
+    )
+    head_std: float = key(
+        0.1, "Standard deviation of the head's first weights.", within=Range(0, 10), role=Role.TRAINING
+    )
+    head_lr_factor: float = key(
+        10.0,
+        "Factor on the learning rate of the head, unless optimizer.lr_factors names it.",
+        within=Range(0, above=True),
+        role=Role.TRAINING,
+    )
+    proxy_lr_factor: float = key(
+        100.0,
+        "Factor on the learning rate of the proxies of hyp2.",
+        within=Range(0, above=True),
+        role=Role.TRAINING,
+    )
+    val_database: int | None = key(
+        5000,
+        "Number of database images against which validation queries are ranked in each epoch; null: all.",
+        within=Range(1),
+        role=Role.TRAINING,
     )
 
 
@@ -221,6 +268,17 @@ class AdamWConfig(OptimizerConfig):
 
 
 @dataclass
+class AdamConfig(OptimizerConfig):
+    """torch.optim.Adam: weight decay is a part of the gradient."""
+
+    betas: list[float] = key(
+        [0.9, 0.999],
+        "Decay of the averages of the gradient and of its square.",
+        within=Range(0, 0.999999999),
+    )
+
+
+@dataclass
 class ScheduleConfig:
     """A factor on the learning rate, updated in each optimiser step."""
 
@@ -262,7 +320,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "folder": FolderConfig,
         "downloaded_folder": DownloadedFolderConfig,
     },
-    "task": {"classification": ClassificationConfig},
+    "task": {"classification": ClassificationConfig, "hashing": HashingConfig},
     "rule": {
         "plain": RuleConfig,
         "brsf": BrsfConfig,
@@ -273,6 +331,6 @@ GROUPS: dict[str, dict[str, type]] = {
         "pfa_o": OrthogonalPfaConfig,
     },
     "attack": {name: traits.config for name, traits in ATTACK_TRAITS.items()},
-    "optimizer": {"sgd": SgdConfig, "adamw": AdamWConfig},
+    "optimizer": {"sgd": SgdConfig, "adam": AdamConfig, "adamw": AdamWConfig},
     "schedule": {"constant": ScheduleConfig, "cosine": CosineConfig, "multistep": MultistepConfig},
 }

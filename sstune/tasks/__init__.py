@@ -1,6 +1,6 @@
 """Tasks: the head, the loss, the metric, and the objectives of attacks."""
 
-from sstune.tasks import classification
+from sstune.tasks import classification, hashing
 from sstune.tasks.evaluation import Evaluation, evaluate, predict, with_interval
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
@@ -16,6 +16,7 @@ __all__ = [
     "build",
     "classification",
     "evaluate",
+    "hashing",
     "predict",
     "with_interval",
 ]

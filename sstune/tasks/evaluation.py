@@ -41,22 +41,27 @@ def evaluate(
         RuntimeError: torch would compute float32 products in another precision.
     """
     predictions, loss = predict(network, task, split, device)
+    assert loss is not None
     return Evaluation(predictions, task.score(predictions, split.targets.cpu(), reference), loss)
 
 
 @torch.no_grad()
-def predict(network: nn.Module, task: Task, split: Split, device: torch.device) -> tuple[Tensor, float]:
-    """Predictions, (N, ...) on the CPU, and the mean loss; as :func:`evaluate`."""
+def predict(
+    network: nn.Module, task: Task, split: Split, device: torch.device, with_loss: bool = True
+) -> tuple[Tensor, float | None]:
+    """Predictions, (N, ...) on the CPU, and the mean loss if asked; as :func:`evaluate`."""
     check_exact(device)
     predictions, losses, finite = [], [], []
     with eval_mode(network):
         for batch in batches(split, BATCH_SIZE, device):
             outputs = network(batch.images)
             predictions.append(task.predict(outputs))
-            losses.append(task.loss(outputs, batch) * len(batch))
             finite.append(torch.isfinite(outputs).flatten(1).all(1))
+            if with_loss:
+                losses.append(task.loss(outputs, batch) * len(batch))
     check_outputs_finite(torch.cat(finite), network)
-    return torch.cat(predictions).cpu(), float(torch.stack(losses).sum()) / len(split)
+    loss = float(torch.stack(losses).sum()) / len(split) if with_loss else None
+    return torch.cat(predictions).cpu(), loss
 
 
 def with_interval(

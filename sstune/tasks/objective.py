@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -19,11 +19,13 @@ class Goal:
         loss: name of the loss to increase, one of the task's; None: the task's first.
         target: which wrong answer to reach; None: any.
         seed: of random targets.
+        reference: of the network whose gradient the attack uses (:meth:`Task.reference`).
     """
 
     loss: str | None = None
     target: Target | None = None
     seed: int = 0
+    reference: Any = None
 
 
 class Objective(ABC):
@@ -46,6 +48,11 @@ class Objective(ABC):
     @abstractmethod
     def take(self, index: Tensor) -> Self:
         """The samples at ``index``, (n,) int64 on the device of the batch."""
+
+    def merit(self, outputs: Tensor) -> Tensor | None:
+        """(N,), larger is better: by this an attack keeps a sample's best iterate. None: it keeps the first
+        adversarial one, or the last."""
+        return None
 
     def is_adversarial(self, outputs: Tensor) -> Tensor:
         """(N,) bool, where the attack has succeeded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,7 @@ class Score:
             a set has a value and a sample has none (COCO's AP).
         interval: 95 % interval of ``value``, for a metric without a value for each sample.
         more: further figures, by name.
+        curves: further lists of figures, by name.
     """
 
     value: float
@@ -32,6 +33,7 @@ class Score:
     each: Tensor | None = None
     interval: tuple[float, float] | None = None
     more: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def count(cls, correct: Tensor) -> Score:
@@ -65,4 +67,6 @@ class Score:
             found["interval"] = list(self.interval)
         if self.more:
             found["more"] = dict(self.more)
+        if self.curves:
+            found["curves"] = {name: list(values) for name, values in self.curves.items()}
         return found

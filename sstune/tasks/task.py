@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sstune.datasets import Batch, Splits
 from sstune.registry import Registry
-from sstune.schema import TaskConfig
+from sstune.schema import SplitConfig, TaskConfig
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
 
@@ -23,11 +24,16 @@ class Task(ABC):
         outputs: units of the head.
         metric: name of the metric that :meth:`score` computes.
         objectives: names of the losses that an attack may increase; the first is the default.
+        loss_of_samples: whether the loss is a mean over samples, so that a batch may be divided into parts; a
+            loss of pairs is not.
+        reference_file: name of the file of a run that holds its :meth:`reference`; None: it is not kept.
     """
 
     outputs: int
     metric: str
     objectives: Sequence[str]
+    loss_of_samples: bool = True
+    reference_file: str | None = None
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -55,6 +61,34 @@ class Task(ABC):
             clean_outputs: computes the outputs for the batch as it is; only some objectives call it.
         """
 
+    def arrange(self, splits: Splits, config: SplitConfig) -> Splits:
+        """The splits that the task needs, made of those of the dataset."""
+        return splits
+
+    def init_head(self, head: nn.Module) -> None:  # noqa: B027  # most tasks keep the backbone's
+        """Initialise the head of a network that is to be trained, before weights are loaded."""
+
+    def begin_training(self, splits: Splits, seed: int, device: torch.device) -> None:  # noqa: B027
+        """Called once before training, and before :meth:`load_state_dict`, for losses with a state."""
+
+    @property
+    def lr_factors(self) -> dict[str, float]:
+        """Pattern of layers -> factor on their learning rate; those of the configuration come on top."""
+        return {}
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters of the loss that are trained along, at :attr:`lr_factor` times the learning rate."""
+        return ()
+
+    @property
+    def lr_factor(self) -> float:
+        """Factor on the learning rate of :meth:`parameters`."""
+        return 1.0
+
+    def training_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """:meth:`loss` of a training batch; may update the state of the loss."""
+        return self.loss(outputs, batch)
+
     def batch_scores(self, outputs: Tensor, batch: Batch) -> Tensor | None:
         """The score of each sample of a training batch, (N,), on its device, for the history; None if single
         samples have no score."""
@@ -64,10 +98,36 @@ class Task(ABC):
         """(N,) bool, the samples to attack, given the score without an attack."""
         return torch.ones(score.n, dtype=torch.bool)
 
-    def reference(self, network: nn.Module, splits: Splits, device: torch.device) -> Any:
+    def reference(
+        self, network: nn.Module, splits: Splits, device: torch.device, split: Literal["val", "test"] = "test"
+    ) -> Any:
         """Data that :meth:`score` needs besides targets, computed once for a network, such as the codes of a
-        retrieval database; None if it needs none."""
+        retrieval database; None if it needs none.
+
+        Args:
+            split: the split that is scored.
+        """
         return None
+
+    def save_reference(self, path: Path, reference: Any, splits: Splits, model: str) -> None:
+        """Write a reference for the test split to ``path``; ``model``: sha256 of the weights."""
+        raise NotImplementedError
+
+    def load_reference(self, path: Path, splits: Splits, model: str) -> Any:
+        """Read what :meth:`save_reference` wrote.
+
+        Raises:
+            ValueError: it is damaged, or of another network or other data.
+        """
+        raise NotImplementedError
+
+    def bounds(self, predictions: Tensor, targets: Tensor, reference: Any) -> Mapping[str, float]:
+        """Figures that an attack could reach if it chose its outputs freely, by name."""
+        return {}
+
+    def changed(self, predictions: Tensor, others: Tensor) -> Tensor:
+        """(N,) bool, where two predictions differ by more than rounding."""
+        return (predictions != others).reshape(len(predictions), -1).any(1)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:  # noqa: B027  # most tasks have nothing to do
         """Called before each epoch of training (0-based), for losses that change on the way."""

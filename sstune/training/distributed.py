@@ -119,6 +119,7 @@ def evaluate_distributed(
         return evaluate(network, task, split, device, reference)
     mine = torch.arange(world.rank, len(split), world.size)
     own, loss = predict(network, task, split.take(mine), device)
+    assert loss is not None
     predictions = own.new_zeros(len(split), *own.shape[1:])
     predictions[mine] = own
     predictions = world.sum(predictions)

@@ -178,7 +178,7 @@ class Trainer:
     def _finish_epoch(self, progress: Progress, began: float) -> dict[str, float]:
         epoch = progress.epoch + 1
         network = self.network if self.average is None else self.average.module
-        reference = self.task.reference(network, self.splits, self.device)
+        reference = self.task.reference(network, self.splits, self.device, "val")
         judged = evaluate_distributed(network, self.task, self.splits.val, self.device, self.world, reference)
         metric, score = self.task.metric, judged.score
         last = self.config.select is Select.last

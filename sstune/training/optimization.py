@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from sstune import rules
 from sstune.backbones import Network
 from sstune.schema import (
+    AdamConfig,
     AdamWConfig,
     CosineConfig,
     MultistepConfig,
@@ -21,6 +22,7 @@ from sstune.schema import (
     ScheduleConfig,
     SgdConfig,
 )
+from sstune.tasks import Task
 
 
 def freeze(network: Network, patterns: list[str]) -> None:
@@ -114,13 +116,15 @@ def parameter_groups(network: Network, factors: dict[str, float]) -> list[dict[s
     return [{"params": parameters, "lr_factor": factor} for factor, parameters in groups.items()]
 
 
-def build_optimizer(config: OptimizerConfig, network: Network) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters of ``network``, which must be on its device.
+def build_optimizer(config: OptimizerConfig, network: Network, task: Task) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW over the trainable parameters of ``network`` and ``task``, which must be on their device.
 
     Raises:
         RequestError: a pattern of ``lr_factors`` names no module.
     """
-    parameters = parameter_groups(network, config.lr_factors)
+    parameters = parameter_groups(network, {**task.lr_factors, **config.lr_factors})
+    if task.parameters():
+        parameters.append({"params": list(task.parameters()), "lr_factor": task.lr_factor})
     fused = config.fused if config.fused is not None else network.mean.device.type == "cuda"
     if isinstance(config, SgdConfig):
         return torch.optim.SGD(
@@ -131,8 +135,9 @@ def build_optimizer(config: OptimizerConfig, network: Network) -> torch.optim.Op
             weight_decay=config.weight_decay,
             fused=fused,
         )
-    assert isinstance(config, AdamWConfig)
-    return torch.optim.AdamW(
+    assert isinstance(config, AdamConfig | AdamWConfig)
+    kind = torch.optim.Adam if isinstance(config, AdamConfig) else torch.optim.AdamW
+    return kind(
         parameters,
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),

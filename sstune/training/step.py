@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sstune import rules
 from sstune.datasets import Batch
+from sstune.schema import RequestError
 from sstune.training.distributed import no_sync
 from sstune.training.forward import Forward, autocast
 from sstune.training.learner import Learner
@@ -22,7 +23,7 @@ class Step:
             smaller batch does not recompile the network.
 
     Raises:
-        RequestError: as in :class:`Forward`.
+        RequestError: as in :class:`Forward`, or the loss is not a mean over samples and the batch is divided.
     """
 
     def __init__(self, learner: Learner, batch_size: int) -> None:
@@ -31,6 +32,11 @@ class Step:
         self.task = learner.task
         self.optimizer = learner.optimizer
         self.world = learner.world
+        if not self.task.loss_of_samples and (config.accumulate > 1 or self.world.size > 1):
+            key = "accumulate" if config.accumulate > 1 else "torchrun"
+            raise RequestError(
+                f"{key}: the loss of task={config.task.name} is of pairs of images, whose batch is not divided"
+            )
         self.shared = learner.world.shared(learner.network, learner.device)
         size = -(-batch_size // config.accumulate)
         self.forward = Forward(self.shared, config.compile, size, learner.device)
@@ -52,7 +58,7 @@ class Step:
             with nullcontext() if number == n_parts else no_sync(self.shared):
                 with self.autocast:
                     outputs = self.forward(part.images)
-                    loss = self.task.loss(outputs, part)
+                    loss = self.task.training_loss(outputs, part)
                 # gradients are averaged over the processes, and each image counts alike
                 (loss * (len(part) * self.world.size / total)).backward()
             losses.append(loss.detach() * (len(part) / len(batch)))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from sstune.quantities import parse_adversary, parse_eps, parse_step_size
 from sstune.schema import (
     ATTACK_TRAITS,
+    LOSS_TASKS,
     AdversaryConfig,
     AttackConfig,
     Draws,
@@ -78,6 +79,9 @@ def _unsupported(config: RunConfig) -> Iterator[str]:
     attack, traits = config.attack, traits_of(config.attack.name)
     if traits.tasks is not None and config.task.name not in traits.tasks:
         yield f"attack: {attack.name} supports {_joined(traits.tasks)}, not task={config.task.name}"
+    loss = getattr(attack, "loss", None)
+    if loss in LOSS_TASKS and config.task.name not in LOSS_TASKS[loss]:
+        yield f"attack.loss: {loss} is for task={_joined(LOSS_TASKS[loss])}, not for {config.task.name}"
     if attack.norm not in traits.norms:
         yield f"attack.norm: {attack.name} supports {_joined(traits.norms)} only"
     if attack.targeted is not None and not traits.targeted:
