@@ -146,7 +146,9 @@ class DatasetsEntry(TypedDict, total=False):
     val: SplitEntry
     """Validation images, on which the epoch was chosen."""
     test: SplitEntry
-    """Test images."""
+    """Test images; in retrieval the queries."""
+    database: SplitEntry
+    """Retrieval: the images that are searched, in the order of the database."""
 
 
 class SkippedEntry(TypedDict):

@@ -33,6 +33,7 @@ from sstune.schema.choices import (
     Interpolation,
     Norm,
     Precision,
+    Queries,
     Redraw,
     Scale,
     Select,
@@ -74,6 +75,7 @@ from sstune.schema.groups import (
     WeightMirrorConfig,
 )
 from sstune.schema.options import register_option
+from sstune.schema.protocols import PROTOCOLS, RetrievalProtocol
 from sstune.schema.request import (
     LONGEST_LINE,
     RequestError,
@@ -90,13 +92,14 @@ from sstune.schema.run import (
     TrainConfig,
     register,
 )
-from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig
+from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig, SplitConfig
 
 __all__ = [
     "ATTACK_TRAITS",
     "COMMANDS",
     "GROUPS",
     "LONGEST_LINE",
+    "PROTOCOLS",
     "AdamWConfig",
     "AdversaryConfig",
     "ApgdConfig",
@@ -136,15 +139,18 @@ __all__ = [
     "PgdConfig",
     "Precision",
     "PretrainedConfig",
+    "Queries",
     "RaysConfig",
     "Redraw",
     "RequestError",
+    "RetrievalProtocol",
     "RuleConfig",
     "RunConfig",
     "Scale",
     "ScheduleConfig",
     "Select",
     "SgdConfig",
+    "SplitConfig",
     "Spread",
     "SquareConfig",
     "Start",

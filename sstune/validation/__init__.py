@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from sstune.catalogue import name_problem
 from sstune.schema import (
     GROUPS,
+    PROTOCOLS,
     AdamWConfig,
     BackboneConfig,
     Compile,
@@ -22,11 +23,14 @@ from sstune.schema import (
     MultistepConfig,
     OrthogonalPfaConfig,
     PfaConfig,
+    Queries,
     Redraw,
     RequestError,
     RunConfig,
     Select,
     SgdConfig,
+    SplitConfig,
+    nearest,
 )
 from sstune.validation.attacks import adversary_problems, attack_problems
 from sstune.validation.leaves import leaves, unwritable
@@ -57,6 +61,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
         yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
     yield from _dataset(config.dataset)
+    yield from _retrieval(config.split)
     if config.command != "attack":
         yield from _product_feedback(config)
         yield from _training(config)
@@ -107,6 +112,18 @@ def _dataset(dataset: DatasetConfig) -> Iterator[str]:
         for (key, name), (other, same) in itertools.combinations(splits.items(), 2):
             if name is not None and name == same:
                 yield f"dataset.{other}: {same} is dataset.{key} already; splits must not share images"
+
+
+def _retrieval(split: SplitConfig) -> Iterator[str]:
+    """Problems of the retrieval protocol."""
+    protocol = PROTOCOLS.get(split.protocol)
+    if protocol is None:
+        yield f"split.protocol: there is no {split.protocol!r}, {nearest(split.protocol, PROTOCOLS)}"
+    elif split.queries is Queries.pooled and protocol.n_query is None and split.n_query is None:
+        yield (
+            f"split.queries: the queries of {split.protocol} are the whole test split; to draw them from all "
+            "images, set split.n_query"
+        )
 
 
 def _network(backbone: BackboneConfig) -> Iterator[str]:
