@@ -32,7 +32,7 @@ from allocation import peak_bytes
 from biotorch_venv import environment
 from torch import Tensor, nn
 
-from sstune import backbones, rules
+from sstune import backbones, rules, tasks
 from sstune.commands.run_once import prepare
 from sstune.composition import compose
 from sstune.storage import write_text
@@ -77,7 +77,8 @@ class Contender:
         self.name = rule
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.forward = torch.compile(self.network, fullgraph=True) if arguments.compile else self.network
-        self.optimizer = build_optimizer(config.optimizer, self.network)
+        task = tasks.build(config.task, 10)
+        self.optimizer = build_optimizer(config.optimizer, self.network, task)
         self.device = device
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16")
 

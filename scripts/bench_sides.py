@@ -71,7 +71,7 @@ class Ours(Turns):
         task = tasks.build(config.task, 10)
         augmentation = datasets.Augmentation.of(config.dataset)
         self.loader = datasets.Loader(split, config.batch_size, device, config.seed, augmentation)
-        optimizer = training.build_optimizer(config.optimizer, network)
+        optimizer = training.build_optimizer(config.optimizer, network, task)
         learner = training.Learner(config, network, task, optimizer, device)
         self.step = training.Step(learner, config.batch_size)
         network.train()

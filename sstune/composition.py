@@ -50,6 +50,11 @@ class Request:
             keys.add("adversary")  # once part of the task: with another task, it is not inherited either
         return cls(config, frozenset(keys | (chosen & set(INHERITED["attack"]))))
 
+    @property
+    def task_is_known(self) -> bool:
+        """Whether the task is not inherited from the run of ``init_from``."""
+        return self.config.init_from is None or "task" in self.explicit
+
     def sets(self, section: str) -> bool:
         """Whether the command line sets a section or one of its keys."""
         return any(key.partition(".")[0] == section for key in self.explicit)
@@ -69,8 +74,9 @@ def request(command: str, overrides: Sequence[str] = ()) -> Request:
         RequestError: the command line cannot be composed, or its configuration is invalid.
     """
     config = compose(command, overrides)
-    validate(config)
-    return Request.of(config, overrides)
+    asked = Request.of(config, overrides)
+    validate(config, asked.task_is_known)
+    return asked
 
 
 def compose(command: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -193,12 +199,13 @@ def cells(command: str, overrides: Sequence[str]) -> list[Cell]:
     composed = []
     for cell in batch:
         config = compose(command, cell)
+        asked = Request.of(config, cell)
         try:
-            validate(config)
+            validate(config, asked.task_is_known)
         except RequestError as error:
             where = f"(in the cell {' '.join(cell)})"
             raise RequestError(*(f"{problem} {where}" for problem in error.problems)) from error
-        composed.append(Cell(cell, Request.of(config, cell)))
+        composed.append(Cell(cell, asked))
     return composed
 
 

@@ -51,7 +51,8 @@ def _semantic(section: Any) -> dict[str, Any]:
         if counts is Identity.NEVER or (counts is Identity.UNLESS_DEFAULT and value == default_of(item)):
             continue
         if is_dataclass(value):
-            values[item.name] = _semantic(value)
+            if inner := _semantic(value):  # a later section, all at its defaults, is left out
+                values[item.name] = inner
         elif isinstance(value, dict):
             values[item.name] = [{name: plain(inner)} for name, inner in value.items()]
         else:

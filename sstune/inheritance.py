@@ -3,8 +3,8 @@
 # Inherited sections and keys by command; the command line overrides them.
 INHERITED: dict[str, tuple[str, ...]] = {
     "train": (),
-    "finetune": ("backbone", "dataset", "task", "adversary"),
-    "attack": ("backbone", "dataset", "task", "adversary", "rule", "seed"),
+    "finetune": ("backbone", "dataset", "split", "task", "adversary"),
+    "attack": ("backbone", "dataset", "split", "task", "adversary", "rule", "seed"),
 }
 # Without init_from, finetune starts from the training run that shares these with it.
 SHARED_WITH_DEFAULT_PARENT = (*INHERITED["finetune"], "seed", "device", "threads", "out")

@@ -42,7 +42,7 @@ class Details(TypedDict, total=False):
     seconds: float
     """Wall time of the attack in s."""
     zero_gradients: float
-    """Mean share of the attack's gradients that were zero in every pixel, 0 to 1; absent without gradients."""
+    """Mean share of the attack's gradients that were zero in every pixel, 0 to 1; absent if not reported."""
     curves: dict[str, list[float]]
     """Curves of the same predictions, by name, such as the precision at each recall level."""
 
@@ -150,7 +150,9 @@ class DatasetsEntry(TypedDict, total=False):
     val: SplitEntry
     """Validation images, on which the epoch was chosen."""
     test: SplitEntry
-    """Test images."""
+    """Test images; in retrieval the queries."""
+    database: SplitEntry
+    """Retrieval: the images that are searched, in the order of the database."""
 
 
 class SkippedEntry(TypedDict):

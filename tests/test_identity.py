@@ -75,7 +75,8 @@ LATER = {
     "optimizer.freeze": [], "attack.norm": "Linf", "attack.eot": 1, "attack.redraw": None,
     "attack.targeted": None,
     "attack.cascade": False, "attack.eight_bit": False, "attack.loss": "ce", "attack.early_exit": True,
-    "attack.save_images": 0,
+    "attack.save_images": 0, "split.protocol": "cifar10-1", "split.queries": "test", "split.n_query": None,
+    "split.n_train": None, "split.n_val": None, "split.seed": 0,
 }  # fmt: skip
 
 
@@ -223,6 +224,12 @@ class TestIdentity:
             assert semantic(compose(command, chosen)) == config
             kinds.add((command, config.get("attack", {}).get("name")))
         assert kinds == {("finetune", None), ("attack", "fgsm"), ("attack", "pgd")}
+
+    def test_a_later_section_is_left_out_at_its_defaults(self, complete: Complete) -> None:
+        config = complete("train")
+        assert "split" not in semantic(config)
+        config.split.seed = 3
+        assert semantic(config)["split"] == {"seed": 3}
 
     def test_surrogates_count_by_what_they_are_and_not_by_where(self, complete: Complete) -> None:
         config = complete("attack")

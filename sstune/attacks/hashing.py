@@ -17,8 +17,8 @@ from sstune.tasks import Objective
 class Hag(Attack):
     """HAG (Yang et al. 2020): gradient descent with momentum.
 
-    The published learning rate, 100, is that of a mean over 128 queries; here each query has its own loss. The
-    step is proportional to the gradient: a rule whose gradient is small is attacked with small steps.
+    The published learning rate, 100, is that of a mean over 128 queries; here each query has its own loss.
+    The step is proportional to the gradient: a rule whose gradient is small is attacked with small steps.
     """
 
     config: HagConfig

@@ -147,6 +147,10 @@ def alexnet(config: ConvNetConfig, shape: Shape, outputs: int, load: bool = Fals
         if shape[0] != 3:
             module.set_submodule("features.0", nn.Conv2d(shape[0], 64, 11, stride=4, padding=2))
         if variant is Variant.features:
-            module, head, new = AlexNetFeatures(module.features, outputs), "classifier", ["classifier"]
+            module, head, new = (
+                AlexNetFeatures(module.get_submodule("features"), outputs),
+                "classifier",
+                ["classifier"],
+            )
     notes = from_torchvision.load(module, config.name, "features.0", tuple(new)) if load else []
     return Backbone(module, head, stem="features.0", notes=tuple(notes), settled={"variant": variant})

@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from typing import Any, Literal
 
-from sstune import backbones, datasets
+from sstune import backbones, datasets, tasks
 from sstune.commands.lineage import Source
 from sstune.identity import semantic
 from sstune.row import DatasetsEntry, SplitEntry
@@ -31,6 +31,7 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
     """
     config = run.config
     data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
+    data = tasks.build(config.task, data.n_classes).arrange(data, config.split)
     said = described(data)
     if first:
         _put_aside_if_other(run, said)
@@ -38,11 +39,15 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
 
 
 def described(data: datasets.Splits) -> DatasetsEntry:
-    """The number of images of each split, and their digest."""
-    return {"train": _entry(data.train), "val": _entry(data.val), "test": _entry(data.test)}
+    """The number of images of each split, and their digest; the database only if there is one."""
+    entries: DatasetsEntry = {"train": entry(data.train), "val": entry(data.val), "test": entry(data.test)}
+    if data.database is not None:
+        entries["database"] = entry(data.database)
+    return entries
 
 
-def _entry(split: datasets.Split) -> SplitEntry:
+def entry(split: datasets.Split) -> SplitEntry:
+    """The number of images of a split, and their digest."""
     return {"n": len(split), "digest": split.digest}
 
 
@@ -64,9 +69,9 @@ def _put_aside_if_other(run: Run, said: DatasetsEntry) -> None:
 
 def _differences(run: Run, source: Source | None, said: DatasetsEntry) -> list[str]:
     """A remark if splits of the same configuration differ from those of the source's run."""
-    if source is None or source.config is None:
-        return []
-    compared: list[Literal["train", "val", "test"]] = ["train", "val", "test"]
+    if source is None or source.config is None or ("database" in source.datasets) != ("database" in said):
+        return []  # splits for retrieval are others than those for classification
+    compared: list[Literal["train", "val", "test", "database"]] = ["train", "val", "test", "database"]
     # these do not change the images of a split
     treated: tuple[Role, ...] = (Role.AUGMENTATION, Role.NORMALIZATION)
     if _without(run.config, *treated) != _without(source.config, *treated):
@@ -75,7 +80,11 @@ def _differences(run: Run, source: Source | None, said: DatasetsEntry) -> list[s
     if _without(run.config, *treated) != _without(source.config, *treated):  # another dataset on purpose
         return []
     before = source.datasets
-    other = [name for name in compared if name in before and before[name]["digest"] != said[name]["digest"]]
+    other = [
+        name
+        for name in compared
+        if name in before and name in said and before[name]["digest"] != said[name]["digest"]
+    ]
     if not other:
         return []
     return [
@@ -85,6 +94,7 @@ def _differences(run: Run, source: Source | None, said: DatasetsEntry) -> list[s
 
 
 def _without(config: RunConfig, *roles: Role) -> dict[str, Any]:
-    """The keys of the dataset that are part of the identity, without those of ``roles``."""
-    keys = keys_of(type(config.dataset))
-    return {key: value for key, value in semantic(config)["dataset"].items() if keys[key].role not in roles}
+    """The keys of the images that are part of the identity, without those of ``roles``."""
+    keys, values = keys_of(type(config.dataset)), semantic(config)
+    dataset = {key: value for key, value in values["dataset"].items() if keys[key].role not in roles}
+    return {"dataset": dataset, "split": values.get("split")}

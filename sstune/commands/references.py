@@ -14,9 +14,7 @@ from sstune.storage import file_digest
 from sstune.tasks import Task
 
 
-def write_reference(
-    task: Task, reference: Any, data: datasets.Splits, weights: Path
-) -> None:
+def write_reference(task: Task, reference: Any, data: datasets.Splits, weights: Path) -> None:
     """Keep ``reference`` beside ``weights``, the file of a run's network, for attacks on it."""
     if task.reference_file is not None:
         task.save_reference(weights.parent / task.reference_file, reference, data, file_digest(weights))

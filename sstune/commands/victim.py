@@ -10,11 +10,12 @@ from torch import nn
 
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
+from sstune.commands.data import entry
 from sstune.commands.lineage import Source, rename_error_key, surrogate_source
 from sstune.commands.outcomes import per_sample
 from sstune.commands.references import reference_of
 from sstune.commands.weights import Weights
-from sstune.row import Details, Measured, Measurement, SkippedEntry, measurement
+from sstune.row import DatasetsEntry, Details, Measured, Measurement, SkippedEntry, measurement
 from sstune.schema import Draws, Gradient, Redraw, RequestError, RunConfig
 from sstune.training.forward import compiled
 
@@ -48,14 +49,15 @@ def row_fields(
     score = replace(score, more={**score.more, **bounds})
     details: Details = {**score.fields(victim.task.metric), **per_sample(score)}
     clean = measurement("test", score.n, **details)
+    used: DatasetsEntry = {"test": {**entry(data.test), "attacked": victim.split.digest}}
+    if data.database is not None:
+        used["database"] = entry(data.database)
     return {
         "n_classes": data.n_classes,
         "measurements": [clean, *measured],
         "precision": "float32",
         "compiled": str(config.compile) if config.compile else None,
-        "datasets": {
-            "test": {"n": len(data.test), "digest": data.test.digest, "attacked": victim.split.digest}
-        },
+        "datasets": used,
         "skipped": cast(SkippedEntry, data.skipped_summary),
         "notes": data.notes,
     }

@@ -5,6 +5,7 @@ from sstune.datasets.augmentation import Augmentation
 from sstune.datasets.batch import Batch
 from sstune.datasets.files import ImageFiles, default_workers
 from sstune.datasets.loader import Loader, Shard, batches
+from sstune.datasets.retrieval import retrieval_splits
 from sstune.datasets.sources import SOURCES, load
 from sstune.datasets.splits import SPLIT_SEED, Split, Splits, evenly_spaced
 
@@ -22,4 +23,5 @@ __all__ = [
     "default_workers",
     "evenly_spaced",
     "load",
+    "retrieval_splits",
 ]

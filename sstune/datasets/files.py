@@ -66,11 +66,24 @@ class ImageFiles:
             self, names=self.names[chosen], sizes=self.sizes[chosen], modified=self.modified[chosen]
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[ImageFiles]) -> ImageFiles:
+        """The files of all parts, which share directory and view."""
+        first, *others = parts
+        assert all((part.root, part.view) == (first.root, first.view) for part in others)
+        return replace(
+            first,
+            names=np.concatenate([part.names for part in parts]),
+            sizes=np.concatenate([part.sizes for part in parts]),
+            modified=np.concatenate([part.modified for part in parts]),
+        )
+
     def digest(self, labels: Tensor) -> str:
         """sha256 (hex) of relative paths, sizes and labels, in order; reads no file."""
         digest = hashlib.sha256(b"files")
-        for name, size, label in zip(self.names, self.sizes, labels.tolist(), strict=True):
-            digest.update(b"%b\0%d\0%d\0" % (bytes(name), size, label))
+        for name, size, label in zip(self.names, self.sizes, labels.cpu().numpy(), strict=True):
+            annotation = b"%d" % label if labels.ndim == 1 else label.astype(bool).tobytes()
+            digest.update(b"%b\0%d\0%b\0" % (bytes(name), size, annotation))
         return digest.hexdigest()
 
     def open(self, position: int) -> Image.Image:

@@ -9,10 +9,11 @@ from typing import Any
 from sstune.datasets.augmentation import build_transforms, check_transforms
 from sstune.datasets.decoding import View
 from sstune.datasets.files import ImageFiles
-from sstune.datasets.splits import Split, Splits, subset
+from sstune.datasets.retrieval import retrieval_splits
+from sstune.datasets.splits import Split, Splits, subset_positions
 from sstune.preprocessing import Preprocessing
 from sstune.registry import Registry
-from sstune.schema import DatasetConfig, RequestError
+from sstune.schema import DatasetConfig, RequestError, SplitConfig
 
 Source = Callable[[Any], Splits]
 
@@ -21,20 +22,26 @@ SOURCES: Registry[Source] = Registry("dataset.name")
 
 
 def load(
-    config: DatasetConfig, preprocessing: Preprocessing | None = None, workers: int | None = None
+    config: DatasetConfig,
+    preprocessing: Preprocessing | None = None,
+    workers: int | None = None,
+    split: SplitConfig | None = None,
 ) -> Splits:
     """The splits of the configured dataset, the same for every run (see ``SPLIT_SEED``).
 
-    A training subset is drawn after the validation images were split off.
+    A training subset is drawn after the validation images were split off; in retrieval, of the protocol's
+    training images, and the database stays whole.
 
     Args:
         preprocessing: of a pre-trained backbone. It replaces the size and interpolation in ``config`` for
             streamed images; images in memory are not affected.
         workers: processes that read streamed images; default: :func:`default_workers`.
+        split: for retrieval, how queries and database are drawn; see :func:`retrieval_splits`.
 
     Raises:
         RequestError: the dataset is unknown or cannot be read, transforms cannot be applied, the subset is
-            larger than the training split, or streamed images have no configured size.
+            larger than the training split, streamed images have no configured size, or a class has too few
+            images for ``split``.
     """
     source = SOURCES[config.name]
     if config.transforms:
@@ -42,13 +49,21 @@ def load(
             config.transforms
         )  # fail on a misspelt name before images are read, which may take minutes
     splits = source(config)
-    train, val, test = (
-        _with_view(split, preprocessing, workers) for split in (splits.train, splits.val, splits.test)
-    )
-    train = subset(train, config.train_n, config.shots, config.subset_seed, splits.classes)
-    splits = replace(splits, train=train, val=val, test=test)
+    viewed = {name: _with_view(part, preprocessing, workers) for name, part in splits.named.items()}
+    splits = replace(splits, **viewed)  # type: ignore[arg-type]
+    if split is not None:
+        splits = retrieval_splits(splits, split)
+    splits = _with_subset(splits, config)
     check_transforms(config.transforms, splits.shape)
     return splits
+
+
+def _with_subset(splits: Splits, config: DatasetConfig) -> Splits:
+    chosen = subset_positions(splits.train, config.train_n, config.shots, config.subset_seed, splits.classes)
+    if chosen is None:
+        return splits
+    indices = splits.indices and {**splits.indices, "train": splits.indices["train"][chosen]}
+    return replace(splits, train=splits.train.take(chosen), indices=indices)
 
 
 def _with_view(split: Split, preprocessing: Preprocessing | None, workers: int | None) -> Split:

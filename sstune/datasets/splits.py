@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,7 +116,12 @@ def _described(tensor: Tensor) -> str:
 class Splits:
     """Three disjoint splits, the names of the classes by label, and the corrupt images that were skipped.
 
-    ``remarks``: further notes on these images, printed at the start of a run.
+    Attributes:
+        remarks: further notes on these images, printed at the start of a run.
+        database: retrieval: the images that are searched. ``test`` has the queries, and none of them is in
+            the database; training and validation images may be.
+        indices: retrieval: for each split the positions of its images in the pool of all images, int64 [n].
+            Equal positions are the same image.
 
     Raises:
         RequestError: a label is out of range.
@@ -128,6 +133,8 @@ class Splits:
     classes: list[str]
     skipped: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    database: Split | None = None
+    indices: Mapping[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name, split in self.named.items():
@@ -143,8 +150,9 @@ class Splits:
 
     @property
     def named(self) -> dict[str, Split]:
-        """The splits by name."""
-        return {"train": self.train, "val": self.val, "test": self.test}
+        """The splits by name; the database only if there is one."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return splits if self.database is None else {**splits, "database": self.database}
 
     @property
     def channels(self) -> int:
@@ -212,6 +220,14 @@ def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
 
 
 def subset(split: Split, train_n: int | None, shots: int | None, seed: int, classes: Sequence[str]) -> Split:
+    """The samples at :func:`subset_positions`; the whole split if both are None."""
+    chosen = subset_positions(split, train_n, shots, seed, classes)
+    return split if chosen is None else split.take(chosen)
+
+
+def subset_positions(
+    split: Split, train_n: int | None, shots: int | None, seed: int, classes: Sequence[str]
+) -> Tensor | None:
     """A stratified subset of ``train_n`` images, or of ``shots`` images of each class.
 
     The images of a class are ordered at random; the i-th of m has the rank (i - 1/2) / m, and the images of
@@ -219,13 +235,13 @@ def subset(split: Split, train_n: int | None, shots: int | None, seed: int, clas
     larger subset of the same ``seed`` contains a smaller one.
 
     Returns:
-        The subset in the split's order; the whole split if both are None.
+        Positions in the split, int64 [n], ascending; None if both are None: the whole split.
 
     Raises:
         RequestError: the split, or a class, has too few images.
     """
     if train_n is None and shots is None:
-        return split
+        return None
     if shots is not None and split.targets.ndim == 2:
         raise RequestError("dataset.shots: needs images with one class each; use dataset.train_n")
     labels = split.strata.numpy()
@@ -247,4 +263,4 @@ def subset(split: Split, train_n: int | None, shots: int | None, seed: int, clas
             raise RequestError(f"dataset.train_n: {train_n} is more than the {len(split)} training images")
         drawn_at = np.argsort(order)[by_class]  # breaks ties between classes
         chosen = by_class[np.lexsort((drawn_at, (rank + 0.5) / counts[labels[by_class]]))[:train_n]]
-    return split.take(torch.from_numpy(np.sort(chosen)))
+    return torch.from_numpy(np.sort(chosen))

@@ -37,6 +37,7 @@ from sstune.schema.choices import (
     Interpolation,
     Norm,
     Precision,
+    Queries,
     Redraw,
     Scale,
     Select,
@@ -80,6 +81,7 @@ from sstune.schema.groups import (
     WeightMirrorConfig,
 )
 from sstune.schema.options import register_option
+from sstune.schema.protocols import PROTOCOLS, RetrievalProtocol
 from sstune.schema.request import (
     LONGEST_LINE,
     RequestError,
@@ -96,7 +98,7 @@ from sstune.schema.run import (
     TrainConfig,
     register,
 )
-from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig
+from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig, SplitConfig
 
 __all__ = [
     "ATTACK_TRAITS",
@@ -104,6 +106,7 @@ __all__ = [
     "GROUPS",
     "LONGEST_LINE",
     "LOSS_TASKS",
+    "PROTOCOLS",
     "AdamConfig",
     "AdamWConfig",
     "AdversaryConfig",
@@ -147,9 +150,11 @@ __all__ = [
     "PgdConfig",
     "Precision",
     "PretrainedConfig",
+    "Queries",
     "RaysConfig",
     "Redraw",
     "RequestError",
+    "RetrievalProtocol",
     "RuleConfig",
     "RunConfig",
     "Scale",
@@ -157,6 +162,7 @@ __all__ = [
     "SdhaConfig",
     "Select",
     "SgdConfig",
+    "SplitConfig",
     "Spread",
     "SquareConfig",
     "Start",

@@ -232,6 +232,12 @@ LOSS_TASKS: dict[AttackLoss, tuple[str, ...]] = {
     AttackLoss.mainstay: _HASHING,
 }
 
+
+def _of_hashing(config: type[AttackConfig], marker: str) -> Traits:
+    """Traits of an attack on hashing, which never counts as successful."""
+    return Traits(config, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker=marker))
+
+
 # By name, in the order of tables and figures: from weak to strong, then black boxes, then the audit.
 ATTACK_TRAITS: dict[str, Traits] = {
     "noise": Traits(
@@ -244,9 +250,13 @@ ATTACK_TRAITS: dict[str, Traits] = {
     "fgsm": Traits(AscentConfig, effort=None, targeted=True, eot=True, style=Style(marker="^")),
     "mifgsm": Traits(MiFgsmConfig, targeted=True, eot=True),
     "pgd": Traits(PgdConfig, targeted=True, eot=True, style=Style(marker="o")),
-    "mainstay": Traits(PgdConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="v")),
+    "mainstay": Traits(
+        PgdConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="v")
+    ),
     "hag": Traits(HagConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="s")),
-    "hag_sign": Traits(PgdConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="D")),
+    "hag_sign": Traits(
+        PgdConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="D")
+    ),
     "sdha": Traits(SdhaConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="P")),
     "apgd": Traits(ApgdConfig, effort=None, eot=True, whole_batches=True, tasks=_CLASSIFICATION),
     "apgd_t": Traits(ApgdConfig, effort=None, eot=True, whole_batches=True, tasks=_CLASSIFICATION),

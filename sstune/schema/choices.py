@@ -59,6 +59,13 @@ class Interpolation(StrEnum):
     bicubic = "bicubic"
 
 
+class Queries(StrEnum):
+    """Images that a retrieval benchmark's queries are drawn from: the dataset's test split, or all images."""
+
+    test = "test"
+    pooled = "pooled"
+
+
 class Precision(StrEnum):
     """Arithmetic of the training step; evaluation and attacks are always float32."""
 

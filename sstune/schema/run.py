@@ -21,7 +21,7 @@ from sstune.schema.groups import (
 )
 from sstune.schema.keys import Identity, Key, Range, Role, key, keys_of
 from sstune.schema.options import ADDED
-from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig
+from sstune.schema.sections import AdversaryConfig, AuditConfig, ModelConfig, SplitConfig
 
 
 @dataclass
@@ -31,6 +31,7 @@ class RunConfig:
     command: str = key(MISSING, "The command: train, finetune or attack.")
     backbone: BackboneConfig = key(MISSING, "The network.")
     dataset: DatasetConfig = key(MISSING, "The images.")
+    split: SplitConfig = key(SplitConfig(), "How a retrieval benchmark is made of the images.")
     task: TaskConfig = key(MISSING, "What the network is trained for.")
     rule: RuleConfig = key(MISSING, "The learning rule.")
     attack: AttackConfig = key(MISSING, "The attack.", role=Role.ATTACK)

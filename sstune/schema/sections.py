@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sstune.schema.choices import Queries
 from sstune.schema.keys import Identity, Range, Role, key
 
 
@@ -43,6 +44,48 @@ class AuditConfig:
         100, "Number of those samples also attacked by their labels only (RayS).", within=Range(1)
     )
     label_queries: int = key(2000, "Number of queries of RayS for each sample.", within=Range(1, 1e9))
+
+
+@dataclass
+class SplitConfig:
+    """How a retrieval benchmark is drawn from a dataset: queries, training images, database."""
+
+    protocol: str = key(
+        "cifar10-1",
+        "Numbers of images and what the database consists of: cifar10-0, cifar10-1, cifar10-2, "
+        "cifar10-authors, mnist or tiny-imagenet-32; see docs/datasets.md.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    queries: Queries = key(
+        Queries.test,
+        "Images that queries are drawn from: the test split, which a pre-trained backbone has not seen, or "
+        "all images, as published protocols do.",
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    n_query: int | None = key(
+        None,
+        "Number of queries of each class; null: the protocol's.",
+        within=Range(1),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    n_train: int | None = key(
+        None,
+        "Number of training images of each class; null: the protocol's.",
+        within=Range(1),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    n_val: int | None = key(
+        None,
+        "Number of validation images of each class; null: the protocol's.",
+        within=Range(1),
+        identity=Identity.UNLESS_DEFAULT,
+    )
+    seed: int = key(
+        0,
+        "Seed of these draws and of the database's order, whatever the run's seed.",
+        within=Range(0, 2**32 - 1),
+        identity=Identity.UNLESS_DEFAULT,
+    )
 
 
 @dataclass

@@ -117,7 +117,7 @@ def parameter_groups(network: Network, factors: dict[str, float]) -> list[dict[s
 
 
 def build_optimizer(config: OptimizerConfig, network: Network, task: Task) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over the trainable parameters of ``network`` and ``task``, which must be on their device.
+    """The optimiser of the trainable parameters of ``network`` and ``task``, which must be on their device.
 
     Raises:
         RequestError: a pattern of ``lr_factors`` names no module.

@@ -35,7 +35,8 @@ class Step:
         if not self.task.loss_of_samples and (config.accumulate > 1 or self.world.size > 1):
             key = "accumulate" if config.accumulate > 1 else "torchrun"
             raise RequestError(
-                f"{key}: the loss of task={config.task.name} is of pairs of images, whose batch is not divided"
+                f"{key}: the loss of this {config.task.name} task compares the images of a batch, which "
+                f"cannot be divided"
             )
         self.shared = learner.world.shared(learner.network, learner.device)
         size = -(-batch_size // config.accumulate)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from sstune.catalogue import name_problem
 from sstune.schema import (
     GROUPS,
+    PROTOCOLS,
     AdamConfig,
     AdamWConfig,
     BackboneConfig,
@@ -23,13 +24,16 @@ from sstune.schema import (
     MultistepConfig,
     OrthogonalPfaConfig,
     PfaConfig,
+    Queries,
     Redraw,
     RequestError,
     RunConfig,
     Select,
     SgdConfig,
+    SplitConfig,
+    nearest,
 )
-from sstune.validation.attacks import adversary_problems, attack_problems
+from sstune.validation.attacks import adversary_problems, attack_problems, task_problems
 from sstune.validation.leaves import leaves, unwritable
 from sstune.validation.places import exists, place_problem
 from sstune.validation.ranges import out_of_range
@@ -40,8 +44,8 @@ _LONGEST_NAME = 100
 _MOST_WEIGHTS = 1e9
 
 
-def problems(config: RunConfig) -> Iterator[str]:
-    """Every problem of a composed configuration, as ``key: what was expected``."""
+def problems(config: RunConfig, final: bool = True) -> Iterator[str]:
+    """Every problem of a composed configuration, as ``key: what was expected``; see :func:`validate`."""
     try:
         values = leaves(config)
     except ValueError as error:
@@ -58,6 +62,7 @@ def problems(config: RunConfig) -> Iterator[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
         yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
     yield from _dataset(config.dataset)
+    yield from _retrieval(config.split)
     if config.command != "attack":
         yield from _product_feedback(config)
         yield from _training(config)
@@ -65,6 +70,8 @@ def problems(config: RunConfig) -> Iterator[str]:
     yield from _optimization(config)
     yield from adversary_problems(config.adversary)
     yield from attack_problems(config)
+    if final:
+        yield from task_problems(config)
 
 
 def _places(config: RunConfig) -> Iterator[str]:
@@ -108,6 +115,18 @@ def _dataset(dataset: DatasetConfig) -> Iterator[str]:
         for (key, name), (other, same) in itertools.combinations(splits.items(), 2):
             if name is not None and name == same:
                 yield f"dataset.{other}: {same} is dataset.{key} already; splits must not share images"
+
+
+def _retrieval(split: SplitConfig) -> Iterator[str]:
+    """Problems of the retrieval protocol."""
+    protocol = PROTOCOLS.get(split.protocol)
+    if protocol is None:
+        yield f"split.protocol: there is no {split.protocol!r}, {nearest(split.protocol, PROTOCOLS)}"
+    elif split.queries is Queries.pooled and protocol.n_query is None and split.n_query is None:
+        yield (
+            f"split.queries: the queries of {split.protocol} are the whole test split; to draw them from all "
+            "images, set split.n_query"
+        )
 
 
 def _network(backbone: BackboneConfig) -> Iterator[str]:
@@ -161,12 +180,15 @@ def _product_feedback(config: RunConfig) -> Iterator[str]:
         yield "rule.closed_form: must be false where rule.density is below 1"
 
 
-def validate(config: RunConfig) -> None:
+def validate(config: RunConfig, final: bool = True) -> None:
     """Check a composed configuration.
+
+    Args:
+        final: whether the task is known; if not, it is still to be inherited from the run of ``init_from``.
 
     Raises:
         RequestError: one line for each problem, with its key.
     """
-    found = dict.fromkeys(problems(config))
+    found = dict.fromkeys(problems(config, final))
     if found:
         raise RequestError(*found)

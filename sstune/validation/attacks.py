@@ -74,14 +74,20 @@ def _surrogates(config: RunConfig) -> Iterator[str]:
             yield f"{key}: {path} does not exist (a run directory or a checkpoint file)"
 
 
-def _unsupported(config: RunConfig) -> Iterator[str]:
-    """Settings that the attack does not support, by its traits."""
-    attack, traits = config.attack, traits_of(config.attack.name)
-    if traits.tasks is not None and config.task.name not in traits.tasks:
-        yield f"attack: {attack.name} supports {_joined(traits.tasks)}, not task={config.task.name}"
+def task_problems(config: RunConfig) -> Iterator[str]:
+    """An attack or a loss that the task does not support."""
+    attack, tasks = config.attack, traits_of(config.attack.name).tasks
+    if tasks is not None and config.task.name not in tasks:
+        yield f"attack: {attack.name} supports {_joined(tasks)}, not task={config.task.name}"
+        return
     loss = getattr(attack, "loss", None)
     if loss in LOSS_TASKS and config.task.name not in LOSS_TASKS[loss]:
         yield f"attack.loss: {loss} is for task={_joined(LOSS_TASKS[loss])}, not for {config.task.name}"
+
+
+def _unsupported(config: RunConfig) -> Iterator[str]:
+    """Settings that the attack does not support, by its traits."""
+    attack, traits = config.attack, traits_of(config.attack.name)
     if attack.norm not in traits.norms:
         yield f"attack.norm: {attack.name} supports {_joined(traits.norms)} only"
     if attack.targeted is not None and not traits.targeted:

@@ -6,7 +6,7 @@ outputs f; a rises in the course of an attack (Cao et al. 2017, HashNet), so tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
@@ -109,9 +109,9 @@ class Query:
 
     def take(self, index: Tensor) -> Query:
         """The queries at ``index``."""
-        each = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "codes"}
-        taken = {name: None if value is None else value[index] for name, value in each.items()}
-        return replace(self, **taken)
+        counts = None if self.counts is None else self.counts[index]
+        images = None if self.images is None else self.images[index]
+        return Query(self.own[index], self.reference[index], self.codes, counts, images)
 
 
 class Ranking(Protocol):
@@ -168,7 +168,9 @@ def _hag(outputs: Tensor, images: Tensor, query: Query, a: float) -> Tensor:
 
 def _sdha(outputs: Tensor, images: Tensor, query: Query, a: float) -> Tensor:
     """The distance against the mean squared error of the image, which keeps the change small."""
-    assert query.codes is not None and query.counts is not None and query.images is not None
+    assert query.codes is not None
+    assert query.counts is not None
+    assert query.images is not None
     change = ((images - query.images) ** 2).flatten(1).mean(1)
     distance = sdha(torch.tanh(a * outputs), query.codes, query.counts)
     return WEIGHT / outputs.shape[1] * distance - change

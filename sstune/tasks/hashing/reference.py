@@ -1,15 +1,28 @@
-"""The retrieval database of a network: its codes and labels, and those of the training images."""
+"""The retrieval database of a network: its codes and labels, and those of the training images.
+
+File ``codes.npz``: ``packed``, (N, ceil(k / 8)) uint8, the database's codes as ``np.packbits`` writes them
+(and faiss reads them), ``bits``, ``ids`` (N,), the images' positions in the dataset, ``labels``, ``train``, the
+codes of the training images, packed likewise; ``outputs``, (N, k) float32, if ties are broken by them; and the
+sha256 of what they belong to: ``model``, ``database_digest``, ``train_digest``.
+"""
 
 from __future__ import annotations
 
+import io
+import zipfile
+import zlib
 from dataclasses import dataclass, replace
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sstune.copying import to_device
-from sstune.retrieval import Codes, Labels, average_precision
+from sstune.datasets import Splits
+from sstune.retrieval import Codes, Labels, RankSettings, average_precision
+from sstune.storage import write_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +40,61 @@ class Reference:
     train: Tensor
     train_targets: Tensor
     outputs: Tensor | None = None
+
+
+def save(path: Path, reference: Reference, splits: Splits, model: str) -> None:
+    """Write ``codes.npz``.
+
+    Args:
+        model: sha256 of the weights.
+    """
+    assert splits.database is not None
+    assert splits.indices is not None
+    arrays: dict[str, Any] = {
+        "packed": reference.codes.packed,
+        "bits": reference.codes.bits,
+        "ids": splits.indices["database"].numpy(),
+        "labels": splits.database.targets.cpu().numpy(),
+        "train": Codes.of(reference.train).packed,
+        **_digests(splits, model),
+    }
+    if reference.outputs is not None:
+        arrays["outputs"] = reference.outputs.numpy()
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_bytes(path, file.getbuffer())
+
+
+def load(path: Path, splits: Splits, model: str, refined: bool) -> Reference:
+    """Read ``codes.npz``.
+
+    Args:
+        refined: whether outputs are needed.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or of other weights or images.
+    """
+    assert splits.database is not None
+    try:
+        with np.load(path) as file:
+            found = dict(file)
+        bits = int(found["bits"])
+        codes, train = (Codes(found[name], bits) for name in ("packed", "train"))
+        outputs = torch.from_numpy(found["outputs"]) if refined else None
+        same = all(str(found[name]) == value for name, value in _digests(splits, model).items())
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if not same:
+        raise ValueError(f"{path} is of other weights or images")
+    labels = Labels.of(splits.database.targets.cpu())
+    return Reference(codes, labels, torch.from_numpy(train.signs()), splits.train.targets.cpu(), outputs)
+
+
+def _digests(splits: Splits, model: str) -> dict[str, str]:
+    assert splits.database is not None
+    digests = {"database_digest": splits.database.digest, "train_digest": splits.train.digest}
+    return {"model": model, **digests}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +118,7 @@ class DatabaseRanking:
             Labels.of(self.targets.cpu()),
             self.reference.codes,
             self.reference.labels,
-            self.top,
+            RankSettings(top=self.top),
         )
         return to_device(torch.from_numpy(found).float(), outputs.device)
 

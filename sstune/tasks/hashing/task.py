@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from sstune.datasets import Batch, Split, Splits, permutation, retrieval_splits
-from sstune.retrieval import Codes, Labels, Ranked, rank
+from sstune.datasets import Batch, Split, Splits, retrieval_splits
+from sstune.retrieval import Codes, Labels, Ranked, RankSettings, rank
 from sstune.schema import HashingConfig, HashLoss, RequestError, SplitConfig
-from sstune.seeding import seed_from
 from sstune.tasks.evaluation import predict
 from sstune.tasks.hashing import reference as references
 from sstune.tasks.hashing.losses import signs, similarity
@@ -31,9 +29,9 @@ ROUNDING = 1e-3  # of an output, relative to the largest; below it a sign may ch
 class Hashing(Task):
     """Image retrieval by binary codes.
 
-    Predictions are the real outputs f, (N, k); the code is their sign, with sign(0) = 1. The score is the mean
-    average precision of a ranking of the database by Hamming distance, in expectation over all orders of equal
-    distances.
+    Predictions are the real outputs f, (N, k); the code is their sign, with sign(0) = 1. The score is the
+    mean average precision of a ranking of the database by Hamming distance, in expectation over all orders of
+    equal distances.
     """
 
     objectives = tuple(LOSSES)
@@ -105,7 +103,8 @@ class Hashing(Task):
         self, network: nn.Module, splits: Splits, device: torch.device, split: Literal["val", "test"] = "test"
     ) -> Reference:
         """The codes of the database. For validation a sample of it, without the validation images."""
-        assert splits.database is not None and splits.indices is not None
+        assert splits.database is not None
+        assert splits.indices is not None
         database = splits.database
         if split == "val":
             database = self._val_database(splits)
@@ -122,7 +121,8 @@ class Hashing(Task):
         )
 
     def _val_database(self, splits: Splits) -> Split:
-        assert splits.database is not None and splits.indices is not None
+        assert splits.database is not None
+        assert splits.indices is not None
         others = (~torch.isin(splits.indices["database"], splits.indices["val"])).nonzero()[:, 0]
         return splits.database.take(others[: self.config.val_database])  # its order is random
 
@@ -142,35 +142,32 @@ class Hashing(Task):
             return outputs[order[where]]
         return self._encode(network, splits.train, device)
 
+    def save_reference(self, path: Path, reference: Reference, splits: Splits, model: str) -> None:
+        references.save(path, reference, splits, model)
+
+    def load_reference(self, path: Path, splits: Splits, model: str) -> Reference:
+        return references.load(path, splits, model, self.config.refined)
+
     def score(self, predictions: Tensor, targets: Tensor, reference: Reference | None = None) -> Score:
         assert reference is not None
         refined = None if reference.outputs is None else (predictions, reference.outputs)
-        found = rank(
-            Codes.of(predictions),
-            Labels.of(targets),
-            reference.codes,
-            reference.labels,
-            top=self.config.top_k,
-            refined=refined,
-        )
+        settings = RankSettings(top=self.config.top_k, outputs=refined)
+        queries = Codes.of(predictions), Labels.of(targets)
+        found = rank(*queries, reference.codes, reference.labels, settings)
         saturated = (torch.tanh(predictions).abs() > SATURATED).float().mean()
-        more = {**self._figures(found), "saturated": float(saturated)}
+        more = {**self._figures(found, settings), "saturated": float(saturated)}
         curves = {"precision at recall": found.precision_at_recall.mean(0).tolist()}
         each = torch.from_numpy(found.ap)
         return Score(float(each.mean()), len(each), each, more=more, curves=curves)
 
-    def _figures(self, found: Ranked) -> dict[str, float]:
+    def _figures(self, found: Ranked, settings: RankSettings) -> dict[str, float]:
         """Further figures, means over the queries."""
         suffix = self.metric.removeprefix("mAP")
-        figures = {f"mAP_stable{suffix}": found.ap_stable}
-        if found.ap_refined is not None:
-            figures[f"mAP_refined{suffix}"] = found.ap_refined
-        for n, precision, recall in zip(found.at, found.precision.T, found.recall.T, strict=True):
-            figures |= {f"P@{n}": precision, f"R@{n}": recall}
-        figures["P@radius2"] = found.precision_in_radius
-        if found.ndcg is not None:
-            figures["NDCG@1000"] = found.ndcg
-        return {name: float(values.mean()) for name, values in figures.items()}
+        figures = {f"mAP_stable{suffix}": found.ap_stable, f"mAP_refined{suffix}": found.ap_refined}
+        for column, n in enumerate(settings.cutoffs):
+            figures |= {f"P@{n}": found.precision[:, column], f"R@{n}": found.recall[:, column]}
+        figures |= {"P@radius2": found.precision_within, "NDCG@1000": found.ndcg}
+        return {name: float(values.mean()) for name, values in figures.items() if values is not None}
 
     def bounds(self, predictions: Tensor, targets: Tensor, reference: Reference) -> Mapping[str, float]:
         """mAP of queries with a code of the attacker's choice: the opposite of their own, of the majority of

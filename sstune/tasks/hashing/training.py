@@ -11,7 +11,7 @@ from sstune.datasets import Batch, Splits
 from sstune.schema import HashingConfig, HashLoss
 from sstune.seeding import seed_from
 from sstune.tasks.hashing import losses
-from sstune.tasks.hashing.centres import class_centres, target_centres
+from sstune.tasks.hashing.centres import class_centres, target_centres, tie_code
 
 
 class HashingLoss:
@@ -58,9 +58,7 @@ class Csq(HashingLoss):
 
     def begin(self, splits: Splits, seed: int, device: torch.device) -> None:
         self.centres = class_centres(self.config.bits, self.n_classes, seed).to(device)
-        draw = torch.Generator().manual_seed(seed_from(seed, "tie code"))
-        tie = torch.randint(2, (self.config.bits,), generator=draw)
-        self.tie_code = (2.0 * tie - 1).to(device)
+        self.tie_code = tie_code(self.config.bits, seed).to(device)
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         centres = target_centres(batch.targets, self.centres, self.tie_code)
