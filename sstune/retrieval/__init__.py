@@ -1,0 +1,7 @@
+"""Image retrieval by binary codes: codes, labels, metrics of a ranking, and an index of a database."""
+
+from sstune.retrieval.codes import Codes
+from sstune.retrieval.labels import Labels
+from sstune.retrieval.metrics import Ranked, RankSettings, average_precision, rank
+
+__all__ = ["Codes", "Labels", "RankSettings", "Ranked", "average_precision", "rank"]
