@@ -1,0 +1,1 @@
+"""Hashing-based image retrieval."""
