@@ -1,9 +1,9 @@
 """The retrieval database of a network: its codes and labels, and those of the training images.
 
 File ``codes.npz``: ``packed``, (N, ceil(k / 8)) uint8, the database's codes as ``np.packbits`` writes them
-(and faiss reads them), ``bits``, ``ids`` (N,), the images' positions in the dataset, ``labels``, ``train``, the
-codes of the training images, packed likewise; ``outputs``, (N, k) float32, if ties are broken by them; and the
-sha256 of what they belong to: ``model``, ``database_digest``, ``train_digest``.
+and faiss reads them, ``bits``, ``ids`` (N,), the images' positions in the dataset, ``labels``; ``train``, the
+codes of the training images, packed likewise; ``outputs``, (N, k) float32, if ties are broken by them; and
+the sha256 of what they belong to: ``model``, ``database_digest``, ``train_digest``.
 """
 
 from __future__ import annotations

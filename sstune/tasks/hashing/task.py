@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -156,7 +157,7 @@ class Hashing(Task):
         found = rank(*queries, reference.codes, reference.labels, settings)
         saturated = (torch.tanh(predictions).abs() > SATURATED).float().mean()
         more = {**self._figures(found, settings), "saturated": float(saturated)}
-        curves = {"precision at recall": found.precision_at_recall.mean(0).tolist()}
+        curves = {"precision at recall": found.precision_at_recall.mean(0).round(6).tolist()}
         each = torch.from_numpy(found.ap)
         return Score(float(each.mean()), len(each), each, more=more, curves=curves)
 
