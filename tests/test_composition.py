@@ -34,6 +34,10 @@ NEEDS = {
     "dataset=tiny_imagenet": ["dataset.root=."],
     "backbone=timm": ["backbone.name=convnext_atto"],
     "attack=transfer": ["attack.surrogates=[.]"],
+    "attack=mainstay": ["task=hashing"],
+    "attack=hag": ["task=hashing"],
+    "attack=hag_sign": ["task=hashing"],
+    "attack=sdha": ["task=hashing"],
 }
 EXPERIMENTS = {
     "none": [],
@@ -46,13 +50,15 @@ EXPERIMENTS = {
     "imagenet_xiao": ["experiment=imagenet_xiao", "dataset.root=."],
     "tiny_imagenet_32": ["experiment=tiny_imagenet_32", "dataset.root=."],
     "transfer_cifar10_jpeg": ["experiment=transfer_cifar10_jpeg", "dataset.root=."],
+    "hashing_cifar10_jpeg": ["experiment=hashing_cifar10_jpeg", "dataset.root=."],
     "mnist_mlp_trained": ["experiment=mnist_mlp_trained", "rule=pfa"],
 }
 
 
 def _rounds() -> list[list[str]]:
     """Overrides that between them choose every option of every group, one of each group at a time."""
-    columns = [[f"{group}={option}" for option in options(group)] for group in GROUPS]
+    groups = [group for group in GROUPS if group != "task"]  # an attack needs its own
+    columns = [[f"{group}={option}" for option in options(group)] for group in groups]
     rounds = [[choice for choice in chosen if choice] for chosen in zip_longest(*columns)]
     return [[part for choice in chosen for part in [choice, *NEEDS.get(choice, [])]] for chosen in rounds]
 
