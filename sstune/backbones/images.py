@@ -22,3 +22,9 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: Interpolation) 
     resized = repeatable(interpolated, images, size)
     # bicubic interpolation overshoots at edges
     return resized.clamp(0, 1) if interpolation is Interpolation.bicubic else resized
+
+
+def centre(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The centre of images, (N, C, H, W) -> (N, C, *size)."""
+    top, left = ((images.shape[axis] - side) // 2 for axis, side in ((2, size[0]), (3, size[1])))
+    return images[:, :, top : top + size[0], left : left + size[1]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sstune.backbones import from_timm
-from sstune.backbones.images import resize
+from sstune.backbones.images import centre, resize
 from sstune.backbones.registry import BACKBONES, PREPROCESSINGS, Backbone, Builder, Shape
 from sstune.backbones.separable import make_repeatable
 from sstune.preprocessing import Preprocessing
@@ -20,8 +20,9 @@ from sstune.schema import BackboneConfig, Interpolation, PretrainedConfig, Reque
 class Network(nn.Module):
     """Network on images in [0,1]: (N, C, H, W) -> (N, outputs).
 
-    Resizing (to ``size``; None: no resizing) and normalisation are its first layers, so that attacks work in
-    the dataset's pixel space. Their constants come from the configuration and are not in the state dict.
+    Resizing (to ``size / crop_pct``, of which the centre of ``size`` is cropped; None: no resizing) and
+    normalisation are its first layers, so that attacks work in the dataset's pixel space. Their constants
+    come from the configuration and are not in the state dict.
     """
 
     mean: Tensor
@@ -34,12 +35,14 @@ class Network(nn.Module):
         std: Sequence[float],
         size: tuple[int, int] | None = None,
         interpolation: Interpolation = Interpolation.bilinear,
+        crop_pct: float = 1.0,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
         self.size = size
         self.interpolation = interpolation
+        self.crop_pct = crop_pct
         self.backbone = backbone.module
         make_repeatable(self.backbone)
         self.aliases = {"head": backbone.head, "stem": backbone.stem}
@@ -53,9 +56,10 @@ class Network(nn.Module):
         return [module for found, module in self.backbone.named_modules() if fnmatchcase(found, name)]
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize and normalise: the input of the backbone, (N, C, *size)."""
+        """Resize, crop and normalise: the input of the backbone, (N, C, *size)."""
         if self.size is not None:
-            images = resize(images, self.size, self.interpolation)
+            images = resize(images, _uncropped(self.size, self.crop_pct), self.interpolation)
+            images = centre(images, self.size)
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,9 +116,12 @@ def build(
         mean, std = _constants(published, channels)
         interpolation = published.interpolation
         notes.append(f"normalised as the weights expect: mean {_listed(mean)}, std {_listed(std)}")
-    if size != tuple(image_size):
-        notes.append(f"resized: {_by(shape[1:])} -> {_by(size)}, {interpolation}")
-    network = Network(backbone, mean, std, size if size != tuple(image_size) else None, interpolation)
+    crop = "" if config.crop_pct == 1 else f", the centre of {_by(_uncropped(size, config.crop_pct))}"
+    if size != tuple(image_size) or crop:
+        notes.append(f"resized: {_by(shape[1:])} -> {_by(size)}, {interpolation}{crop}")
+    crop_pct = config.crop_pct
+    resized = size if size != tuple(image_size) or crop_pct < 1 else None
+    network = Network(backbone, mean, std, resized, interpolation, crop_pct)
     network.notes += notes
     return network
 
@@ -127,6 +134,11 @@ def _entering(config: BackboneConfig, shape: Shape, published: Preprocessing | N
         return config.input_size, config.input_size
     own = from_timm.fixed_size(config.name) if isinstance(config, TimmConfig) else None
     return own or shape[1:]
+
+
+def _uncropped(size: tuple[int, int], crop_pct: float) -> tuple[int, int]:
+    """(height, width) of which the centre is cropped."""
+    return round(size[0] / crop_pct), round(size[1] / crop_pct)
 
 
 def _constants(published: Preprocessing, channels: int) -> tuple[Sequence[float], Sequence[float]]:

@@ -38,6 +38,12 @@ class PretrainedConfig(BackboneConfig):
         "weights if pretrained, otherwise no resizing.",
         within=Range(8, 4096),
     )
+    crop_pct: float = key(
+        1.0,
+        "Resize images to input_size / crop_pct inside the network, and crop their centre of input_size.",
+        within=Range(0, 1, above=True),
+        identity=Identity.UNLESS_DEFAULT,
+    )
 
 
 @dataclass
