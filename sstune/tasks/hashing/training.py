@@ -97,15 +97,20 @@ class HashNet(HashingLoss):
 
 
 class Dch(HashingLoss):
-    """Deep Cauchy hashing (Cao et al. 2018), with pairs in the batch."""
+    """Deep Cauchy hashing (Cao et al. 2018), with pairs in the batch, weighted by their share in training."""
+
+    def begin(self, splits: Splits, seed: int, device: torch.device) -> None:
+        targets = splits.train.targets.cpu()
+        shares = [losses.similarity(part, targets).mean(1) for part in targets.split(1000)]
+        self.share = float(torch.cat(shares).double().mean())
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         similar = losses.similarity(batch.targets, batch.targets)
-        return losses.dch(outputs, similar, weight=self.weight(0.01))
+        return losses.dch(outputs, similar, weight=self.weight(0.01), share=self.share)
 
 
 class HyP2(HashingLoss):
-    """HyP2 (Xu et al. 2022, arXiv 2208.07015): pairs in the batch, and a learned proxy of each class."""
+    """HyP2 (Xu et al. 2022, ECCV): pairs in the batch, and a learned proxy of each class."""
 
     def begin(self, splits: Splits, seed: int, device: torch.device) -> None:
         proxies = torch.empty(self.n_classes, self.config.bits)
