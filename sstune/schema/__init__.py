@@ -47,6 +47,7 @@ from sstune.schema.datasets import (
     DigitsConfig,
     DownloadedFolderConfig,
     FolderConfig,
+    ListConfig,
     MnistConfig,
     TorchvisionConfig,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "Interpolation",
     "IteratedConfig",
     "LibraryConfig",
+    "ListConfig",
     "MiFgsmConfig",
     "MlpConfig",
     "MnistConfig",
