@@ -73,6 +73,9 @@ def lists(config: ListConfig) -> Splits:
 
     pool = {image: listed.labels for part in parts.values() for image, listed in part.items()}
     images, corrupt = _files(list(pool), found, root, config)
+    for name, part in parts.items():
+        if part.keys() <= corrupt.keys():
+            raise RequestError(f"dataset.{name}_file: no image of {files[name]} can be decoded")
     kept = [image for image in pool if image not in corrupt]
     place = {image: position for position, image in enumerate(kept)}
     labels = np.stack([pool[image] for image in kept])
@@ -85,9 +88,6 @@ def lists(config: ListConfig) -> Splits:
         )
         for name in ("train", "val", "test", "database")
     }
-    for name in parts:
-        if not len(indices[name]):
-            raise RequestError(f"dataset.{name}_file: no image of {files[name]} can be decoded")
     train, val, test, database = (whole.take(index) for index in indices.values())
     return Splits(train, val, test, classes, sorted(corrupt), database=database, indices=indices)
 

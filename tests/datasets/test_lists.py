@@ -250,6 +250,16 @@ def test_a_root_that_is_no_directory(config: ListConfig, root: Path) -> None:
         lists(config)
 
 
+def test_no_image_can_be_decoded(root: Path, config: ListConfig) -> None:
+    for file in root.rglob("*.png"):
+        file.write_bytes(b"nothing")
+    config.skip_corrupt = True
+    with pytest.raises(
+        RequestError, match=r"^dataset.database_file: no image of .*database.txt can be decoded$"
+    ):
+        again(config)
+
+
 def test_a_size_is_needed(config: ListConfig) -> None:
     config.image_size = None
     with pytest.raises(RequestError, match=r"^dataset.image_size: must be set"):
