@@ -30,6 +30,7 @@ composed = functools.cache(lambda command, *overrides: compose(command, override
 # What an option needs besides its name; the folder need only exist.
 NEEDS = {
     "dataset=folder": ["dataset.root=.", "dataset.label=d"],
+    "dataset=list": ["dataset.root=.", "dataset.label=d"],
     "dataset=imagenet": ["dataset.root=."],
     "dataset=tiny_imagenet": ["dataset.root=."],
     "backbone=timm": ["backbone.name=convnext_atto"],

@@ -69,8 +69,11 @@ def _put_aside_if_other(run: Run, said: DatasetsEntry) -> None:
 
 def _differences(run: Run, source: Source | None, said: DatasetsEntry) -> list[str]:
     """A remark if splits of the same configuration differ from those of the source's run."""
-    if source is None or source.config is None or ("database" in source.datasets) != ("database" in said):
-        return []  # splits for retrieval are others than those for classification
+    if source is None or source.config is None:
+        return []
+    for_retrieval = "database" in {**source.datasets, **said}
+    if for_retrieval and run.config.task.name != source.config.task.name:  # splits of another kind
+        return []
     compared: list[Literal["train", "val", "test", "database"]] = ["train", "val", "test", "database"]
     # these do not change the images of a split
     treated: tuple[Role, ...] = (Role.AUGMENTATION, Role.NORMALIZATION)

@@ -1,6 +1,6 @@
 """The names of :mod:`sstune.datasets` that need torch; importing them registers the datasets."""
 
-from sstune.datasets import small, trees  # noqa: F401
+from sstune.datasets import lists, small, trees  # noqa: F401
 from sstune.datasets.augmentation import Augmentation
 from sstune.datasets.batch import Batch
 from sstune.datasets.files import ImageFiles, default_workers
