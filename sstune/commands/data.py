@@ -6,19 +6,25 @@ splits detect other changes: another version of a package's files, or edited ima
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
 
 from sstune import backbones, datasets, tasks
 from sstune.commands.lineage import Source
 from sstune.identity import semantic
 from sstune.row import DatasetsEntry, SplitEntry
-from sstune.runs import RECORD, STATE, Run
+from sstune.runs import RECORD, SPLIT, STATE, Run
 from sstune.schema import RunConfig
 from sstune.schema.keys import Role, keys_of
-from sstune.storage import write_json
+from sstune.storage import write_bytes, write_json
 
 
 def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits:
@@ -30,12 +36,23 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
         first: whether this is the process that writes to the run's directory.
     """
     config = run.config
-    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
-    data = tasks.build(config.task, data.n_classes).arrange(data, config.split)
+    searches = getattr(tasks.TASKS[config.task.name], "searches", False)
+    preprocessing = backbones.preprocessing(config.backbone)
+    split = config.split if searches else None
+    data = datasets.load(config.dataset, preprocessing, config.workers, split)
     said = described(data)
     if first:
         _put_aside_if_other(run, said)
+        if data.indices is not None:
+            _write_indices(run.directory / SPLIT, data.indices)
     return replace(data, remarks=[*data.remarks, *_differences(run, source, said)])
+
+
+def _write_indices(path: Path, indices: Mapping[str, Tensor]) -> None:
+    """The positions of each split's images in the dataset (train, val, test), int64, by the split's name."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **{name: index.numpy() for name, index in indices.items()})
+    write_bytes(path, file.getbuffer())
 
 
 def described(data: datasets.Splits) -> DatasetsEntry:

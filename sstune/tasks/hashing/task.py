@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sstune.datasets import Batch, Split, Splits, retrieval_splits
+from sstune.datasets import Batch, Split, Splits
 from sstune.retrieval import Codes, Labels, Ranked, RankSettings, rank
-from sstune.schema import HashingConfig, HashLoss, RequestError, SplitConfig
+from sstune.schema import HashingConfig, HashLoss, RequestError
 from sstune.tasks.evaluation import predict
 from sstune.tasks.hashing import reference as references
 from sstune.tasks.hashing.losses import signs, similarity
@@ -36,6 +36,7 @@ class Hashing(Task):
     """
 
     objectives = tuple(LOSSES)
+    searches = True
     reference_file = "codes.npz"
 
     def __init__(self, config: HashingConfig, n_classes: int) -> None:
@@ -44,9 +45,6 @@ class Hashing(Task):
         self.metric = f"mAP@{config.top_k or 'all'}"
         self.training = LOSS_CLASSES[HashLoss(config.loss)](config, n_classes)
         self.loss_of_samples = self.training.of_samples
-
-    def arrange(self, splits: Splits, config: SplitConfig) -> Splits:
-        return retrieval_splits(splits, config)
 
     # Training
 
