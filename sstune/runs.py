@@ -33,8 +33,8 @@ SPLIT = "split.npz"  # positions of the images of each split, for retrieval
 STATE = ("checkpoint.pt", "outcomes.npz", "cell.npz")  # which a run resumes from
 # all files that a run writes
 _WRITTEN = (
-    *STATE, RESULT, CONFIG, RECORD, SPLIT, "codes.npz", "history.csv", "alignment.csv", "model.pt", "images.npz", "images.png",
-    "failure.json", "audit.html",
+    *STATE, RESULT, CONFIG, RECORD, SPLIT, "history.csv", "alignment.csv", "model.pt", "codes.npz",
+    "images.npz", "images.png", "failure.json", "audit.html",
 )  # fmt: skip
 # Keys that a row needs for another run to start from it.
 _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}

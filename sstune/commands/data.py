@@ -51,7 +51,8 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
 def _write_indices(path: Path, indices: Mapping[str, Tensor]) -> None:
     """The positions of each split's images in the dataset (train, val, test), int64, by the split's name."""
     file = io.BytesIO()
-    np.savez_compressed(file, **{name: index.numpy() for name, index in indices.items()})
+    arrays: dict[str, Any] = {name: index.numpy() for name, index in indices.items()}
+    np.savez_compressed(file, **arrays)
     write_bytes(path, file.getbuffer())
 
 
