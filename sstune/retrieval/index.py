@@ -6,9 +6,9 @@ import importlib
 import io
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,37 +66,38 @@ class StoredCodes:
     Args:
         ids: (N,) integers or text, names of the items.
         model: digest of the weights that made the codes.
+        more: further arrays, by name.
     """
 
     codes: Codes
-    ids: NDArray[Any]
+    ids: NDArray[Any] | Sequence[str]
     labels: Labels
     model: str
+    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
-def write_codes(
-    path: Path, codes: Codes, ids: Sequence[str] | NDArray[Any], labels: Labels, model: str
-) -> None:
+def write_codes(path: Path, stored: StoredCodes) -> None:
     """Write ``codes.npz`` atomically.
 
     Its members: ``packed``, (N, bytes) uint8, the most significant bit first, as in ``np.packbits`` and
-    faiss; ``bits``; ``ids``; ``labels``, (N,) int64 classes or (N, L) uint8 of 0 and 1; ``model``.
+    faiss; ``bits``; ``ids``; ``labels``, (N,) int64 classes or (N, L) uint8 of 0 and 1; ``model``; and those
+    of ``more``.
 
     Raises:
         ValueError: numbers of items differ, or ids are neither integers nor text.
         StorageError: the file cannot be written.
     """
-    names = np.asarray(ids)
+    codes, labels, names = stored.codes, stored.labels, np.asarray(stored.ids)
     if not len(codes) == len(names) == len(labels):
         raise ValueError(f"{len(codes)} codes, {len(names)} ids and labels of {len(labels)} items")
     if names.ndim != 1 or names.dtype.kind not in "iuU":
         raise ValueError(f"ids must be integers or text, (N,), got {names.dtype} {names.shape}")
     values = labels.hot().astype(np.uint8) if labels.several else labels.values
-    bits = np.int64(codes.bits)
-    write_file(
-        path,
-        lambda file: np.savez(file, packed=codes.packed, bits=bits, ids=names, labels=values, model=model),
-    )
+    members: dict[str, Any] = {
+        "packed": codes.packed, "bits": np.int64(codes.bits), "ids": names, "labels": values,
+        "model": stored.model, **stored.more,
+    }  # fmt: skip
+    write_file(path, lambda file: np.savez(file, **members))
 
 
 def read_codes(path: Path) -> StoredCodes:
@@ -124,7 +125,7 @@ def _stored(content: bytes) -> StoredCodes:
             raise ValueError(f"wrong checksum of {name}")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         members = {name: file[name] for name in file.files}
-    if set(members) != _MEMBERS:
+    if not set(members) >= _MEMBERS:
         raise ValueError("other members")
     bits, model, ids, labels = (members[name] for name in ("bits", "model", "ids", "labels"))
     if bits.shape or bits.dtype.kind not in "iu" or model.shape or model.dtype.kind != "U":
@@ -134,7 +135,8 @@ def _stored(content: bytes) -> StoredCodes:
         raise ValueError("ids")
     if labels.shape[:1] != (len(codes),) or labels.dtype.kind not in "iub":
         raise ValueError("labels")
-    return StoredCodes(codes, ids, Labels.of(torch.from_numpy(labels)), str(model))
+    more = {name: value for name, value in members.items() if name not in _MEMBERS}
+    return StoredCodes(codes, ids, Labels.of(torch.from_numpy(labels)), str(model), more)
 
 
 def to_faiss(codes: Codes) -> Any:

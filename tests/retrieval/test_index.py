@@ -87,7 +87,7 @@ SEVERAL = Labels.of(torch.tensor([[0, 1], [0, 0], [1, 1]]))
 @pytest.mark.parametrize("ids", [["a/1.png", "a/2.png", "ü"], np.array([5, 7, 1])])
 def test_a_file_holds_what_was_written(tmp_path: Path, labels: Labels, ids: Any) -> None:
     path, codes = tmp_path / "codes.npz", drawn(0, 3, 70)
-    write_codes(path, codes, ids, labels, "0123abcd")
+    write_codes(path, StoredCodes(codes, ids, labels, "0123abcd"))
     found = read_codes(path)
     assert isinstance(found, StoredCodes)
     assert np.array_equal(found.codes.packed, codes.packed)
@@ -99,7 +99,7 @@ def test_a_file_holds_what_was_written(tmp_path: Path, labels: Labels, ids: Any)
     members = np.load(path)
     assert members["labels"].dtype == (np.uint8 if labels.several else np.int64)
     written = path.read_bytes()
-    write_codes(path, codes, ids, labels, "0123abcd")
+    write_codes(path, StoredCodes(codes, ids, labels, "0123abcd"))
     assert path.read_bytes() == written
 
 
@@ -107,15 +107,15 @@ def test_what_is_no_set_of_codes_is_not_written(tmp_path: Path) -> None:
     path, codes = tmp_path / "codes.npz", drawn(0, 3, 8)
     for ids in (["a", "b"], [1.5, 2, 3], [["a"], ["b"], ["c"]], [None, "a", "b"]):
         with pytest.raises(ValueError, match="ids"):
-            write_codes(path, codes, ids, CLASSES, "")
+            write_codes(path, StoredCodes(codes, ids, CLASSES, ""))
     with pytest.raises(ValueError, match="3 codes, 3 ids and labels of 2 items"):
-        write_codes(path, codes, ["a", "b", "c"], CLASSES.take(slice(0, 2)), "")
+        write_codes(path, StoredCodes(codes, ["a", "b", "c"], CLASSES.take(slice(0, 2)), ""))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, codes = tmp_path / "codes.npz", drawn(0, 3, 8)
-    write_codes(path, codes, ["a", "b", "c"], CLASSES, "first")
+    write_codes(path, StoredCodes(codes, ["a", "b", "c"], CLASSES, "first"))
 
     def full(file: Any, **_: Any) -> None:
         file.write(b"PK")
@@ -123,14 +123,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(StorageError, match=r"earlier codes\.npz is intact"):
-        write_codes(path, codes, ["a", "b", "c"], CLASSES, "second")
+        write_codes(path, StoredCodes(codes, ["a", "b", "c"], CLASSES, "second"))
     assert read_codes(path).model == "first"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_any_damaged_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
     path, codes = tmp_path / "codes.npz", drawn(0, 3, 12)
-    write_codes(path, codes, ["a", "b", "c"], CLASSES, "digest")
+    write_codes(path, StoredCodes(codes, ["a", "b", "c"], CLASSES, "digest"))
     whole = path.read_bytes()
     noticed = 0
     for place in range(0, len(whole), 3):
@@ -163,7 +163,6 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     "changed",
     [
-        {"more": np.zeros(2)},
         {"bits": np.int64(9)},
         {"bits": np.float64(8)},
         {"bits": np.array([8])},

@@ -1,28 +1,30 @@
 """The retrieval database of a network: its codes and labels, and those of the training images.
 
-File ``codes.npz``: ``packed``, (N, ceil(k / 8)) uint8, the database's codes as ``np.packbits`` writes them
-and faiss reads them, ``bits``, ``ids`` (N,), the images' positions in the dataset, ``labels``; ``train``, the
-codes of the training images, packed likewise; ``outputs``, (N, k) float32, if ties are broken by them; and
-the sha256 of what they belong to: ``model``, ``database_digest``, ``train_digest``.
+``codes.npz`` holds what :func:`sstune.retrieval.write_codes` writes of the database, where ``ids`` are the
+images' positions in the dataset; and ``train``, the packed codes of the training images, ``outputs``, (N, k)
+float32, if ties are broken by them, and the sha256 of the images, ``database_digest`` and ``train_digest``.
 """
 
 from __future__ import annotations
 
-import io
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sstune.copying import to_device
 from sstune.datasets import Splits
-from sstune.retrieval import Codes, Labels, RankSettings, average_precision
-from sstune.storage import write_bytes
+from sstune.retrieval import (
+    Codes,
+    Labels,
+    RankSettings,
+    StoredCodes,
+    average_precision,
+    read_codes,
+    write_codes,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,21 +50,12 @@ def save(path: Path, reference: Reference, splits: Splits, model: str) -> None:
     Args:
         model: sha256 of the weights.
     """
-    assert splits.database is not None
     assert splits.indices is not None
-    arrays: dict[str, Any] = {
-        "packed": reference.codes.packed,
-        "bits": reference.codes.bits,
-        "ids": splits.indices["database"].numpy(),
-        "labels": splits.database.targets.cpu().numpy(),
-        "train": Codes.of(reference.train).packed,
-        **_digests(splits, model),
-    }
+    more: dict[str, Any] = {"train": Codes.of(reference.train).packed, **_digests(splits)}
     if reference.outputs is not None:
-        arrays["outputs"] = reference.outputs.numpy()
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    write_bytes(path, file.getbuffer())
+        more["outputs"] = reference.outputs.numpy()
+    ids = splits.indices["database"].numpy()
+    write_codes(path, StoredCodes(reference.codes, ids, reference.labels, model, more))
 
 
 def load(path: Path, splits: Splits, model: str, refined: bool) -> Reference:
@@ -75,26 +68,20 @@ def load(path: Path, splits: Splits, model: str, refined: bool) -> Reference:
         OSError: it cannot be read.
         ValueError: it is damaged, or of other weights or images.
     """
-    assert splits.database is not None
-    try:
-        with np.load(path) as file:
-            found = dict(file)
-        bits = int(found["bits"])
-        codes, train = (Codes(found[name], bits) for name in ("packed", "train"))
-        outputs = torch.from_numpy(found["outputs"]) if refined else None
-        same = all(str(found[name]) == value for name, value in _digests(splits, model).items())
-    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
-    if not same:
+    stored = read_codes(path)
+    digests = {name: str(stored.more.get(name)) for name in _digests(splits)}
+    if stored.model != model or digests != _digests(splits):
         raise ValueError(f"{path} is of other weights or images")
-    labels = Labels.of(splits.database.targets.cpu())
-    return Reference(codes, labels, torch.from_numpy(train.signs()), splits.train.targets.cpu(), outputs)
+    if "train" not in stored.more or (refined and "outputs" not in stored.more):
+        raise ValueError(f"{path} lacks codes of the training images, or outputs")
+    train = torch.from_numpy(Codes(stored.more["train"], stored.codes.bits).signs())
+    outputs = torch.from_numpy(stored.more["outputs"]) if refined else None
+    return Reference(stored.codes, stored.labels, train, splits.train.targets.cpu(), outputs)
 
 
-def _digests(splits: Splits, model: str) -> dict[str, str]:
+def _digests(splits: Splits) -> dict[str, str]:
     assert splits.database is not None
-    digests = {"database_digest": splits.database.digest, "train_digest": splits.train.digest}
-    return {"model": model, **digests}
+    return {"database_digest": splits.database.digest, "train_digest": splits.train.digest}
 
 
 @dataclass(frozen=True, eq=False)
