@@ -198,7 +198,7 @@ def _discount_of(size: Counts, table: NDArray[np.longdouble]) -> Values:
     return (table[np.minimum(end, last)] - table[np.minimum(end - size, last)]).astype(np.float64)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # for the last group and for the one that K cuts
 def harmonic_numbers(n: int) -> NDArray[np.longdouble]:
     """(n + 1,) sums of 1/i for i up to 0, 1, ..., n, in extended precision where the platform has it."""
     table = np.zeros(n + 1, np.longdouble)
