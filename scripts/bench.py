@@ -7,6 +7,7 @@
     python scripts/bench.py train --data cifar10.tar.xz --backbone resnet18 --batch-size 512 --steps 1
     python scripts/bench.py attack --data cifar10.tar.xz --checkpoint resnet20.th   # see bench_attack.py
     python scripts/bench.py retrieval --out results/bench/retrieval.csv             # see bench_retrieval.py
+    python scripts/bench.py hashing --out results/bench/hashing.csv                 # see bench_hashing.py
 
 ``step``. Time: one training step (redraw, forward, backward, SGD update). All networks take turns within a
 round and the order rotates, so a machine that slows down slows all of them; the figure is the median over
@@ -235,19 +236,20 @@ def parse() -> argparse.Namespace:
     attack.add_argument("--compile", action="store_true", help="ours by torch.compile")
     attack.add_argument("--rules", nargs="+", default=["bp exact", "usf rule"], help="'RULE GRADIENT'")
     attack.set_defaults(measure=bench_attack)
-    retrieval = add_retrieval(commands)
-    for command in (step, train, attack, retrieval):
+    for command in (step, train, attack):
+        command.add_argument("--device", default="auto")
+    for command in (step, train, attack, *add_retrieval(commands)):
         command.add_argument("--out", type=Path, help="CSV file")
-        if command is not retrieval:
-            command.add_argument("--device", default="auto")
     asked = parser.parse_args()
     if asked.measure is bench_attack and asked.n <= asked.share:
         attack.error(f"--share {asked.share}: takes two turns or more of the {asked.n} images (--n)")
     return asked
 
 
-def add_retrieval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """The options of ``retrieval``."""
+def add_retrieval(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> list[argparse.ArgumentParser]:
+    """The options of ``retrieval`` and ``hashing``."""
     retrieval = commands.add_parser("retrieval", help="metrics and ranking by binary codes, against faiss")
     retrieval.add_argument("--queries", type=int, default=1000)
     retrieval.add_argument("--items", type=int, default=59_000)
@@ -255,7 +257,13 @@ def add_retrieval(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     retrieval.add_argument("--bits", type=int, default=48)
     retrieval.add_argument("--rounds", type=int, default=5)
     retrieval.set_defaults(measure=bench_retrieval)
-    return retrieval
+    hashing = commands.add_parser("hashing", help="the network's share of the time of attacks on hashing")
+    hashing.add_argument("--queries", type=int, default=128)
+    hashing.add_argument("--items", type=int, default=59_000)
+    hashing.add_argument("--steps", type=int, default=20)
+    hashing.add_argument("--rounds", type=int, default=5)
+    hashing.set_defaults(measure=bench_hashing)
+    return [retrieval, hashing]
 
 
 def bench_train(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -275,6 +283,13 @@ def bench_attack(arguments: argparse.Namespace) -> pd.DataFrame:
 def bench_retrieval(arguments: argparse.Namespace) -> pd.DataFrame:
     """See bench_retrieval.py."""
     from bench_retrieval import measure
+
+    return measure(arguments)
+
+
+def bench_hashing(arguments: argparse.Namespace) -> pd.DataFrame:
+    """See bench_hashing.py."""
+    from bench_hashing import measure
 
     return measure(arguments)
 
