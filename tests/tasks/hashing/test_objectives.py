@@ -203,7 +203,7 @@ class TestSdha:
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 10, 20, 50, 100, 1500, 2000])
 def test_continuation_rises_by_tenths(steps: int) -> None:
-    """By whole numbers, also where a float such as 3/10 lies below the tenth."""
+    """Steps are whole numbers; the share of them that is done is a float."""
     for step in range(steps):
         assert relaxation(step / steps) == oracle.continuation(step, steps), step
 
