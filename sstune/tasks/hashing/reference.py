@@ -9,8 +9,6 @@ the sha256 of what they belong to: ``model``, ``database_digest``, ``train_diges
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +20,7 @@ from torch import Tensor
 from sstune.copying import to_device
 from sstune.datasets import Splits
 from sstune.retrieval import Codes, Labels, RankSettings, average_precision
-from sstune.storage import write_bytes
+from sstune.storage import check_zip, write_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +73,31 @@ def load(path: Path, splits: Splits, model: str, refined: bool) -> Reference:
         OSError: it cannot be read.
         ValueError: it is damaged, or of other weights or images.
     """
-    assert splits.database is not None
     try:
+        check_zip(path)
         with np.load(path) as file:
             found = dict(file)
-        bits = int(found["bits"])
-        codes, train = (Codes(found[name], bits) for name in ("packed", "train"))
-        outputs = torch.from_numpy(found["outputs"]) if refined else None
         same = all(str(found[name]) == value for name, value in _digests(splits, model).items())
-    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        reference = _restored(found, splits, refined)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # a damaged file may raise anything
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if not same:
         raise ValueError(f"{path} is of other weights or images")
+    return reference
+
+
+def _restored(found: dict[str, Any], splits: Splits, refined: bool) -> Reference:
+    """The reference in the arrays of a file; raises an error if they are not whole."""
+    assert splits.database is not None
+    bits, n = int(found["bits"]), len(splits.database)
+    codes, train = (Codes(found[name], bits) for name in ("packed", "train"))
+    outputs = torch.from_numpy(found["outputs"]) if refined else None
+    if (len(codes), len(train)) != (n, len(splits.train)) or (
+        outputs is not None and outputs.shape != (n, bits)
+    ):
+        raise ValueError(f"{len(codes)} and {len(train)} codes, expected {n} and {len(splits.train)}")
     labels = Labels.of(splits.database.targets.cpu())
     return Reference(codes, labels, torch.from_numpy(train.signs()), splits.train.targets.cpu(), outputs)
 
