@@ -33,7 +33,7 @@ def load_victim(
     task = tasks.build(config.task, data.n_classes)
     network = build(config, source, data, task.outputs).to(device)
     test, samples = data.test.sample(config.attack.n, SAMPLE_SEED)
-    reference = reference_of(task, network, data, device, source)
+    reference = reference_of(task, network, data, device, source, config)
     victim = attacks.Victim.of(network, task, test, samples, device, reference)
     for note in [*data.notes, f"clean {victim.score}"]:
         print(f"  {note}", flush=True)
@@ -139,7 +139,7 @@ def surrogate(
     taken, source = surrogate_source(path, config)
     with rename_error_key(config):
         network = build(taken, source, data, victim.task.outputs).to(victim.device)
-        reference = reference_of(victim.task, network, data, victim.device, source)
+        reference = reference_of(victim.task, network, data, victim.device, source, config)
     last = source.lineage[-1]
     name = f"{taken.backbone.name}-{taken.rule.name}-s{taken.seed}" if source.config else last["file"]
     digest = str(last.get("identity") or last["sha256"])

@@ -72,11 +72,16 @@ def load(path: Path, splits: Splits, model: str, refined: bool) -> Reference:
     digests = {name: str(stored.more.get(name)) for name in _digests(splits)}
     if stored.model != model or digests != _digests(splits):
         raise ValueError(f"{path} is of other weights or images")
-    if "train" not in stored.more or (refined and "outputs" not in stored.more):
-        raise ValueError(f"{path} lacks codes of the training images, or outputs")
-    train = torch.from_numpy(Codes(stored.more["train"], stored.codes.bits).signs())
-    outputs = torch.from_numpy(stored.more["outputs"]) if refined else None
-    return Reference(stored.codes, stored.labels, train, splits.train.targets.cpu(), outputs)
+    bits, n, targets = stored.codes.bits, len(stored.codes), splits.train.targets.cpu()
+    try:
+        train = torch.from_numpy(Codes(stored.more["train"], bits).signs())
+        outputs = torch.from_numpy(stored.more["outputs"]) if refined else None
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}") from error
+    shapes = n, len(train), (n, bits) if outputs is None else tuple(outputs.shape)
+    if shapes != (len(splits.named["database"]), len(targets), (n, bits)):
+        raise ValueError(f"{path} does not have the codes of all images")
+    return Reference(stored.codes, stored.labels, train, targets, outputs)
 
 
 def _digests(splits: Splits) -> dict[str, str]:
