@@ -105,12 +105,13 @@ class DatabaseRanking:
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """(N, k) outputs -> (N,) float32 average precision, with ties in expectation."""
+        device = outputs.device if outputs.device.type == "cuda" else None
         found = average_precision(
             Codes.of(outputs.detach().cpu()),
             Labels.of(self.targets.cpu()),
             self.reference.codes,
             self.reference.labels,
-            RankSettings(top=self.top),
+            RankSettings(top=self.top, device=device),
         )
         return to_device(torch.from_numpy(found).float(), outputs.device)
 
