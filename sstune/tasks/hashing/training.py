@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sstune.copying import to_device
 from sstune.datasets import Batch, Splits
 from sstune.schema import HashingConfig, HashLoss
 from sstune.seeding import seed_from
@@ -74,7 +75,8 @@ class Dpsh(HashingLoss):
 
     def follow(self, outputs: Tensor, batch: Batch) -> None:
         if self.config.bank:
-            self.bank[batch.samples.to(self.bank.device)] = outputs.detach().to(self.bank.dtype)
+            samples = to_device(batch.samples, self.bank.device)
+            self.bank[samples] = outputs.detach().to(self.bank.dtype)
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         if not self.config.bank:
