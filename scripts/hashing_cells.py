@@ -33,6 +33,8 @@ LONGER = (
     "attack=mainstay attack.steps=10,100,200",
     "attack=hag_sign attack.steps=20,100,200",
 )
+# HAG with the published number of steps, where its steps are shortest, on fewer queries.
+PUBLISHED = "attack=hag attack.steps=2000 attack.n=64"
 
 
 def groups() -> list[tuple[str, int]]:
@@ -64,9 +66,10 @@ def attacks(loss: str, seed: int) -> list[str]:
 def longer() -> list[str]:
     """Attacks through the rules' own gradients with other numbers of steps, on csq and the first seed."""
     where = f"out={OUT}/csq attack.eps=[4/255] attack.gradient=[rule]"
+    nets = [("*", attack) for attack in LONGER] + [("xavier", PUBLISHED)]
     return [
-        f"{where} {attack} init_from={OUT}/csq/finetune/*-{rule}-*s0-*"
-        for attack in LONGER
+        f"{where} {attack} init_from={OUT}/csq/finetune/*-{rule}-{scale}-s0-*"
+        for scale, attack in nets
         for rule in APPROXIMATE[:2]
     ]
 
