@@ -107,37 +107,38 @@ def average_precision(distances: Sequence[int], relevant: Sequence[bool], top: i
     Position by position, for each number of hits that may stand in the part of a group above K.
     """
     left = len(distances) if top is None else min(top, len(distances))
-    before, hits, summed = 0, 0, Fraction(0)
+    before, hits, summed = 0, 0, 0.0
     for distance in sorted(set(distances)):
         group = [hit for d, hit in zip(distances, relevant, strict=True) if d == distance]
         inside, found = min(left, len(group)), sum(group)
         if inside == 0:
             break
         if inside < len(group):
-            return float(_cut(before, hits, summed, (len(group), found, inside)))
+            return _cut(before, hits, summed, (len(group), found, inside))
         summed += _sum_of_group(before, hits, len(group), found)
         before, hits, left = before + len(group), hits + found, left - len(group)
-    return float(summed / hits) if hits else 0.0
+    return summed / hits if hits else 0.0
 
 
-def _cut(before: int, hits: int, summed: Fraction, group: tuple[int, int, int]) -> Fraction:
+def _cut(before: int, hits: int, summed: float, group: tuple[int, int, int]) -> float:
     size, found, inside = group
-    total = Fraction(0)
+    total = 0.0
     for drawn in range(max(0, inside - (size - found)), min(found, inside) + 1):
         ways = math.comb(found, drawn) * math.comb(size - found, inside - drawn)
         if hits + drawn:
             value = (summed + _sum_of_group(before, hits, inside, drawn)) / (hits + drawn)
-            total += Fraction(ways, math.comb(size, inside)) * value
+            total += ways / math.comb(size, inside) * value
     return total
 
 
-def _sum_of_group(before: int, hits: int, size: int, found: int) -> Fraction:
+def _sum_of_group(before: int, hits: int, size: int, found: int) -> float:
     """Expected sum of the precisions at the hits of a group, of which any order is as likely."""
-    total = Fraction(0)
-    for place in range(1, size + 1):
-        earlier = Fraction((place - 1) * (found - 1), size - 1) if size > 1 else Fraction(0)
-        total += Fraction(found, size) * (hits + 1 + earlier) / (before + place)
-    return total
+    if found == 0:
+        return 0.0
+    others = (found - 1) / (size - 1) if size > 1 else 0.0  # hits at each earlier place
+    places = range(1, size + 1)
+    terms = ((hits + 1 + (place - 1) * others) / (before + place) for place in places)
+    return found / size * math.fsum(terms)
 
 
 def ap_of(

@@ -429,7 +429,7 @@ class TestBf16:
         assert found.dtype == torch.float32
         assert torch.equal(found, expected)
         exact = task.loss(outputs.double(), batch)
-        assert float(found) == pytest.approx(float(exact), rel=1e-6)
+        assert found.item() == pytest.approx(exact.item(), rel=1e-6)
 
     def test_a_step_keeps_the_bank_in_float32(self) -> None:
         splits = splits_of()
