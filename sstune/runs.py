@@ -32,8 +32,8 @@ RESULT, CONFIG, RECORD = "result.json", "config.yaml", "data.json"
 STATE = ("checkpoint.pt", "outcomes.npz", "cell.npz")  # which a run resumes from
 # all files that a run writes
 _WRITTEN = (
-    *STATE, RESULT, CONFIG, RECORD, "history.csv", "alignment.csv", "model.pt", "images.npz", "images.png",
-    "failure.json", "audit.html",
+    *STATE, RESULT, CONFIG, RECORD, "history.csv", "alignment.csv", "model.pt", "codes.npz", "images.npz",
+    "images.png", "failure.json", "audit.html",
 )  # fmt: skip
 # Keys that a row needs for another run to start from it.
 _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}

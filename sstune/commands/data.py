@@ -30,12 +30,17 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
         first: whether this is the process that writes to the run's directory.
     """
     config = run.config
-    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
-    data = tasks.build(config.task, data.n_classes).arrange(data, config.split)
+    data = arranged(config)
     said = described(data)
     if first:
         _put_aside_if_other(run, said)
     return replace(data, remarks=[*data.remarks, *_differences(run, source, said)])
+
+
+def arranged(config: RunConfig) -> datasets.Splits:
+    """The splits of a configuration's dataset, as its task needs them."""
+    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
+    return tasks.build(config.task, data.n_classes).arrange(data, config.split)
 
 
 def described(data: datasets.Splits) -> DatasetsEntry:
