@@ -105,7 +105,7 @@ def retrieval_curves(cells: pd.DataFrame, directory: Path) -> list[Path]:
         The files; none without curves.
     """
     cells = of_retrieval(cells)
-    cells = cells[[PRECISION_AT_RECALL in curves for curves in cells["curves"]]]
+    cells = cells[np.array([PRECISION_AT_RECALL in curves for curves in cells["curves"]], dtype=bool)]
     shown = cells[(cells["attack"] == "clean") | cells["gradient"].isin(["rule", "exact"])]
     written = []
     for metric, part in by_metric(shown):
