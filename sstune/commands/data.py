@@ -36,10 +36,7 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
         first: whether this is the process that writes to the run's directory.
     """
     config = run.config
-    searches = getattr(tasks.TASKS[config.task.name], "searches", False)
-    preprocessing = backbones.preprocessing(config.backbone)
-    split = config.split if searches else None
-    data = datasets.load(config.dataset, preprocessing, config.workers, split)
+    data = arranged(config)
     said = described(data)
     if first:
         _put_aside_if_other(run, said)
@@ -54,6 +51,14 @@ def _write_indices(path: Path, indices: Mapping[str, Tensor]) -> None:
     arrays: dict[str, Any] = {name: index.numpy() for name, index in indices.items()}
     np.savez_compressed(file, **arrays)
     write_bytes(path, file.getbuffer())
+
+
+def arranged(config: RunConfig) -> datasets.Splits:
+    """The splits of a configuration's dataset, as its task needs them."""
+    searches = getattr(tasks.TASKS[config.task.name], "searches", False)
+    preprocessing = backbones.preprocessing(config.backbone)
+    split = config.split if searches else None
+    return datasets.load(config.dataset, preprocessing, config.workers, split)
 
 
 def described(data: datasets.Splits) -> DatasetsEntry:

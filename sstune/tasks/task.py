@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sstune.datasets import Batch, Splits
 from sstune.registry import Registry
 from sstune.schema import TaskConfig
+from sstune.tasks.neighbours import Neighbours
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
 
@@ -118,6 +119,20 @@ class Task(ABC):
             ValueError: it is damaged, or of another network or other data.
         """
         raise NotImplementedError
+
+    def neighbours(
+        self, predictions: Tensor, reference: Any, n: int, targets: Tensor | None = None
+    ) -> Neighbours | None:
+        """The ``n`` items of ``Splits.database`` that are nearest to each prediction, all if there are fewer.
+
+        None: the task has no database.
+
+        Args:
+            predictions: (N, ...) on the CPU, of :meth:`predict`.
+            reference: of :meth:`reference`, for the test split.
+            targets: (N, ...) on the CPU, to say which items are relevant.
+        """
+        return None
 
     def bounds(self, predictions: Tensor, targets: Tensor, reference: Any) -> Mapping[str, float]:
         """Figures that an attack could reach if it chose its outputs freely, by name."""

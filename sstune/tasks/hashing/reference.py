@@ -3,6 +3,15 @@
 ``codes.npz`` holds what :func:`sstune.retrieval.write_codes` writes of the database, where ``ids`` are the
 images' positions in the dataset; and ``train``, the packed codes of the training images, ``outputs``, (N, k)
 float32, if ties are broken by them, and the sha256 of the images, ``database_digest`` and ``train_digest``.
+
+NumPy alone reads it. The ids of the ten images nearest to the first one of the database::
+
+    with np.load("codes.npz") as file:
+        codes, ids, labels = file["packed"], file["ids"], file["labels"]
+    distances = np.bitwise_count(codes ^ codes[0]).sum(axis=1)
+    nearest = ids[np.argsort(distances, kind="stable")[:10]]
+
+The code of other outputs f, (k,), is ``np.packbits(f >= 0)``. Bits that fill up the last byte are 0.
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sstune.datasets import Batch, Split, Splits
 from sstune.retrieval import Codes, Labels, Ranked, RankSettings, rank
+from sstune.retrieval.order import stable_order
 from sstune.schema import HashingConfig, HashLoss, RequestError
 from sstune.tasks.evaluation import predict
 from sstune.tasks.hashing import reference as references
@@ -18,6 +20,7 @@ from sstune.tasks.hashing.losses import signs, similarity
 from sstune.tasks.hashing.objectives import LOSSES, Displacement, Query, mainstay_code
 from sstune.tasks.hashing.reference import DatabaseRanking, Reference
 from sstune.tasks.hashing.training import LOSS_CLASSES
+from sstune.tasks.neighbours import Neighbours
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
 from sstune.tasks.task import TASKS, Task
@@ -167,6 +170,22 @@ class Hashing(Task):
             figures |= {f"P@{n}": found.precision[:, column], f"R@{n}": found.recall[:, column]}
         figures |= {"P@radius2": found.precision_within, "NDCG@1000": found.ndcg}
         return {name: float(values.mean()) for name, values in figures.items() if values is not None}
+
+    def neighbours(
+        self, predictions: Tensor, reference: Reference, n: int, targets: Tensor | None = None
+    ) -> Neighbours:
+        """By Hamming distance, ties in the database's order."""
+        codes, positions, distances = Codes.of(predictions), [], []
+        for words in codes.words:
+            away = reference.codes.distances(words)
+            positions.append(stable_order(away, n))
+            distances.append(away[positions[-1]])
+        relevant = None
+        if targets is not None:
+            queries = map(Labels.of(targets).row, range(len(targets)))
+            shared = [reference.labels.shared(query) for query in queries]
+            relevant = np.array([found[at] > 0 for found, at in zip(shared, positions, strict=True)])
+        return Neighbours(np.array(positions, np.int64), np.array(distances, np.int64), relevant)
 
     def bounds(self, predictions: Tensor, targets: Tensor, reference: Reference) -> Mapping[str, float]:
         """mAP of queries with a code of the attacker's choice: the opposite of their own, of the majority of
