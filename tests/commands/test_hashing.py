@@ -307,7 +307,8 @@ class TestAttacked:
         assert saved["clean/predicted"].shape == (3, 16)
         expected = by_hand(trained, torch.from_numpy(saved["exact 24/255"])).numpy()
         assert np.allclose(saved["exact 24/255/predicted"], expected, atol=1e-4)
-        assert not (run / "images.png").exists()  # it would name one class for each image
+        assert (run / "images.png").exists()
+        assert saved["exact 24/255/nearest"].shape == (3, 10)
 
     def test_a_transfer_is_from_the_surrogates_own_codes(self, made: Made, trained: Path) -> None:
         source = tuned(made, trained, "dpsh")
