@@ -258,7 +258,7 @@ class _Run:
         predictions = self.victim.task.predict(outputs)
         zeros = attempt.zero_gradients
         if zeros is None:
-            zeros = torch.full_like(attempt.steps_to_success, torch.nan, dtype=torch.float32)
+            zeros = torch.full_like(attempt.steps_to_success, NEVER)
         finite = torch.isfinite(outputs).flatten(1).all(1)
         columns = [judge.achieved(outputs), attempt.steps_to_success, zeros, finite]
         columns += predictions.reshape(len(index), -1).unbind(1)

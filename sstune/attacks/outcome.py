@@ -26,7 +26,7 @@ class Outcome:
         steps_to_success: (n,) gradient steps or queries after which the attack succeeded; -1 where it never
             did, or did not report it.
         zero_gradients: (n,) float32, the share of the attack's gradients that were zero in every pixel, where
-            it achieved most; NaN where it reports none.
+            it achieved most; -1 where it reports none.
         entered: (n,) bool, not at 1 when the present stage of the attack began.
         stage: how many stages are finished.
         done: how many of the samples that entered the present stage it has been tried on.
@@ -57,7 +57,7 @@ class Outcome:
             achieved=torch.where(attackable, UNTRIED, 1.0),
             predictions=predictions.clone(),
             steps_to_success=torch.full((len(attackable),), NEVER, dtype=torch.int32),
-            zero_gradients=torch.full((len(attackable),), torch.nan),
+            zero_gradients=torch.full((len(attackable),), float(NEVER)),
             entered=attackable.clone(),
             images=torch.empty(0, dtype=torch.uint8) if images is None else images.clone(),
         )

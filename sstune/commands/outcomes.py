@@ -101,7 +101,7 @@ class Outcomes:
     def _upgrade(self, cell: Arrays) -> None:
         """Bring a cell of a version that knew classification only up to date."""
         right, broken = cell.pop("right"), cell.pop("broken")
-        cell.setdefault("zero_gradients", np.full(len(right), np.nan, np.float32))
+        cell.setdefault("zero_gradients", np.full(len(right), -1, np.float32))
         for earlier, name in _EARLIER_NAMES.items():
             if earlier in cell:
                 cell[name] = cell.pop(earlier)
@@ -143,7 +143,7 @@ def summary(victim: Victim, outcome: Outcome) -> Details:
 
 def _zero_gradients(victim: Victim, outcome: Outcome) -> Details:
     """The share of gradients that were zero, over the attacked samples; nothing if it is unknown."""
-    known = outcome.zero_gradients[victim.clean & ~outcome.zero_gradients.isnan()]
+    known = outcome.zero_gradients[victim.clean & (outcome.zero_gradients >= 0)]
     return {"zero_gradients": float(known.mean())} if len(known) else {}
 
 
