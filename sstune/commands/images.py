@@ -35,8 +35,9 @@ def save_images(
     """Write ``config.save_images`` of the images, spread over all, clean and as each cell's attack left them.
 
     In ``images.npz``: ``samples`` (indices in the test split), ``labels``, ``clean`` (k, C, H, W) uint8,
-    ``clean/predicted`` (k, ...), and of every cell, such as "rule 8/255", ``CELL`` and ``CELL/predicted``. All
-    are of 8 bits, and predicted is what the network makes of that: a success may be lost in rounding.
+    ``clean/predicted`` (k, ...), and of every cell, such as "rule 8/255", ``CELL`` and ``CELL/predicted``.
+    All are of 8 bits, and predicted is what the network makes of that: a success may be lost in rounding.
+    ``images.png`` is drawn of networks that predict one class for each image.
     """
     few = victim.some(config.save_images)
     images = {"clean": victim.images(config.save_images)}
