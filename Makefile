@@ -14,8 +14,8 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart reproduce reproduce-cifar10-jpeg reproduce-mnist reproduce-transfer reproduce-audit \
-    test faults lint format bench bench-train bench-attack gpu clean
+.PHONY: help install quickstart reproduce reproduce-cifar10-jpeg reproduce-hashing reproduce-mnist reproduce-transfer \
+    reproduce-audit test faults lint format bench bench-train bench-attack gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 26
@@ -39,7 +39,7 @@ quickstart: .venv/installed  ## the main job on embedded digits: train, fine-tun
 
 reproduce: quickstart  ## every experiment whose data is available; resumes, and skips finished runs
 ifneq ($(wildcard $(CIFAR)),)
-	$(MAKE) reproduce-cifar10-jpeg reproduce-audit
+	$(MAKE) reproduce-cifar10-jpeg reproduce-audit reproduce-hashing
 else
 	@echo "skipped cifar10-jpeg: $(CIFAR) does not exist (make reproduce SHARED=FOLDER)"
 endif
@@ -86,6 +86,14 @@ reproduce-transfer: .venv/installed  ## ResNet-20 from tiny-imagenet-32 to cifar
 	    'init_from=runs/tiny-imagenet-32/train/resnet20*'
 	$(BIN)/sstune train experiment=transfer_cifar10_jpeg dataset.root=$(CIFAR) backbone=resnet20
 	$(BIN)/sstune report runs/tiny-imagenet-32 runs/transfer --out results/transfer
+
+# Each line of scripts/hashing_cells.py is a run, or a sweep over networks; two of one thread run side by side.
+reproduce-hashing: .venv/installed  ## retrieval: five losses, eight networks, attacks on the codes (6 CPU hours)
+	$(BIN)/python scripts/hashing_cells.py finetune | xargs -P 2 -I CELL sh -c \
+	    'OMP_NUM_THREADS=1 $(BIN)/sstune finetune dataset.root=$(CIFAR) init_from=$(RESNET20) CELL'
+	$(BIN)/python scripts/hashing_cells.py attack | xargs -P 2 -I CELL sh -c \
+	    'OMP_NUM_THREADS=1 $(BIN)/sstune attack -m dataset.root=$(CIFAR) CELL'
+	$(BIN)/sstune report runs/hashing-cifar10-jpeg --out results/hashing-cifar10-jpeg
 
 # The checkpoint converted with unchanged weights; the checkpoint with five planted faults; and two trained
 # networks: one by BP, the surrogate of the audits, and one by adversarial training.

@@ -6,6 +6,8 @@
     python scripts/bench.py train --data cifar10.tar.xz       # beside a plain loop; see bench_train.py
     python scripts/bench.py train --data cifar10.tar.xz --backbone resnet18 --batch-size 512 --steps 1
     python scripts/bench.py attack --data cifar10.tar.xz --checkpoint resnet20.th   # see bench_attack.py
+    python scripts/bench.py retrieval --out results/bench/retrieval.csv             # see bench_retrieval.py
+    python scripts/bench.py hashing --out results/bench/hashing.csv                 # see bench_hashing.py
 
 ``step``. Time: one training step (redraw, forward, backward, SGD update). All networks take turns within a
 round and the order rotates, so a machine that slows down slows all of them; the figure is the median over
@@ -198,7 +200,7 @@ FIXED = [
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Cost of rules and engine, against bp and a plain loop.")
+    parser = argparse.ArgumentParser(description="Cost of rules, engine and ranking, against other code.")
     commands = parser.add_subparsers(required=True)
     step = commands.add_parser("step", help="time and memory of a training step, each rule against bp")
     step.add_argument("--backbone", default="resnet18")
@@ -236,11 +238,32 @@ def parse() -> argparse.Namespace:
     attack.set_defaults(measure=bench_attack)
     for command in (step, train, attack):
         command.add_argument("--device", default="auto")
+    for command in (step, train, attack, *add_retrieval(commands)):
         command.add_argument("--out", type=Path, help="CSV file")
     asked = parser.parse_args()
     if asked.measure is bench_attack and asked.n <= asked.share:
         attack.error(f"--share {asked.share}: takes two turns or more of the {asked.n} images (--n)")
     return asked
+
+
+def add_retrieval(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> list[argparse.ArgumentParser]:
+    """The options of ``retrieval`` and ``hashing``."""
+    retrieval = commands.add_parser("retrieval", help="metrics and ranking by binary codes, against faiss")
+    retrieval.add_argument("--queries", type=int, default=1000)
+    retrieval.add_argument("--items", type=int, default=59_000)
+    retrieval.add_argument("--many", type=int, default=1_000_000, help="items for 100 queries")
+    retrieval.add_argument("--bits", type=int, default=48)
+    retrieval.add_argument("--rounds", type=int, default=5)
+    retrieval.set_defaults(measure=bench_retrieval)
+    hashing = commands.add_parser("hashing", help="the network's share of the time of attacks on hashing")
+    hashing.add_argument("--queries", type=int, default=128)
+    hashing.add_argument("--items", type=int, default=59_000)
+    hashing.add_argument("--steps", type=int, default=20)
+    hashing.add_argument("--rounds", type=int, default=5)
+    hashing.set_defaults(measure=bench_hashing)
+    return [retrieval, hashing]
 
 
 def bench_train(arguments: argparse.Namespace) -> pd.DataFrame:
@@ -253,6 +276,20 @@ def bench_train(arguments: argparse.Namespace) -> pd.DataFrame:
 def bench_attack(arguments: argparse.Namespace) -> pd.DataFrame:
     """See bench_attack.py."""
     from bench_attack import measure
+
+    return measure(arguments)
+
+
+def bench_retrieval(arguments: argparse.Namespace) -> pd.DataFrame:
+    """See bench_retrieval.py."""
+    from bench_retrieval import measure
+
+    return measure(arguments)
+
+
+def bench_hashing(arguments: argparse.Namespace) -> pd.DataFrame:
+    """See bench_hashing.py."""
+    from bench_hashing import measure
 
     return measure(arguments)
 

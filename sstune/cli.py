@@ -1,4 +1,4 @@
-"""The command line: ``sstune train | finetune | attack`` over Hydra, and ``sstune report``.
+"""The command line: ``sstune train | finetune | attack`` over Hydra, ``sstune report`` and ``retrieve``.
 
 torch is imported only for a valid request. Exit status: 0 done; 1 failed, or ``audit.strict`` is not
 satisfied; 2 invalid request; 128 + signal number when stopped by a signal, with the state saved.
@@ -27,6 +27,7 @@ _SUMMARY = {
     "finetune": "fine-tune a network with a learning rule, from init_from=RUN_DIR|FILE",
     "attack": "attack a network with the rule's gradient and with the exact one",
     "report": "turn result rows into CSV and LaTeX tables and a figure",
+    "retrieve": "find the database images nearest to yours, with a run of task=hashing",
 }
 
 _EXAMPLES = """\
@@ -35,6 +36,7 @@ _EXAMPLES = """\
   sstune attack -m rule=bp,usf attack=fgsm,pgd        attack the resulting networks
   sstune attack init_from=runs/finetune/RUN attack.eps=[2/255,8/255]
   sstune report runs --out results/digits             tables and figure
+  sstune retrieve runs/train/RUN query.jpg --out nearest.png
   sstune finetune --cfg job                           show the configuration, run nothing"""
 
 
@@ -105,6 +107,10 @@ def _dispatch(arguments: list[str]) -> int:
         from sstune.commands import report
 
         return report.run(rest)
+    if command == "retrieve":
+        from sstune.commands import retrieve
+
+        return retrieve.run(rest)
     if command not in COMMANDS:
         raise RequestError(f"unknown command {command!r}, {nearest(command, _SUMMARY)}")
     if {"-h", "--help"} & set(rest):

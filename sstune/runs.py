@@ -29,11 +29,12 @@ from sstune.schema import RequestError, RunConfig
 from sstune.storage import BEGAN, explained, in_short, set_aside, write_json, write_text
 
 RESULT, CONFIG, RECORD = "result.json", "config.yaml", "data.json"
+SPLIT = "split.npz"  # positions of the images of each split, for retrieval
 STATE = ("checkpoint.pt", "outcomes.npz", "cell.npz")  # which a run resumes from
 # all files that a run writes
 _WRITTEN = (
-    *STATE, RESULT, CONFIG, RECORD, "history.csv", "alignment.csv", "model.pt", "images.npz", "images.png",
-    "failure.json", "audit.html",
+    *STATE, RESULT, CONFIG, RECORD, SPLIT, "history.csv", "alignment.csv", "model.pt", "codes.npz",
+    "images.npz", "images.png", "failure.json", "audit.html",
 )  # fmt: skip
 # Keys that a row needs for another run to start from it.
 _NEEDED = {"command": str, "identity": str, "config": dict, "lineage": list}

@@ -52,7 +52,7 @@ class TestHelp:
         answer = ask(*line.split())
         assert answer.status == 0
         assert answer.err == ""
-        for command in [*COMMANDS, "report"]:
+        for command in [*COMMANDS, "report", "retrieve"]:
             assert f"\n  {command} " in answer.out
         for group in [*GROUPS, "experiment"]:
             assert f" {group}= {' | '.join(options(group))}" in " ".join(answer.out.split())
@@ -70,7 +70,7 @@ class TestHelp:
             if command in COMMANDS:
                 assert cells(command, [word for word in words if "=" in word])
             commands.add(command)
-        assert commands == {*COMMANDS, "report"}
+        assert commands == {*COMMANDS, "report", "retrieve"}
 
     def test_version(self, ask: Ask) -> None:
         assert ask("--version") == (0, f"sstune {sstune.__version__}\n", "")
@@ -79,7 +79,7 @@ class TestHelp:
         program = (
             "import sys; from sstune.cli import main\n"
             "lines = ['--help', '--version', 'train --help', 'finetune --cfg job', 'train epochs=0', 'x',\n"
-            "         'attack -m seed=0,x']\n"
+            "         'attack -m seed=0,x', 'retrieve --help', 'retrieve x']\n"
             "answers = [main(line.split()) for line in lines]\n"
             "heavy = {'torch', 'torchvision', 'timm', 'pandas', 'sklearn', 'torchattacks'}\n"
             "print(answers, heavy & set(sys.modules))"
@@ -88,8 +88,8 @@ class TestHelp:
         answer = subprocess.run(
             [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
-        assert answer.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2, 2, 2] set()"
-        assert answer.stderr.count("\n") == 3
+        assert answer.stdout.splitlines()[-1] == "[0, 0, 0, 0, 2, 2, 2, 0, 2] set()"
+        assert answer.stderr.count("\n") == 4
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("command", COMMANDS)

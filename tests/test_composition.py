@@ -30,6 +30,7 @@ composed = functools.cache(lambda command, *overrides: compose(command, override
 # What an option needs besides its name; the folder need only exist.
 NEEDS = {
     "dataset=folder": ["dataset.root=.", "dataset.label=d"],
+    "dataset=list": ["dataset.root=.", "dataset.label=d"],
     "dataset=imagenet": ["dataset.root=."],
     "dataset=tiny_imagenet": ["dataset.root=."],
     "backbone=timm": ["backbone.name=convnext_atto"],
@@ -50,6 +51,7 @@ EXPERIMENTS = {
     "imagenet_xiao": ["experiment=imagenet_xiao", "dataset.root=."],
     "tiny_imagenet_32": ["experiment=tiny_imagenet_32", "dataset.root=."],
     "transfer_cifar10_jpeg": ["experiment=transfer_cifar10_jpeg", "dataset.root=."],
+    "hashing_authors": ["experiment=hashing_authors"],
     "hashing_cifar10_jpeg": ["experiment=hashing_cifar10_jpeg", "dataset.root=."],
     "mnist_mlp_trained": ["experiment=mnist_mlp_trained", "rule=pfa"],
 }

@@ -45,7 +45,10 @@ def targets() -> set[str]:
 
 def test_every_command_has_its_test() -> None:
     """A command of a kind that no test below runs would stand in the README untested."""
-    kinds = [r"make [a-z-]+( SHARED=FOLDER)?", r"sstune (train|finetune|attack|report) .*|sstune --help"]
+    kinds = [
+        r"make [a-z-]+( SHARED=FOLDER)?",
+        r"sstune (train|finetune|attack|report|retrieve) .*|sstune --help",
+    ]
     kinds.append(r"python scripts/bench\.py (step|train --data \S+)")  # tests/scripts/test_bench.py
     for command in [*prompts(), *inline()]:
         assert any(re.fullmatch(kind, command) for kind in kinds), command

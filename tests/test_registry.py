@@ -44,7 +44,7 @@ def test_a_name_that_is_taken_is_refused(names: tuple[str, ...], registry: Regis
     [
         ("ufs", "did you mean 'usf'?"),
         ("brs", "did you mean 'brsf'?"),
-        ("USF", "known: brsf, frsf, usf"),
+        ("USF", "did you mean 'usf'?"),
         ("", "known: brsf, frsf, usf"),
         ("weight_mirror", "known: brsf, frsf, usf"),
     ],

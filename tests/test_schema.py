@@ -43,6 +43,7 @@ ROOT = Path(sstune.__file__).parents[1]
     [
         ("epoch", ["epochs", "seed"], "did you mean 'epochs'?"),
         ("zzz", ["b", "a"], "known: a, b"),
+        ("MNIST", ["mnist", "MN", "svhn"], "did you mean 'mnist'?"),
     ],
 )
 def test_nearest(name: str, known: list[str], hint: str) -> None:

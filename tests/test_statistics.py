@@ -13,13 +13,14 @@ from scipy import stats
 from scipy.stats import binomtest
 
 from sstune.statistics import (
+    DRAWS,
     Pairing,
     bootstrap_interval,
+    bootstrap_test,
     difference_interval,
     mcnemar,
-    mean_interval,
-    permutation_test,
-    student_quantile,
+    percentile_interval,
+    resampled_means,
     wilson,
 )
 
@@ -126,50 +127,67 @@ class TestDifference:
         assert (high - low) / 2 == pytest.approx(Z * math.sqrt((0.4 - 0.2**2) / 100_000), rel=1e-3)
 
 
-class TestMean:
-    @pytest.mark.parametrize("degrees", [*range(1, 12), 29, 30, 99, 100, 9_999])
-    def test_the_quantile_is_scipys(self, degrees: int) -> None:
-        assert student_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-9)
+class TestResampledMeans:
+    def test_its_interval_is_scipys_bootstrap(self) -> None:
+        values = np.random.default_rng(0).beta(0.5, 0.5, 60)
+        expected = stats.bootstrap(
+            (values,), np.mean, n_resamples=40_000, method="percentile", rng=np.random.default_rng(1)
+        ).confidence_interval
+        half = (expected.high - expected.low) / 2
+        found = percentile_interval(resampled_means(values))
+        assert found == pytest.approx((expected.low, expected.high), abs=0.05 * half)
 
-    @given(st.lists(st.floats(0.4, 0.6), min_size=2, max_size=50))
-    def test_is_students_interval(self, values: list[float]) -> None:
-        if np.std(values) > 1e-3:
-            expected = stats.ttest_1samp(values, 0).confidence_interval()
-            low, high = max(0, expected.low), min(1, expected.high)
-            assert mean_interval(np.array(values)) == pytest.approx((low, high), rel=1e-6)
+    def test_of_three_values_all_resamples_by_enumeration(self) -> None:
+        values = np.array([0.0, 0.25, 1.0])
+        means = resampled_means(values)
+        expected = [np.mean(drawn) for drawn in itertools.product(values, repeat=3)]
+        assert len(means) == DRAWS
+        for mean in set(expected):
+            share = expected.count(mean) / len(expected)
+            assert np.isclose(means, mean).mean() == pytest.approx(share, abs=0.015)
 
-    def test_is_cut_where_values_end(self) -> None:
-        assert mean_interval(np.array([0.0, 1.0])) == (0, 1)
-        assert mean_interval(np.array([-1.0, 1.0]), low=-1) == (-1, 1)
+    def test_all_values_of_as_many_samples_have_the_same_resamples(self) -> None:
+        a, b = np.random.default_rng(2).random((2, 30))
+        assert resampled_means(a) - resampled_means(b) == pytest.approx(resampled_means(a - b), abs=1e-12)
 
-    def test_of_one_value_there_is_none(self) -> None:
-        assert np.isnan(mean_interval(np.array([0.5]))).all()
+    def test_the_interval_covers_19_times_in_20(self) -> None:
+        generator, covered = np.random.default_rng(3), 0
+        for _ in range(300):
+            low, high = percentile_interval(resampled_means(generator.beta(2, 1, 100)))
+            covered += low <= 2 / 3 <= high
+        assert covered / 300 == pytest.approx(0.95, abs=0.04)
+
+    def test_equal_values_have_no_width(self) -> None:
+        assert percentile_interval(resampled_means(np.full(9, 0.5))) == (0.5, 0.5)
 
 
-class TestPermutation:
-    @given(st.lists(st.integers(-20, 20), min_size=1, max_size=9))
-    def test_counts_the_signs_that_are_as_unequal(self, differences: list[int]) -> None:
-        """In whole numbers: sums of hundredths that are equal must not be told apart by rounding."""
-        sums = [
-            abs(sum(sign * difference for sign, difference in zip(signs, differences, strict=True)))
-            for signs in itertools.product((-1, 1), repeat=len(differences))
-        ]
-        expected = np.mean([total >= abs(sum(differences)) for total in sums])
-        assert permutation_test(np.array(differences) / 100) == pytest.approx(expected)
+class TestBootstrapTest:
+    def test_is_scipys_shares_of_resamples(self) -> None:
+        a, b = np.random.default_rng(4).beta(2, 2, (2, 50))
+        drawn = stats.bootstrap(
+            (a - b,), np.mean, n_resamples=40_000, method="percentile", rng=np.random.default_rng(5)
+        ).bootstrap_distribution
+        expected = 2 * min((drawn <= 0).mean(), (drawn >= 0).mean())
+        assert bootstrap_test(resampled_means(a) - resampled_means(b)) == pytest.approx(expected, abs=0.02)
 
-    def test_of_many_differences(self) -> None:
-        differences = np.random.default_rng(0).normal(0.02, 0.1, 200)
-        found = stats.permutation_test(
-            (differences,), np.sum, permutation_type="samples", n_resamples=50_000, rng=1
-        )
-        assert permutation_test(differences) == pytest.approx(found.pvalue, abs=0.003)
+    @pytest.mark.parametrize("shift", np.linspace(-0.1, 0.1, 21))
+    def test_agrees_with_the_interval(self, shift: float) -> None:
+        means = resampled_means(np.random.default_rng(6).normal(shift, 0.2, 40))
+        low, high = percentile_interval(means)
+        assert (bootstrap_test(means) < 0.05) == (low > 0 or high < 0)
 
-    def test_of_signs_alone_it_is_mcnemars(self) -> None:
-        differences = np.repeat([1.0, 0.0, -1.0], [9, 5, 2])
-        assert permutation_test(differences) == pytest.approx(mcnemar(9, 2))
+    def test_is_near_students_for_many_samples(self) -> None:
+        differences = np.random.default_rng(7).normal(0.02, 0.1, 200)
+        expected = stats.ttest_1samp(differences, 0).pvalue
+        assert bootstrap_test(resampled_means(differences)) == pytest.approx(expected, abs=0.01)
 
-    def test_without_a_difference_nothing_is_unlikely(self) -> None:
-        assert permutation_test(np.zeros(20)) == 1
+    def test_its_extremes(self) -> None:
+        assert bootstrap_test(resampled_means(np.zeros(20))) == 1
+        assert bootstrap_test(resampled_means(np.full(20, 0.1))) == 2 / (DRAWS + 1)
+
+    def test_knows_no_order(self) -> None:
+        means = resampled_means(np.random.default_rng(8).normal(0.03, 0.1, 30))
+        assert bootstrap_test(means) == bootstrap_test(-means)
 
 
 class TestBootstrap:

@@ -67,7 +67,8 @@ class GradientAscent:
             tries[open_.index] += 1
             adversarial = open_.objective.is_adversarial(outputs)
             open_.note(adversarial, step)
-            if self.early_exit and (kept := open_.close(adversarial)) is not None:
+            early_exit = self.early_exit and not best.ranked
+            if early_exit and (kept := open_.close(adversarial)) is not None:
                 if len(open_) == 0:
                     return AttackResult(best.of(result), open_.steps_to_success, zeros / tries)
                 gradient = gradient[kept]

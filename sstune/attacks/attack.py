@@ -153,6 +153,11 @@ class BestIterates:
         kept = torch.where(better[:, None, None, None], images, self.images[open_.index])
         self.images[open_.index] = kept
 
+    @property
+    def ranked(self) -> bool:
+        """Whether the objective ranks iterates."""
+        return self.images is not None
+
     def of(self, last: Tensor) -> Tensor:
         """The best iterates, (N, C, H, W); ``last`` where the objective does not rank them."""
         return last if self.images is None else self.images

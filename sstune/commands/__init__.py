@@ -1,4 +1,4 @@
-"""The commands ``train``, ``finetune``, ``attack`` and ``report``. Importing this imports no torch."""
+"""The commands, ``train``, ``finetune``, ``attack``, ``report``, ``retrieve``; imports no torch."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> M
             measured.append(_measurement(config, victim, gradient_source, eps, outcome))
             print(f"  {config.attack.name} {key}: {_result_text(victim, outcome, measured[-1])}", flush=True)
     if config.attack.save_images:
-        save_images(run.directory, config.attack, victim, outcomes.cells, data.classes)
+        save_images(run.directory, config.attack, victim, outcomes.cells, data)
     row = row_fields(config, data, victim, measured)
     row["seconds"] = sum(entry["seconds"] for entry in measured)
     return row

@@ -40,7 +40,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> M
         from sstune.commands.images import save_images
 
         shown = replace(config.attack, name="pgd")
-        save_images(run.directory, shown, victim, evidence.pgd_for_images(), data.classes)
+        save_images(run.directory, shown, victim, evidence.pgd_for_images(), data)
     measured = [*_measured_by_default(evidence), *_worst_cases(evidence, config.attack.name)]
     row = row_fields(config, data, victim, measured)
     row["classes"] = data.classes

@@ -6,19 +6,25 @@ splits detect other changes: another version of a package's files, or edited ima
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
 
 from sstune import backbones, datasets, tasks
 from sstune.commands.lineage import Source
 from sstune.identity import semantic
 from sstune.row import DatasetsEntry, SplitEntry
-from sstune.runs import RECORD, STATE, Run
+from sstune.runs import RECORD, SPLIT, STATE, Run
 from sstune.schema import RunConfig
 from sstune.schema.keys import Role, keys_of
-from sstune.storage import write_json
+from sstune.storage import write_bytes, write_json
 
 
 def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits:
@@ -30,12 +36,29 @@ def load(run: Run, source: Source | None, first: bool = True) -> datasets.Splits
         first: whether this is the process that writes to the run's directory.
     """
     config = run.config
-    data = datasets.load(config.dataset, backbones.preprocessing(config.backbone), config.workers)
-    data = tasks.build(config.task, data.n_classes).arrange(data, config.split)
+    data = arranged(config)
     said = described(data)
     if first:
         _put_aside_if_other(run, said)
+        if data.indices is not None:
+            _write_indices(run.directory / SPLIT, data.indices)
     return replace(data, remarks=[*data.remarks, *_differences(run, source, said)])
+
+
+def _write_indices(path: Path, indices: Mapping[str, Tensor]) -> None:
+    """The positions of each split's images in the dataset (train, val, test), int64, by the split's name."""
+    file = io.BytesIO()
+    arrays: dict[str, Any] = {name: index.numpy() for name, index in indices.items()}
+    np.savez_compressed(file, **arrays)
+    write_bytes(path, file.getbuffer())
+
+
+def arranged(config: RunConfig) -> datasets.Splits:
+    """The splits of a configuration's dataset, as its task needs them."""
+    searches = getattr(tasks.TASKS[config.task.name], "searches", False)
+    preprocessing = backbones.preprocessing(config.backbone)
+    split = config.split if searches else None
+    return datasets.load(config.dataset, preprocessing, config.workers, split)
 
 
 def described(data: datasets.Splits) -> DatasetsEntry:
@@ -69,8 +92,11 @@ def _put_aside_if_other(run: Run, said: DatasetsEntry) -> None:
 
 def _differences(run: Run, source: Source | None, said: DatasetsEntry) -> list[str]:
     """A remark if splits of the same configuration differ from those of the source's run."""
-    if source is None or source.config is None or ("database" in source.datasets) != ("database" in said):
-        return []  # splits for retrieval are others than those for classification
+    if source is None or source.config is None:
+        return []
+    for_retrieval = "database" in {**source.datasets, **said}
+    if for_retrieval and run.config.task.name != source.config.task.name:  # splits of another kind
+        return []
     compared: list[Literal["train", "val", "test", "database"]] = ["train", "val", "test", "database"]
     # these do not change the images of a split
     treated: tuple[Role, ...] = (Role.AUGMENTATION, Role.NORMALIZATION)

@@ -23,6 +23,25 @@ def write_reference(task: Task, reference: Any, data: datasets.Splits, weights: 
         task.save_reference(weights.parent / task.reference_file, reference, data, file_digest(weights))
 
 
+def kept_reference(task: Task, data: datasets.Splits, source: Source, config: RunConfig) -> Any:
+    """The reference for the test split that ``source``'s run has kept.
+
+    Args:
+        config: how the images of ``data`` are read and normalised; digests of splits do not tell.
+
+    Returns:
+        None if there is none, or if it is damaged, or of other weights, images or settings.
+    """
+    if task.reference_file is None or source.config is None:
+        return None
+    if semantic(source.config)["dataset"] != semantic(config)["dataset"]:
+        return None
+    try:
+        return task.load_reference(source.path.parent / task.reference_file, data, file_digest(source.path))
+    except (OSError, ValueError):  # also where an earlier run was stopped before it wrote one
+        return None
+
+
 def reference_of(
     task: Task,
     network: nn.Module,
@@ -31,23 +50,9 @@ def reference_of(
     source: Source,
     config: RunConfig,
 ) -> Any:
-    """The reference of ``network`` for the test split: as its run has kept it, or computed.
-
-    Args:
-        source: the run of the network.
-        config: how the images of ``data`` are read; a kept reference is of images that were read, and
-            normalised, as by the network's own run.
-    """
-    if task.reference_file is not None and source.config is not None and _reads_alike(source.config, config):
-        try:
-            path = source.path.parent / task.reference_file
-            return task.load_reference(path, data, file_digest(source.path))
-        except (OSError, ValueError):  # of other data or settings; or an earlier run was stopped before it
-            pass
+    """The reference of ``network`` for the test split: as its run has kept it, or computed."""
+    kept = kept_reference(task, data, source, config)
+    if kept is not None:
+        return kept
     with frozen_feedback(network):
         return task.reference(network, data, device)
-
-
-def _reads_alike(one: RunConfig, other: RunConfig) -> bool:
-    """Whether the images are read and normalised alike; digests of splits do not tell."""
-    return bool(semantic(one)["dataset"] == semantic(other)["dataset"])

@@ -86,6 +86,7 @@ def _write(rows: list[Row], cells: pd.DataFrame, out: Path) -> list[Path]:
     from sstune.report.effort import metric_against_effort
     from sstune.report.figures import metric_against_eps
     from sstune.report.pairs import gap_table, paired_table
+    from sstune.report.retrieval import retrieval_curves, retrieval_table
     from sstune.report.rows import write_rows
     from sstune.report.tables import table, to_csv, to_latex, wide
     from sstune.report.transfer import transfer_map
@@ -97,6 +98,7 @@ def _write(rows: list[Row], cells: pd.DataFrame, out: Path) -> list[Path]:
     others = {
         "gap.csv": gap_table(cells),
         "paired.csv": paired_table(cells),
+        "retrieval.csv": retrieval_table(cells),
         "audit.csv": audit_table(rows, cells),
         "alignment.csv": alignment,
     }
@@ -106,6 +108,7 @@ def _write(rows: list[Row], cells: pd.DataFrame, out: Path) -> list[Path]:
     write_rows(rows, out / "rows.jsonl")
     figures = [
         *metric_against_eps(cells, out),
+        *retrieval_curves(cells, out),
         *metric_against_effort(cells, out),
         *transfer_map(cells, out / "transfer"),
         *alignment_by_layer(alignment, out / "alignment"),

@@ -5,6 +5,7 @@ Imports no torch, because a run's identity is computed from here before torch is
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import lzma
 import tarfile
@@ -17,6 +18,7 @@ from sstune.schema import (
     DatasetConfig,
     DownloadedFolderConfig,
     FolderConfig,
+    ListConfig,
     MnistConfig,
     RequestError,
     shown,
@@ -34,14 +36,41 @@ def fingerprint(config: DatasetConfig) -> str | None:
     """Content digest of a dataset in files of the user's own; part of a run's identity.
 
     Returns:
-        For an archive its sha256 (hex), for a directory that of its images' names and contents. None for
-        datasets that torchvision downloads.
+        For an archive its sha256 (hex), for a directory that of its images' names and contents, with the list
+        files if there are any. None for datasets that torchvision downloads.
 
     Raises:
         RequestError: the root cannot be read.
     """
+    if isinstance(config, ListConfig):
+        return _list_digest(config)
     root = _own_images(config)
     return None if root is None else digest(root, _kept_in(config))
+
+
+def list_files(config: ListConfig) -> dict[str, Path]:
+    """The list files of a dataset by what they list: database, train, test, and val and classes if given."""
+    root = Path(config.root).expanduser()
+    names = {
+        "database": config.database_file,
+        "train": config.train_file,
+        "test": config.test_file,
+        "val": config.val_file,
+        "classes": config.classes_file,
+    }
+    return {what: root / name for what, name in names.items() if name is not None}
+
+
+def _list_digest(config: ListConfig) -> str:
+    """sha256 (hex) of the images below the root, and of the list files by what they list."""
+    found = hashlib.sha256(digest(Path(config.root).expanduser(), config.cache).encode())
+    for what, file in list_files(config).items():
+        try:
+            found.update(f"\0{what}\0{file_digest(file)}".encode())
+        except OSError as error:
+            where = f"dataset.{what}_file: cannot read {file}"
+            raise RequestError(f"{where}: {error.strerror or error}") from error
+    return found.hexdigest()
 
 
 def earlier_fingerprint(config: DatasetConfig) -> Earlier | None:

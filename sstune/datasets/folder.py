@@ -92,20 +92,29 @@ def _listed(config: FolderConfig, root: Path, layout: TreeLayout | None) -> Foun
     if not config.skip_corrupt:
         return files, [layout[name] for name in names], {}
 
-    path = cache.cache_file(
-        config.cache, "corrupt", found.content, hashlib.sha256(b"\0".join(encoded)).hexdigest()
-    )
-    corrupt = cache.load_corrupt(path)
-    if corrupt is None:
-        print(f"  checking {len(files):,} images of {root} for damage, once", flush=True)
-        corrupt = files.corrupt()
-        cache.save_corrupt(path, corrupt)
+    corrupt = known_corrupt(files, found.content, config.cache)
     kept = torch.tensor(
         [position for position, name in enumerate(names) if name not in corrupt], dtype=torch.int64
     )
     if not len(kept):
         raise RequestError(f"dataset.root: no image of {root} can be decoded")
     return files[kept], [layout[name] for name in names if name not in corrupt], corrupt
+
+
+def known_corrupt(files: ImageFiles, content: str, kept_in: str) -> dict[str, str]:
+    """Name -> error of the files that cannot be decoded, from the cache; the first time all files are read.
+
+    Args:
+        content: digest of the directory; the cache is used as long as it stays the same.
+        kept_in: directory of the cache.
+    """
+    path = cache.cache_file(kept_in, "corrupt", content, hashlib.sha256(b"\0".join(files.names)).hexdigest())
+    corrupt = cache.load_corrupt(path)
+    if corrupt is None:
+        print(f"  checking {len(files):,} images of {files.root} for damage, once", flush=True)
+        corrupt = files.corrupt()
+        cache.save_corrupt(path, corrupt)
+    return corrupt
 
 
 def _view(config: FolderConfig) -> View | None:

@@ -10,7 +10,7 @@ from sstune.datasets.augmentation import build_transforms, check_transforms
 from sstune.datasets.decoding import View
 from sstune.datasets.files import ImageFiles
 from sstune.datasets.retrieval import retrieval_splits
-from sstune.datasets.splits import Split, Splits, subset_positions
+from sstune.datasets.splits import Split, Splits, split_off_positions, subset_positions
 from sstune.preprocessing import Preprocessing
 from sstune.registry import Registry
 from sstune.schema import DatasetConfig, RequestError, SplitConfig
@@ -53,9 +53,20 @@ def load(
     splits = replace(splits, **viewed)  # type: ignore[arg-type]
     if split is not None:
         splits = retrieval_splits(splits, split)
+    elif not len(splits.val):
+        splits = _with_validation(splits, config)
     splits = _with_subset(splits, config)
     check_transforms(config.transforms, splits.shape)
     return splits
+
+
+def _with_validation(splits: Splits, config: DatasetConfig) -> Splits:
+    """The splits of a dataset whose validation split is empty: a part of train is held out."""
+    rest, held = split_off_positions(splits.train.strata, config.val_fraction, "dataset.val_fraction")
+    train, indices = splits.train, splits.indices
+    if indices is not None:
+        indices = {**indices, "train": indices["train"][rest], "val": indices["train"][held]}
+    return replace(splits, train=train.take(rest), val=train.take(held), indices=indices)
 
 
 def _with_subset(splits: Splits, config: DatasetConfig) -> Splits:

@@ -188,35 +188,46 @@ class Splits:
 
 
 def split_off(split: Split, fraction: float, key: str) -> tuple[Split, Split]:
-    """Split off a random, stratified ``fraction``, seeded by ``SPLIT_SEED``; both parts keep the order.
+    """Split off the samples at :func:`split_off_positions`.
+
+    Returns:
+        The remaining split and the part that was split off.
+    """
+    rest, part = split_off_positions(split.strata, fraction, key)
+    return split.take(rest), split.take(part)
+
+
+def split_off_positions(strata: Tensor, fraction: float, key: str) -> tuple[Tensor, Tensor]:
+    """Choose a random, stratified ``fraction``, seeded by ``SPLIT_SEED``.
 
     Class quotas are rounded by the largest remainder, so that the sizes are exact, and at least one sample of
     each class remains.
 
     Args:
+        strata: the stratum of each sample, int64 [N].
         key: the configuration key of ``fraction``, for errors.
 
     Returns:
-        The remaining split and the part that was split off.
+        Positions of the other samples and of the chosen ones, int64, ascending.
 
     Raises:
         RequestError: one of the two would be empty.
     """
-    counts = torch.bincount(split.strata)
+    counts = torch.bincount(strata)
     exact = counts * fraction
     quota = exact.floor().long()
     rounded_up = (exact - quota).argsort(descending=True, stable=True)
-    quota[rounded_up[: round(len(split) * fraction) - int(quota.sum())]] += 1
+    quota[rounded_up[: round(len(strata) * fraction) - int(quota.sum())]] += 1
     quota = quota.minimum((counts - 1).clamp(min=0))
 
-    order = permutation(len(split), SPLIT_SEED)
-    shuffled = split.strata[order]
-    chosen = torch.zeros(len(split), dtype=torch.bool)
+    order = permutation(len(strata), SPLIT_SEED)
+    shuffled = strata[order]
+    chosen = torch.zeros(len(strata), dtype=torch.bool)
     for label, n in enumerate(quota.tolist()):
         chosen[order[shuffled == label][:n]] = True
     if not chosen.any() or chosen.all():
-        raise RequestError(f"{key}: {fraction:g} of {len(split)} images leaves one of the two splits empty")
-    return split.take((~chosen).nonzero()[:, 0]), split.take(chosen.nonzero()[:, 0])
+        raise RequestError(f"{key}: {fraction:g} of {len(strata)} images leaves one of the two splits empty")
+    return (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
 
 
 def subset(split: Split, train_n: int | None, shots: int | None, seed: int, classes: Sequence[str]) -> Split:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from sstune.metric import ACCURACY, metric_named
@@ -17,6 +19,7 @@ from sstune.report.rows import TOLERANCE, eps_value, norm_of, unique
 from sstune.report.variants import (
     LABELS,
     attack_settings,
+    coding_rank,
     joined,
     labels_of,
     model_settings,
@@ -25,7 +28,7 @@ from sstune.report.variants import (
 )
 from sstune.row import Measurement, Row, is_counted, metric_of, value_of
 from sstune.schema import Norm, RequestError
-from sstune.statistics import mean_interval, wilson
+from sstune.statistics import percentile_interval, resampled_means, wilson
 
 LINE = [*LABELS, "variant"]
 CELL = ["attack", "eps", "gradient", "source"]
@@ -44,6 +47,7 @@ def frame(rows: Iterable[Row]) -> pd.DataFrame:
     samples;
     - ``correct``, and ``n_clean`` before the attack, for a counted metric (NaN otherwise);
     - per sample, packed: ``outcomes`` (counted) or ``values``; ``interval``, (low, high) or None;
+    - ``more`` figures and ``curves`` of the same predictions, by name; ``zero_gradients``;
     - ``found`` (``[effort, samples]`` pairs), ``seconds``, ``identity``, ``samples`` (their digest);
     - ``network`` and ``attack_settings``: settings of model and attack with seeds, as JSON; without seeds, as
       dictionaries: ``model`` and ``settings``.
@@ -133,6 +137,9 @@ def _measured(row: Row, found: Measurement) -> dict[str, Any]:
         "values": found.get("values") or "",
         "interval": None if interval is None else (interval[0], interval[1]),
         "found": found.get("found") or [],
+        "more": found.get("more") or {},
+        "curves": found.get("curves") or {},
+        "zero_gradients": _or_nan(found.get("zero_gradients")),
     }
 
 
@@ -144,9 +151,9 @@ def interval(seeds: Sequence[Mapping[Hashable, Any]]) -> tuple[float, float]:
     """95 % interval of the mean over seeds, in [0, 1], with respect to the sampling of test samples.
 
     All seeds share their test samples, which are therefore not pooled. Wilson's interval of the mean count;
-    Student's t interval of the per-sample means over seeds; otherwise the mean of the measured intervals; NaN
-    if there is none. It is conservative for counts: the variance of a mean over networks is at most that of
-    one network.
+    the percentile bootstrap over samples of the mean over seeds; otherwise the mean of the measured
+    intervals; NaN if there is none. Wilson's is conservative: the variance of a mean over networks is at most
+    that of one network.
 
     Args:
         seeds: lines of :func:`frame` that differ only in the seed.
@@ -155,12 +162,23 @@ def interval(seeds: Sequence[Mapping[Hashable, Any]]) -> tuple[float, float]:
     if all(seed["counted"] for seed in seeds):
         return wilson(float(np.mean([seed["value"] for seed in seeds])) * n, n)
     if all(seed["values"] for seed in seeds) and len({seed["samples"] for seed in seeds}) == 1:
-        return mean_interval(np.mean([unpack_values(seed["values"], n) for seed in seeds], axis=0))
+        return bootstrapped([resampled(seed["values"], n) for seed in seeds])
     known = [seed["interval"] for seed in seeds if seed["interval"] is not None]
     if len(known) < len(seeds):
         return math.nan, math.nan
     low, high = np.mean(known, axis=0)
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2048)  # 160 MB
+def resampled(values: str, n: int) -> npt.NDArray[np.float64]:
+    """Means of the bootstrap resamples of packed values; all values of ``n`` samples have the same ones."""
+    return resampled_means(unpack_values(values, n)) if n > 1 else np.array([math.nan])
+
+
+def bootstrapped(means: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float]:
+    """95 % interval of the average over seeds, from the resampled means (or differences of means) of each."""
+    return percentile_interval(np.mean(means, axis=0))
 
 
 def by_metric(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -182,4 +200,4 @@ def _order(record: Mapping[str, Any]) -> tuple[Any, ...]:
     line = record["backbone"], record["dataset"], rank(record["rule"], RULES), record["scale"]
     variant = record["model_variant"], record["attack_variant"]
     metric, cell = metric_rank(record["metric"]), cell_order(record)
-    return metric, *line, *variant, *cell, record["seed"], record["identity"]
+    return metric, *line, coding_rank(record["model"]), *variant, *cell, record["seed"], record["identity"]

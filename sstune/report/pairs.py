@@ -8,13 +8,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from sstune.packing import unpack, unpack_values
-from sstune.report.measurements import LINE, columns_for
+from sstune.packing import unpack
+from sstune.report.measurements import LINE, bootstrapped, columns_for, resampled
 from sstune.report.variants import joined
-from sstune.statistics import Pairing, difference_interval, mcnemar, mean_interval, permutation_test
+from sstune.statistics import Pairing, bootstrap_test, difference_interval, mcnemar
 
 POINTS = ["low_points", "high_points"]
 GAP = [*LINE, "attack", "eps", "seeds", "n", "rule_gradient", "exact_gradient", "gap_points", *POINTS]
@@ -60,8 +59,8 @@ def paired_table(cells: pd.DataFrame) -> pd.DataFrame:
     A and B are two networks of one seed under the same attack and gradient, or one network under the rule's
     and the exact gradient. Counts are of correct samples: in both, in A only, in B only, in neither; empty
     for a metric that is not counted. ``difference_points`` is A minus B in percentage points, with a 95 %
-    interval; ``p`` is McNemar's for counts, otherwise that of a permutation test, not corrected for multiple
-    comparisons. Clean comparisons use the attacked samples.
+    interval; ``p`` is McNemar's for counts, otherwise that of a paired bootstrap over samples, not corrected
+    for multiple comparisons. Clean comparisons use the attacked samples.
 
     Args:
         cells: :func:`sstune.report.measurements.frame`.
@@ -88,8 +87,7 @@ def _interval(seeds: pd.DataFrame) -> tuple[float, float]:
         only_rule, only_exact = sum(pair.only_a for pair in pairs), sum(pair.only_b for pair in pairs)
         return difference_interval(only_rule / len(pairs), only_exact / len(pairs), n)
     if all(rule and exact for rule, exact in values) and seeds["samples"].nunique() == 1:
-        gaps = [unpack_values(rule, n) - unpack_values(exact, n) for rule, exact in values]
-        return mean_interval(np.mean(gaps, axis=0), low=-1.0)
+        return bootstrapped([resampled(rule, n) - resampled(exact, n) for rule, exact in values])
     return math.nan, math.nan
 
 
@@ -109,10 +107,9 @@ def _compared(a: Record, b: Record) -> dict[str, Any]:
         interval = difference_interval(pair.only_a, pair.only_b, pair.n)
         line |= asdict(pair) | _in_points("difference", pair.difference, interval)
         return line | {"p": mcnemar(pair.only_a, pair.only_b)}
-    differences = unpack_values(a["values"], a["n"]) - unpack_values(b["values"], b["n"])
-    interval = mean_interval(differences, low=-1.0)
-    line |= _in_points("difference", float(differences.mean()), interval)
-    return line | {"p": permutation_test(differences)}
+    differences = resampled(a["values"], a["n"]) - resampled(b["values"], b["n"])
+    line |= _in_points("difference", a["value"] - b["value"], bootstrapped([differences]))
+    return line | {"p": bootstrap_test(differences)}
 
 
 def _in_points(name: str, difference: float, interval: tuple[float, float]) -> dict[str, float]:

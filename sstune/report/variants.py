@@ -1,7 +1,8 @@
 """Group measurements by the settings of model and attack, and name the variants of a table line.
 
 Runs that differ only in seeds share a table line. Runs with the same backbone, dataset, rule and scale that
-differ in other keys have separate lines, distinguished by ``variant``, which names these keys.
+differ in other keys have separate lines, distinguished by ``variant``, which names these keys. Training loss
+and number of bits of networks for hashing come first, without their keys: "csq 32 bits".
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _OF_TRAINING = {
     first_name(key) for key, declaration in declared().items() if declaration.role.only_in_training
 }
 
+# Keys of a task whose values are always named, and how.
+_ALWAYS_NAMED = {"task.loss": "{}", "task.bits": "{} bits"}
+
 Settings = dict[str, str]
 
 
@@ -43,7 +47,7 @@ def labels_of(row: Row) -> dict[str, str]:
 def name_variants(records: Sequence[dict[str, Any]]) -> None:
     """Add ``variant`` and its halves, ``model_variant`` and ``attack_variant``.
 
-    Adversarial training is always named, also if it is common to all networks.
+    Adversarial training, and loss and bits of hashing, are always named, also if common to all networks.
 
     Args:
         records: each with :data:`LABELS`, ``metric``, ``attack``, and its ``model`` and ``settings`` without
@@ -56,7 +60,28 @@ def name_variants(records: Sequence[dict[str, Any]]) -> None:
         adversary = record["model"].get("task.adversarial", "null")
         if adversary != "null" and "task.adversarial=" not in record["model_variant"]:
             record["model_variant"] = joined(record["model_variant"], f"task.adversarial={adversary}")
+        record["model_variant"] = joined(_coding(record["model"]), record["model_variant"])
         record["variant"] = joined(record["model_variant"], record["attack_variant"])
+
+
+def coding_rank(model: Settings) -> tuple[str, float]:
+    """Sort key: networks for hashing by training loss, then by number of bits."""
+    bits = model.get("task.bits", "")
+    return model.get("task.loss", ""), float(bits) if bits.isdecimal() else 0.0
+
+
+def _coding(model: Settings) -> str:
+    return joined(*(text.format(model[key]) for key, text in _ALWAYS_NAMED.items() if key in model))
+
+
+def _without_coding(model: Settings) -> Settings:
+    """Without what :func:`_coding` names, also of ancestors that agree with the model."""
+
+    def named(key: str) -> bool:
+        own = key.replace("init_from.", "")
+        return own in _ALWAYS_NAMED and model[key] == model.get(own)
+
+    return {key: value for key, value in model.items() if not named(key)}
 
 
 def _name_part(
@@ -78,6 +103,7 @@ def _name_part(
 def _by_origin(models: Sequence[Settings], depth: int = 0) -> list[str]:
     """Differences of models, comparing commands and files of their ancestors first: models of different
     origin differ in many keys, which are not named."""
+    models = list(map(_without_coding, models))
     here = {"init_from." * depth + key for key in ("command", "file")}
     if not any(here & model.keys() for model in models):
         return _differences(models)
@@ -122,9 +148,12 @@ def model_settings(row: Row) -> Settings:
             settings = trained | settings | {f"as_trained.{key}": trained[key] for key in changed}
         else:
             settings["command"] = "attack"
-    data = row.get("datasets", {}).get("test")
-    if data is not None:  # a configuration gives the data by label only; the files may differ
-        settings["datasets.test"] = data["digest"][:8]
+    data = row.get("datasets", {})
+    # a configuration gives the data by label only; the files may differ
+    if (test := data.get("test")) is not None:
+        settings["datasets.test"] = test["digest"][:8]
+    if (database := data.get("database")) is not None:
+        settings["datasets.database"] = database["digest"][:8]
     for depth, ancestor in enumerate(reversed(ancestors), start=1):
         settings |= {"init_from." * depth + key: value for key, value in _stage(ancestor).items()}
     return settings

@@ -16,6 +16,7 @@ from sstune.retrieval.labels import Labels
 from sstune.retrieval.order import RefinedOrder, stable_order
 from sstune.retrieval.tie_aware import Counts, Values
 
+_BLOCK = 1 << 16  # items whose histogram is made in a CPU's cache
 _CELLS = 1 << 24  # distances that a device holds at a time, each 8 bytes, about four times
 
 
@@ -89,6 +90,19 @@ def average_precision_of(relevant: NDArray[np.bool_]) -> float:
     return float((np.arange(1, len(ranks) + 1) / ranks).sum() / max(1, len(ranks)))
 
 
+def histogram(
+    distances: NDArray[np.unsignedinteger], shared: NDArray[np.unsignedinteger], shape: tuple[int, int]
+) -> Counts:
+    """How many items share s labels with a query and have distance d, at [s, d] of an array of that shape."""
+    counted = np.zeros(shape[0] * shape[1], np.int64)
+    dtype = np.uint16 if len(counted) < 1 << 16 else np.uint32
+    for start in range(0, len(distances), _BLOCK):
+        key = np.multiply(shared[start : start + _BLOCK], shape[1], dtype=dtype)
+        key += distances[start : start + _BLOCK]
+        counted += np.bincount(key, minlength=len(counted))
+    return counted.reshape(shape)
+
+
 @dataclass(frozen=True, eq=False)
 class HostCounter:
     """Counts with NumPy, one query after another.
@@ -109,16 +123,12 @@ class HostCounter:
         columns = search.apart + 1
         histograms = np.empty((n, search.levels, columns - 1), np.int64)
         stable, refined = np.zeros(n), np.zeros(n)
-        key_dtype = np.uint16 if columns * search.levels < 1 << 16 else np.uint32
         for place, number in enumerate(range(start, stop)):
             distances = search.database.distances(search.queries.words[number])
             shared = search.database_labels.shared(search.query_labels.row(number))
             if search.skip[number] >= 0:
                 distances[search.skip[number]] = search.apart
-            key = np.multiply(shared, columns, dtype=key_dtype)
-            key += distances
-            counted = np.bincount(key, minlength=columns * search.levels)
-            histograms[place] = counted.reshape(search.levels, columns)[:, :-1]
+            histograms[place] = histogram(distances, shared, (search.levels, columns))[:, :-1]
             top = min(self.top, search.size(number))
             relevant = shared > 0
             if self.stable:
@@ -149,6 +159,10 @@ class DeviceCounter:
 
     @torch.no_grad()
     def __call__(self, start: int, stop: int) -> Counted:
+        with torch.autocast(self.device.type, enabled=False):  # bfloat16 would round sums beyond 256
+            return self._counted(start, stop)
+
+    def _counted(self, start: int, stop: int) -> Counted:
         search, picked = self.search, slice(start, stop)
         distances = (search.queries.bits - self._signs(search.queries.take(picked)) @ self.signs.T) / 2
         distances = distances.to(torch.int16 if search.apart < 1 << 15 else torch.int32)
@@ -168,7 +182,7 @@ class DeviceCounter:
         cells = self.search.levels * columns
         key = torch.arange(n, device=self.device)[:, None] * cells + shared * columns + distances
         counted = torch.bincount(key.flatten(), minlength=n * cells).cpu().numpy()
-        return np.ascontiguousarray(counted.reshape(n, -1, columns)[:, :, :-1])
+        return np.ascontiguousarray(counted.reshape(n, self.search.levels, columns)[:, :, :-1])
 
     def _stable(self, start: int, distances: Tensor, relevant: Tensor) -> Values:
         """(q,) AP of the stable order."""

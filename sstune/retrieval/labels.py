@@ -35,7 +35,7 @@ class Labels:
         """
         targets = targets.detach().cpu()
         if targets.ndim == 1 and not targets.is_floating_point() and targets.dtype is not torch.bool:
-            return cls(targets.long().numpy())
+            return cls(targets.long().numpy().copy())
         if targets.ndim != 2 or targets.shape[1] == 0:
             raise ValueError(
                 f"expected classes (N,) or labels (N, L), got {targets.dtype} {tuple(targets.shape)}"

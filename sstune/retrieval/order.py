@@ -25,8 +25,14 @@ def candidates(distances: NDArray[np.unsignedinteger], top: int) -> Index | None
     """Ascending indices of the items as near as the ``top``-th nearest; None where that is most of them."""
     if 2 * top >= len(distances):
         return None
-    radius = int(np.searchsorted(np.bincount(distances).cumsum(), top))
-    near = distances <= radius
+    low, high = 0, int(distances.max())  # bounds of the distance of the ``top``-th nearest item
+    while low < high:
+        middle = (low + high) // 2
+        if np.count_nonzero(distances <= middle) >= top:
+            high = middle
+        else:
+            low = middle + 1
+    near = distances <= high
     return np.flatnonzero(near) if 2 * np.count_nonzero(near) < len(distances) else None
 
 

@@ -90,7 +90,7 @@ def _summed_precision(before: Counts, size: Counts, hits: Counts, hits_before: C
     P(hit at j) (1 + hits before the group + E[hits before j in the group | hit at j]) / (before + j)
     = r/n sum of (1 + hits_before + (j - 1) (r - 1)/(n - 1)) / (before + j).
     """
-    table = harmonic_numbers(int((before + size).max(initial=0)))
+    table = harmonic_numbers(1 << int((before + size).max(initial=0)).bit_length())
     harmonic = table[before + size] - table[before]  # sum of 1 / (before + j)
     others = size - (before + 1) * harmonic  # sum of (j - 1) / (before + j): terms cancel in float64
     share = hits / np.maximum(size, 1)
@@ -198,13 +198,9 @@ def _discount_of(size: Counts, table: NDArray[np.longdouble]) -> Values:
     return (table[np.minimum(end, last)] - table[np.minimum(end - size, last)]).astype(np.float64)
 
 
+@lru_cache(maxsize=2)  # for the last group and for the one that K cuts
 def harmonic_numbers(n: int) -> NDArray[np.longdouble]:
-    """Sums of 1/i for i up to 0, 1, ..., n or more, in extended precision where the platform has it."""
-    return _harmonic_numbers(1 << n.bit_length())
-
-
-@lru_cache(maxsize=1)
-def _harmonic_numbers(n: int) -> NDArray[np.longdouble]:
+    """(n + 1,) sums of 1/i for i up to 0, 1, ..., n, in extended precision where the platform has it."""
     table = np.zeros(n + 1, np.longdouble)
     np.cumsum(1 / np.arange(1, n + 1, dtype=np.longdouble), out=table[1:])
     return table

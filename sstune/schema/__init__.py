@@ -51,6 +51,7 @@ from sstune.schema.datasets import (
     DigitsConfig,
     DownloadedFolderConfig,
     FolderConfig,
+    ListConfig,
     MnistConfig,
     TorchvisionConfig,
 )
@@ -137,6 +138,7 @@ __all__ = [
     "Interpolation",
     "IteratedConfig",
     "LibraryConfig",
+    "ListConfig",
     "MiFgsmConfig",
     "MlpConfig",
     "MnistConfig",

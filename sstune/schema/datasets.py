@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from sstune.schema.choices import Interpolation
-from sstune.schema.keys import Identity, Range, Role, key
+from sstune.schema.keys import Identity, Range, Role, key, redefined
 
 _ROOT = "Directory of torchvision's files; downloads go here."
 _TREE = "an image tree SPLIT/CLASS/IMAGE: a directory, or a .tar, .tar.gz or .tar.xz of one"
@@ -155,6 +155,34 @@ class DownloadedFolderConfig(FolderConfig):
 
     root: str = key("data", f"Directory of torchvision's files, or path of {_TREE}.", identity=Identity.NEVER)
     download: bool = key(True, _DOWNLOAD, identity=Identity.NEVER)
+
+
+@dataclass
+class ListConfig(DatasetConfig):
+    """Images in list files: in each line an image's path, then 0 or 1 for each class, separated by blanks.
+
+    A retrieval benchmark with a database; images are read from disk by worker processes.
+    """
+
+    root: str = key(
+        MISSING, "Directory of the list files, and of the images in them.", identity=Identity.NEVER
+    )
+    database_file: str = key("database.txt", "List of the images that are searched.")
+    train_file: str = key("train.txt", "List of the training images.")
+    test_file: str = key("test.txt", "List of the test images, in retrieval the queries.")
+    val_file: str | None = key(
+        None,
+        "List of the validation images; null: val_fraction of train, in retrieval split.n_val images of the "
+        "database.",
+    )
+    classes_file: str | None = key(
+        None, "Names of the classes, one in each line; null: their numbers from 0."
+    )
+    image_size: int | None = redefined(FolderConfig, "image_size", 224)
+    crop_pct: float = redefined(FolderConfig, "crop_pct", 1.0)
+    interpolation: Interpolation = redefined(FolderConfig, "interpolation", Interpolation.bilinear)
+    skip_corrupt: bool = redefined(FolderConfig, "skip_corrupt", False)
+    cache: str = key("~/.cache/sstune", _CACHE, identity=Identity.NEVER)
 
 
 @dataclass

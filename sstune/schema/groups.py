@@ -12,6 +12,7 @@ from sstune.schema.datasets import (
     DigitsConfig,
     DownloadedFolderConfig,
     FolderConfig,
+    ListConfig,
     MnistConfig,
     TorchvisionConfig,
 )
@@ -325,6 +326,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "torchvision": TorchvisionConfig,
         "folder": FolderConfig,
         "downloaded_folder": DownloadedFolderConfig,
+        "list": ListConfig,
     },
     "task": {"classification": ClassificationConfig, "hashing": HashingConfig},
     "rule": {

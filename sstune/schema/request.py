@@ -29,7 +29,8 @@ class RequestError(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped ``name``: the nearest known name, or a list of known names."""
     known = sorted(known)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    match = [each for each in known if each.casefold() == name.casefold()]
+    match = match or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if match:
         return f"did you mean {match[0]!r}?"
     listed = f"known: {', '.join(known)}"

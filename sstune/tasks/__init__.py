@@ -2,6 +2,7 @@
 
 from sstune.tasks import classification, hashing
 from sstune.tasks.evaluation import Evaluation, evaluate, predict, with_interval
+from sstune.tasks.neighbours import Neighbours
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
 from sstune.tasks.task import TASKS, Task, build
@@ -10,6 +11,7 @@ __all__ = [
     "TASKS",
     "Evaluation",
     "Goal",
+    "Neighbours",
     "Objective",
     "Score",
     "Task",

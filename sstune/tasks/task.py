@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sstune.datasets import Batch, Splits
 from sstune.registry import Registry
-from sstune.schema import SplitConfig, TaskConfig
+from sstune.schema import TaskConfig
+from sstune.tasks.neighbours import Neighbours
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
 
@@ -26,6 +27,7 @@ class Task(ABC):
         objectives: names of the losses that an attack may increase; the first is the default.
         loss_of_samples: whether the loss is a mean over samples, so that a batch may be divided into parts; a
             loss of pairs is not.
+        searches: whether it needs a database besides the three splits (``split.protocol``).
         reference_file: name of the file of a run that holds its :meth:`reference`; None: it is not kept.
     """
 
@@ -33,6 +35,7 @@ class Task(ABC):
     metric: str
     objectives: Sequence[str]
     loss_of_samples: bool = True
+    searches: bool = False
     reference_file: str | None = None
 
     @abstractmethod
@@ -60,10 +63,6 @@ class Task(ABC):
         Args:
             clean_outputs: computes the outputs for the batch as it is; only some objectives call it.
         """
-
-    def arrange(self, splits: Splits, config: SplitConfig) -> Splits:
-        """The splits that the task needs, made of those of the dataset."""
-        return splits
 
     def init_head(self, head: nn.Module) -> None:  # noqa: B027  # most tasks keep the backbone's
         """Initialise the head of a network that is to be trained, before weights are loaded."""
@@ -120,6 +119,20 @@ class Task(ABC):
             ValueError: it is damaged, or of another network or other data.
         """
         raise NotImplementedError
+
+    def neighbours(
+        self, predictions: Tensor, reference: Any, n: int, targets: Tensor | None = None
+    ) -> Neighbours | None:
+        """The ``n`` items of ``Splits.database`` that are nearest to each prediction, all if there are fewer.
+
+        None: the task has no database.
+
+        Args:
+            predictions: (N, ...) on the CPU, of :meth:`predict`.
+            reference: of :meth:`reference`, for the test split.
+            targets: (N, ...) on the CPU, to say which items are relevant.
+        """
+        return None
 
     def bounds(self, predictions: Tensor, targets: Tensor, reference: Any) -> Mapping[str, float]:
         """Figures that an attack could reach if it chose its outputs freely, by name."""

@@ -20,6 +20,7 @@ from sstune.schema import (
     DatasetConfig,
     DownloadedFolderConfig,
     FolderConfig,
+    ListConfig,
     MlpConfig,
     MultistepConfig,
     OrthogonalPfaConfig,
@@ -42,6 +43,7 @@ from sstune.validation.ranges import out_of_range
 _LONGEST_NAME = 100
 # Weights of an mlp; with gradient and momentum, each takes 12 bytes in float32.
 _MOST_WEIGHTS = 1e9
+_SPLITS = ("train", "val", "test")
 
 
 def problems(config: RunConfig, final: bool = True) -> Iterator[str]:
@@ -62,7 +64,7 @@ def problems(config: RunConfig, final: bool = True) -> Iterator[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
         yield f"device: {config.device!r} is none of auto, cpu, cuda, cuda:0"
     yield from _dataset(config.dataset)
-    yield from _retrieval(config.split)
+    yield from _retrieval(config)
     if config.command != "attack":
         yield from _product_feedback(config)
         yield from _training(config)
@@ -99,6 +101,8 @@ def _dataset(dataset: DatasetConfig) -> Iterator[str]:
         and not exists(dataset.root)
     ):
         yield f"dataset.root: {dataset.root} does not exist (a directory or a .tar[.xz|.gz])"
+    if isinstance(dataset, ListConfig) and not exists(dataset.root):
+        yield f"dataset.root: {dataset.root} does not exist (a directory with {dataset.database_file})"
     if not re.fullmatch(rf"(?=.*\w)[\w.+-]{{1,{_LONGEST_NAME}}}", dataset.label):
         yield (
             f"dataset.label: {dataset.label!r} must consist of letters, digits and . _ + - "
@@ -110,16 +114,34 @@ def _dataset(dataset: DatasetConfig) -> Iterator[str]:
         yield f"dataset.mean: has {len(dataset.mean)} values, expected 1 (grey images) or 3 (colours)"
     if dataset.train_n is not None and dataset.shots is not None:
         yield "dataset.shots: cannot be combined with dataset.train_n"
+    yield from _shared(dataset)
+
+
+def _shared(dataset: DatasetConfig) -> Iterator[str]:
+    """Folders or list files that two splits share although they must not share images."""
     if isinstance(dataset, FolderConfig):
         splits = {key: getattr(dataset, key) for key in ("train_split", "val_split", "test_split")}
-        for (key, name), (other, same) in itertools.combinations(splits.items(), 2):
-            if name is not None and name == same:
-                yield f"dataset.{other}: {same} is dataset.{key} already; splits must not share images"
+        pairs = [*itertools.combinations(splits, 2)]
+    elif isinstance(dataset, ListConfig):
+        splits = {f"{key}_file": getattr(dataset, f"{key}_file") for key in ("database", *_SPLITS)}
+        pairs = [
+            ("database_file", "test_file"),
+            *itertools.combinations([f"{key}_file" for key in _SPLITS], 2),
+        ]
+    else:
+        return
+    for key, other in pairs:
+        if splits[other] is not None and splits[key] == splits[other]:
+            yield f"dataset.{other}: {splits[other]} is dataset.{key} already; splits must not share images"
 
 
-def _retrieval(split: SplitConfig) -> Iterator[str]:
+def _retrieval(config: RunConfig) -> Iterator[str]:
     """Problems of the retrieval protocol."""
-    protocol = PROTOCOLS.get(split.protocol)
+    split, protocol = config.split, PROTOCOLS.get(config.split.protocol)
+    if isinstance(config.dataset, ListConfig):
+        for key in ("queries", "n_query", "n_train"):
+            if getattr(split, key) != getattr(SplitConfig(), key):
+                yield f"split.{key}: the files of dataset=list say which images these are; keep its default"
     if protocol is None:
         yield f"split.protocol: there is no {split.protocol!r}, {nearest(split.protocol, PROTOCOLS)}"
     elif split.queries is Queries.pooled and protocol.n_query is None and split.n_query is None:

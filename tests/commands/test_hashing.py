@@ -15,6 +15,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from PIL import Image
 from stopping import StopAfter
 
 from sstune import datasets
@@ -307,7 +308,14 @@ class TestAttacked:
         assert saved["clean/predicted"].shape == (3, 16)
         expected = by_hand(trained, torch.from_numpy(saved["exact 24/255"])).numpy()
         assert np.allclose(saved["exact 24/255/predicted"], expected, atol=1e-4)
-        assert not (run / "images.png").exists()  # it would name one class for each image
+        codes = arrays(trained / "codes.npz")
+        for cell in ("clean", "rule 8/255", "exact 24/255"):
+            signs = np.packbits(saved[f"{cell}/predicted"] >= 0, axis=1)
+            for query, nearest in zip(signs, saved[f"{cell}/nearest"], strict=True):
+                distances = np.unpackbits(query ^ codes["packed"], axis=1).sum(1)
+                assert nearest.tolist() == codes["ids"][np.argsort(distances, kind="stable")[:10]].tolist()
+        with Image.open(run / "images.png") as picture:
+            assert picture.width > 500
 
     def test_a_transfer_is_from_the_surrogates_own_codes(self, made: Made, trained: Path) -> None:
         """Its images are those of the attack on the surrogate; their score is the victim's."""

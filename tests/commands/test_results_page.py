@@ -16,7 +16,7 @@ import pytest
 
 import sstune
 import sstune.row
-from sstune.report import alignment, pairs, tables
+from sstune.report import alignment, pairs, retrieval, tables
 from sstune.report.audit_table import audit_table
 from sstune.report.measurements import LINE, frame
 from sstune.report.rows import read_rows
@@ -104,11 +104,13 @@ def test_columns_are_those_of_the_tables() -> None:
     rows = read_rows([results])
     cells = frame(rows)
     audits = [re.sub(r"\d+/\d+", "EPS", column) for column in audit_table(rows, cells)]
+    ranked = [re.sub(r"^([PR])@\d+$", r"\1@N", column) for column in retrieval.COLUMNS]
     columns = {
         "table.csv": tables.LONG,
         "wide.csv": [*LINE, "ATTACK EPS GRADIENT"],
         "gap.csv": pairs.GAP,
         "paired.csv": pairs.PAIRED,
+        "retrieval.csv": list(dict.fromkeys(ranked)),
         "audit.csv": list(dict.fromkeys(audits)),
         "alignment.csv": alignment.COLUMNS,
     }

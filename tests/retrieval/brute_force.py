@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 
@@ -80,3 +81,40 @@ def group_sum(before: int, size: int, found: int, hits: int) -> Fraction:
         others = Fraction((place - 1) * (found - 1), size - 1) if size > 1 else Fraction(0)
         summed += Fraction(found, size) * (hits + 1 + others) / (before + place)
     return summed
+
+
+def cut_average_precision(earlier: tuple[int, int], group: tuple[int, int], inside: int) -> float:
+    """Expected AP@K of two groups where K cuts the second one after ``inside`` positions, for large groups.
+
+    Decimal numbers of 50 digits; sums position by position; P(t + 1) / P(t) from the smallest t on, of all t.
+    """
+    with localcontext() as context:
+        context.prec = 50
+        before, hits = earlier
+        size, found = group
+        summed = _decimal_sum(before, hits, 0, *_sums(0, before))
+        reciprocals, others = _sums(before, inside)
+        drawn = max(0, inside - (size - found))
+        weight, weights, total = Decimal(1), Decimal(0), Decimal(0)
+        while drawn <= min(found, inside):
+            value = summed + _decimal_sum(inside, drawn, hits, reciprocals, others)
+            total += weight * value / (hits + drawn) if hits + drawn else 0
+            weights += weight
+            weight *= Decimal((found - drawn) * (inside - drawn))
+            weight /= Decimal((drawn + 1) * (size - found - inside + drawn + 1))
+            drawn += 1
+        return float(total / weights)
+
+
+def _sums(before: int, size: int) -> tuple[Decimal, Decimal]:
+    """Sums over j = 1 ... size of 1/(before + j) and (j - 1)/(before + j)."""
+    reciprocals, others = Decimal(0), Decimal(0)
+    for place in range(1, size + 1):
+        reciprocals += Decimal(1) / (before + place)
+        others += Decimal(place - 1) / (before + place)
+    return reciprocals, others
+
+
+def _decimal_sum(size: int, found: int, hits: int, reciprocals: Decimal, others: Decimal) -> Decimal:
+    share = Decimal(found) / max(size, 1)
+    return share * ((hits + 1) * reciprocals + others * (found - 1) / max(size - 1, 1))

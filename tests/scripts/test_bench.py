@@ -124,6 +124,24 @@ def test_train(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert frame.loc[("usf", "ours"), ["batch_size", "rounds", "steps", "workers"]].tolist() == [4, 2, 1, 0]
 
 
+def test_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "made" / "retrieval.csv"
+    small = ["--queries", "20", "--items", "1500", "--many", "3000", "--bits", "12", "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", "retrieval", *small, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCH), run_name="__main__")
+    assert ended.value.code == 0
+    frame = pd.read_csv(out).set_index("what")
+    names = ["average precision", "all metrics", "all metrics, K", "all metrics, labels", "refined order"]
+    names += ["nearest"] + (["faiss"] if importlib.util.find_spec("faiss") else [])
+    assert list(frame.index) == names * 2
+    assert frame["queries"].tolist() == [20] * len(names) + [100] * len(names)
+    assert (frame["cpu_seconds"] > 0).all()
+    assert (frame["peak_mb"].drop("faiss", errors="ignore") > 0).all()
+    assert frame.loc["all metrics", "bar"].tolist() == [1, 2]
+    assert frame.loc["all metrics", "within"].all()
+
+
 def test_ours_trains_as_the_engine_does_and_waits_are_counted(photographs: Path, tmp_path: Path) -> None:
     """Both sides really take their steps, over the end of an epoch, and leave weights that have moved."""
     import bench_sides

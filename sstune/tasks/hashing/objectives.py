@@ -59,7 +59,7 @@ def sdha(relaxed: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
     same, opposite = of_a_bit(relaxed), of_a_bit(-relaxed)  # of bits r = 1 and r = -1
     distance = (same + opposite).sum(1, keepdim=True) / 2 + (same - opposite) / 2 @ codes.T
     hamming = (codes.shape[1] - signs(relaxed.detach()) @ codes.T) / 2
-    weight = counts * (hamming + 1e-8) ** -0.5  # 1e4 at distance 0: the caller uses float64
+    weight = counts * (hamming + 1e-8).rsqrt()  # 1e4 at distance 0: the caller uses float64
     return (weight * distance).sum(1) / counts.sum(1)
 
 

@@ -1,26 +1,39 @@
 """The retrieval database of a network: its codes and labels, and those of the training images.
 
-File ``codes.npz``: ``packed``, (N, ceil(k / 8)) uint8, the database's codes as ``np.packbits`` writes them
-and faiss reads them, ``bits``, ``ids`` (N,), the images' positions in the dataset, ``labels``; ``train``, the
-codes of the training images, packed likewise; ``outputs``, (N, k) float32, if ties are broken by them; and
-the sha256 of what they belong to: ``model``, ``database_digest``, ``train_digest``.
+``codes.npz`` holds what :func:`sstune.retrieval.write_codes` writes of the database, where ``ids`` are the
+images' positions in the dataset; and ``train``, the packed codes of the training images, ``outputs``, (N, k)
+float32, if ties are broken by them, and the sha256 of the images, ``database_digest`` and ``train_digest``.
+
+NumPy alone reads it. The ids of the ten images nearest to the first one of the database::
+
+    with np.load("codes.npz") as file:
+        codes, ids, labels = file["packed"], file["ids"], file["labels"]
+    distances = np.bitwise_count(codes ^ codes[0]).sum(axis=1)
+    nearest = ids[np.argsort(distances, kind="stable")[:10]]
+
+The code of other outputs f, (k,), is ``np.packbits(f >= 0)``. Bits that fill up the last byte are 0.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sstune.copying import to_device
 from sstune.datasets import Splits
-from sstune.retrieval import Codes, Labels, RankSettings, average_precision
-from sstune.storage import check_zip, write_bytes
+from sstune.retrieval import (
+    Codes,
+    Labels,
+    RankSettings,
+    StoredCodes,
+    average_precision,
+    read_codes,
+    write_codes,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +59,12 @@ def save(path: Path, reference: Reference, splits: Splits, model: str) -> None:
     Args:
         model: sha256 of the weights.
     """
-    assert splits.database is not None
     assert splits.indices is not None
-    arrays: dict[str, Any] = {
-        "packed": reference.codes.packed,
-        "bits": reference.codes.bits,
-        "ids": splits.indices["database"].numpy(),
-        "labels": splits.database.targets.cpu().numpy(),
-        "train": Codes.of(reference.train).packed,
-        **_digests(splits, model),
-    }
+    more: dict[str, Any] = {"train": Codes.of(reference.train).packed, **_digests(splits)}
     if reference.outputs is not None:
-        arrays["outputs"] = reference.outputs.numpy()
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    write_bytes(path, file.getbuffer())
+        more["outputs"] = reference.outputs.numpy()
+    ids = splits.indices["database"].numpy()
+    write_codes(path, StoredCodes(reference.codes, ids, reference.labels, model, more))
 
 
 def load(path: Path, splits: Splits, model: str, refined: bool) -> Reference:
@@ -73,39 +77,25 @@ def load(path: Path, splits: Splits, model: str, refined: bool) -> Reference:
         OSError: it cannot be read.
         ValueError: it is damaged, or of other weights or images.
     """
-    try:
-        check_zip(path)
-        with np.load(path) as file:
-            found = dict(file)
-        same = all(str(found[name]) == value for name, value in _digests(splits, model).items())
-        reference = _restored(found, splits, refined)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # a damaged file may raise anything
-        raise ValueError(f"{path} is damaged: {error!r}") from error
-    if not same:
+    stored = read_codes(path)
+    digests = {name: str(stored.more.get(name)) for name in _digests(splits)}
+    if stored.model != model or digests != _digests(splits):
         raise ValueError(f"{path} is of other weights or images")
-    return reference
+    bits, n, targets = stored.codes.bits, len(stored.codes), splits.train.targets.cpu()
+    try:
+        train = torch.from_numpy(Codes(stored.more["train"], bits).signs())
+        outputs = torch.from_numpy(stored.more["outputs"]) if refined else None
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}") from error
+    shapes = n, len(train), (n, bits) if outputs is None else tuple(outputs.shape)
+    if shapes != (len(splits.named["database"]), len(targets), (n, bits)):
+        raise ValueError(f"{path} does not have the codes of all images")
+    return Reference(stored.codes, stored.labels, train, targets, outputs)
 
 
-def _restored(found: dict[str, Any], splits: Splits, refined: bool) -> Reference:
-    """The reference in the arrays of a file; raises an error if they are not whole."""
+def _digests(splits: Splits) -> dict[str, str]:
     assert splits.database is not None
-    bits, n = int(found["bits"]), len(splits.database)
-    codes, train = (Codes(found[name], bits) for name in ("packed", "train"))
-    outputs = torch.from_numpy(found["outputs"]) if refined else None
-    if (len(codes), len(train)) != (n, len(splits.train)) or (
-        outputs is not None and outputs.shape != (n, bits)
-    ):
-        raise ValueError(f"{len(codes)} and {len(train)} codes, expected {n} and {len(splits.train)}")
-    labels = Labels.of(splits.database.targets.cpu())
-    return Reference(codes, labels, torch.from_numpy(train.signs()), splits.train.targets.cpu(), outputs)
-
-
-def _digests(splits: Splits, model: str) -> dict[str, str]:
-    assert splits.database is not None
-    digests = {"database_digest": splits.database.digest, "train_digest": splits.train.digest}
-    return {"model": model, **digests}
+    return {"database_digest": splits.database.digest, "train_digest": splits.train.digest}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +114,13 @@ class DatabaseRanking:
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """(N, k) outputs -> (N,) float32 average precision, with ties in expectation."""
+        device = outputs.device if outputs.device.type == "cuda" else None
         found = average_precision(
             Codes.of(outputs.detach().cpu()),
             Labels.of(self.targets.cpu()),
             self.reference.codes,
             self.reference.labels,
-            RankSettings(top=self.top),
+            RankSettings(top=self.top, device=device),
         )
         return to_device(torch.from_numpy(found).float(), outputs.device)
 

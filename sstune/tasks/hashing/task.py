@@ -6,18 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sstune.datasets import Batch, Split, Splits, retrieval_splits
+from sstune.datasets import Batch, Split, Splits
 from sstune.retrieval import Codes, Labels, Ranked, RankSettings, rank
-from sstune.schema import HashingConfig, HashLoss, RequestError, SplitConfig
+from sstune.retrieval.order import stable_order
+from sstune.schema import HashingConfig, HashLoss, RequestError
 from sstune.tasks.evaluation import predict
 from sstune.tasks.hashing import reference as references
 from sstune.tasks.hashing.losses import signs, similarity
 from sstune.tasks.hashing.objectives import LOSSES, Displacement, Query, mainstay_code
 from sstune.tasks.hashing.reference import DatabaseRanking, Reference
 from sstune.tasks.hashing.training import LOSS_CLASSES
+from sstune.tasks.neighbours import Neighbours
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
 from sstune.tasks.task import TASKS, Task
@@ -36,6 +39,7 @@ class Hashing(Task):
     """
 
     objectives = tuple(LOSSES)
+    searches = True
     reference_file = "codes.npz"
 
     def __init__(self, config: HashingConfig, n_classes: int) -> None:
@@ -44,9 +48,6 @@ class Hashing(Task):
         self.metric = f"mAP@{config.top_k or 'all'}"
         self.training = LOSS_CLASSES[HashLoss(config.loss)](config, n_classes)
         self.loss_of_samples = self.training.of_samples
-
-    def arrange(self, splits: Splits, config: SplitConfig) -> Splits:
-        return retrieval_splits(splits, config)
 
     # Training
 
@@ -169,6 +170,22 @@ class Hashing(Task):
             figures |= {f"P@{n}": found.precision[:, column], f"R@{n}": found.recall[:, column]}
         figures |= {"P@radius2": found.precision_within, "NDCG@1000": found.ndcg}
         return {name: float(values.mean()) for name, values in figures.items() if values is not None}
+
+    def neighbours(
+        self, predictions: Tensor, reference: Reference, n: int, targets: Tensor | None = None
+    ) -> Neighbours:
+        """By Hamming distance, ties in the database's order."""
+        codes, positions, distances = Codes.of(predictions), [], []
+        for words in codes.words:
+            away = reference.codes.distances(words)
+            positions.append(stable_order(away, n))
+            distances.append(away[positions[-1]])
+        relevant = None
+        if targets is not None:
+            queries = map(Labels.of(targets).row, range(len(targets)))
+            shared = [reference.labels.shared(query) for query in queries]
+            relevant = np.array([found[at] > 0 for found, at in zip(shared, positions, strict=True)])
+        return Neighbours(np.array(positions, np.int64), np.array(distances, np.int64), relevant)
 
     def bounds(self, predictions: Tensor, targets: Tensor, reference: Reference) -> Mapping[str, float]:
         """mAP of queries with a code of the attacker's choice: the opposite of their own, of the majority of

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sstune.copying import to_device
 from sstune.datasets import Batch, Splits
 from sstune.schema import HashingConfig, HashLoss
 from sstune.seeding import seed_from
@@ -74,7 +75,8 @@ class Dpsh(HashingLoss):
 
     def follow(self, outputs: Tensor, batch: Batch) -> None:
         if self.config.bank:
-            self.bank[batch.samples.to(self.bank.device)] = outputs.detach().to(self.bank.dtype)
+            samples = to_device(batch.samples, self.bank.device)
+            self.bank[samples] = outputs.detach().to(self.bank.dtype)
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         if not self.config.bank:
@@ -97,15 +99,20 @@ class HashNet(HashingLoss):
 
 
 class Dch(HashingLoss):
-    """Deep Cauchy hashing (Cao et al. 2018), with pairs in the batch."""
+    """Deep Cauchy hashing (Cao et al. 2018), with pairs in the batch, weighted by their share in training."""
+
+    def begin(self, splits: Splits, seed: int, device: torch.device) -> None:
+        targets = splits.train.targets.cpu()
+        shares = [losses.similarity(part, targets).mean(1) for part in targets.split(1000)]
+        self.share = float(torch.cat(shares).double().mean())
 
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         similar = losses.similarity(batch.targets, batch.targets)
-        return losses.dch(outputs, similar, weight=self.weight(0.01))
+        return losses.dch(outputs, similar, weight=self.weight(0.01), share=self.share)
 
 
 class HyP2(HashingLoss):
-    """HyP2 (Xu et al. 2022, arXiv 2208.07015): pairs in the batch, and a learned proxy of each class."""
+    """HyP2 (Xu et al. 2022, ECCV): pairs in the batch, and a learned proxy of each class."""
 
     def begin(self, splits: Splits, seed: int, device: torch.device) -> None:
         proxies = torch.empty(self.n_classes, self.config.bits)

@@ -21,7 +21,7 @@ from sstune.commands import train as commands_train
 from sstune.commands.lineage import Source
 from sstune.commands.references import reference_of, write_reference
 from sstune.composition import compose
-from sstune.datasets import Batch, Split, Splits
+from sstune.datasets import Batch, Split, Splits, retrieval_splits
 from sstune.retrieval import Codes, Labels
 from sstune.schema import BrsfConfig, HashingConfig, HashLoss, Redraw, RequestError, RunConfig, SplitConfig
 from sstune.storage import file_digest
@@ -70,7 +70,7 @@ def splits_of(protocol: str = "cifar10-1", several: bool = False, seed: int = 0)
     parts = numbered(0, 120, several), numbered(120, 20, several), numbered(140, 60, several)
     whole = Splits(*parts, ["a", "b", "c"])
     config = SplitConfig(protocol=protocol, n_query=4, n_train=10, n_val=5, seed=seed)
-    return Hashing(CONFIG, 3).arrange(whole, config)
+    return retrieval_splits(whole, config)
 
 
 class TestReference:
