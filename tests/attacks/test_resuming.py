@@ -124,8 +124,8 @@ class TestOutcome:
                 found = Outcome.from_arrays(dict(saved))
             assert same(found, outcome)
             assert found.seconds == outcome.seconds
-            assert [getattr(found, item.name).dtype for item in fields(Outcome)[:5]] == [
-                torch.float32, torch.int64, torch.int32, torch.bool, torch.uint8,
+            assert [getattr(found, item.name).dtype for item in fields(Outcome)[:6]] == [
+                torch.float32, torch.int64, torch.int32, torch.float32, torch.bool, torch.uint8,
             ]  # fmt: skip
             found.achieved[:] = 1  # is its own
             found.steps_to_success[:] = 3

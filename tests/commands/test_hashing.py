@@ -15,6 +15,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from PIL import Image
 from stopping import StopAfter
 
 from sstune import datasets
@@ -307,19 +308,31 @@ class TestAttacked:
         assert saved["clean/predicted"].shape == (3, 16)
         expected = by_hand(trained, torch.from_numpy(saved["exact 24/255"])).numpy()
         assert np.allclose(saved["exact 24/255/predicted"], expected, atol=1e-4)
-        assert (run / "images.png").exists()
-        assert saved["exact 24/255/nearest"].shape == (3, 10)
+        codes = arrays(trained / "codes.npz")
+        for cell in ("clean", "rule 8/255", "exact 24/255"):
+            signs = np.packbits(saved[f"{cell}/predicted"] >= 0, axis=1)
+            for query, nearest in zip(signs, saved[f"{cell}/nearest"], strict=True):
+                distances = np.unpackbits(query ^ codes["packed"], axis=1).sum(1)
+                assert nearest.tolist() == codes["ids"][np.argsort(distances, kind="stable")[:10]].tolist()
+        with Image.open(run / "images.png") as picture:
+            assert picture.width > 500
 
     def test_a_transfer_is_from_the_surrogates_own_codes(self, made: Made, trained: Path) -> None:
+        """Its images are those of the attack on the surrogate; their score is the victim's."""
         source = tuned(made, trained, "dpsh")
-        surrogates = ["attack.gradient=[surrogate]", f"attack.surrogates=[{trained}]"]
-        run = attacked(made, source, *ATTACKS["mainstay"], *surrogates)
-        (_, *measured), (_, *own) = (
-            row_of(each)["measurements"] for each in (run, attacked(made, source, *ATTACKS["mainstay"]))
-        )
-        assert [each["gradient"] for each in measured] == ["surrogate"] * 2
-        assert all(each["source"].startswith("mlp-bp-s0@") for each in measured)
-        assert own[-1]["value"] < measured[-1]["value"] < own[0]["value"] + 0.1
+        keep = [*ATTACKS["mainstay"], "attack.save_images=40"]
+        surrogate = ["attack.gradient=[surrogate]", f"attack.surrogates=[{trained}]"]
+        transferred = attacked(made, source, *keep, *surrogate)
+        alone = attacked(made, trained, *keep, "attack.gradient=[exact]")
+        measured = row_of(transferred)["measurements"][1:]
+        ours, theirs = arrays(transferred / "images.npz"), arrays(alone / "images.npz")
+        for each in measured:
+            assert each["gradient"] == "surrogate"
+            assert each["source"].startswith("mlp-bp-s0@")
+            images = ours[f"surrogate {each['source']} {each['eps']}"]
+            assert np.array_equal(images, theirs[f"exact {each['eps']}"])
+        exact = row_of(alone)["measurements"][1:]
+        assert [each["value"] for each in measured] != [each["value"] for each in exact]
 
 
 # Refusals

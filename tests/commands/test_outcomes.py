@@ -41,6 +41,7 @@ FIELDS = [
     "achieved",
     "predictions",
     "steps_to_success",
+    "zero_gradients",
     "entered",
     "images",
     "stage",

@@ -508,7 +508,7 @@ def test_the_seed_decides_on_centres_and_proxies() -> None:
         task = Hashing(replace(CONFIG, loss=HashLoss(loss)), 3)
         task.begin_training(splits, seed, CPU)
         torch.manual_seed(0)
-        return float(task.loss(torch.randn(6, BITS), batch_of(splits.train, *range(6))))
+        return task.loss(torch.randn(6, BITS), batch_of(splits.train, *range(6))).item()
 
     for loss in ("csq", "hyp2"):
         assert losses(loss, 0) == losses(loss, 0)
