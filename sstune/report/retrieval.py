@@ -126,7 +126,7 @@ def _figure(cells: pd.DataFrame, title: str) -> Figure:
     styles = line_styles(zip(cells["rule"], cells["variant"], strict=True))
     for (row, scale), (column, (name, part)) in itertools.product(enumerate(scales), enumerate(columns)):
         upper, lower = panels[2 * row : 2 * row + 2, column]
-        upper.set_title(f"{name}, scale {scale}" if scale and len(scales) > 1 else name)
+        upper.set_title(f"{name}\nscale {scale}" if scale and len(scales) > 1 else name)
         _draw(upper, lower, part[part["scale"].isin(["", scale])], styles)
     for upper, lower in zip(panels[::2, 0], panels[1::2, 0], strict=True):
         upper.set_ylabel("precision (%)")
