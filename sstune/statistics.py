@@ -2,6 +2,7 @@
 
 Counts of correct samples: :func:`wilson`, :func:`mcnemar`, :func:`difference_interval`. A value for each
 sample: :func:`mean_interval`, :func:`permutation_test`. A value for a set only: :func:`bootstrap_interval`.
+:class:`Pairing` and :class:`PairedValues` compare two methods by counts and by values.
 """
 
 from __future__ import annotations
@@ -87,6 +88,17 @@ class Pairing:
     def points(self) -> float:
         """Accuracy of A minus that of B, in percentage points."""
         return 100 * (self.only_a - self.only_b) / self.n
+
+    @property
+    def p(self) -> float:
+        """Of :func:`mcnemar`."""
+        return mcnemar(self.only_a, self.only_b)
+
+    @property
+    def z(self) -> float:
+        """The difference in standard errors of a difference that is none; 0 if there is none."""
+        unequal = self.only_a + self.only_b
+        return (self.only_a - self.only_b) / math.sqrt(unequal) if unequal else 0.0
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -174,6 +186,45 @@ def permutation_test(differences: Floats) -> float:
     signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(found))))
     # equal sums may differ by rounding
     return float((np.abs(signs @ found) >= total - rounding).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class PairedValues:
+    """A metric in [0, 1] of two methods, A and B, on the same n samples, (n,) each."""
+
+    a: Floats
+    b: Floats
+
+    def __post_init__(self) -> None:
+        if self.a.shape != self.b.shape:
+            raise ValueError(f"{len(self.a)} and {len(self.b)} samples cannot be paired")
+
+    @property
+    def percent_a(self) -> float:
+        """Mean of A, in percent."""
+        return 100 * float(self.a.mean())
+
+    @property
+    def percent_b(self) -> float:
+        """Mean of B, in percent."""
+        return 100 * float(self.b.mean())
+
+    @property
+    def points(self) -> float:
+        """Mean of A minus that of B, in percentage points."""
+        return 100 * float((self.a - self.b).mean())
+
+    @property
+    def p(self) -> float:
+        """Of :func:`permutation_test`."""
+        return permutation_test(self.a - self.b)
+
+    @property
+    def z(self) -> float:
+        """The difference in standard errors of a difference that is none; 0 if there is none."""
+        difference = self.a - self.b
+        spread = math.sqrt(float((difference**2).sum()))
+        return float(difference.sum()) / spread if spread else 0.0
 
 
 def bootstrap_interval(
