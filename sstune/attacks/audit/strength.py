@@ -56,7 +56,9 @@ def d5(evidence: Evidence) -> CheckResult:
     status = Status.warn if above or surely_above(whole, floor) else Status.ok
     text = f"{percent(large):.1f} % are left at {LARGE[0]}, {percent(whole):.1f} % at {LARGE[1]}"
     masked = surely_above(whole, floor + FAILED / 100)
-    if above and evidence.applies("D13"):
+    if above and not evidence.applies("D13"):
+        text += "; no black box tells whether the gradient is to blame"
+    elif above:
         pair, _ = black_box.compare_black_box(evidence, evidence.rays, evidence.label_samples, LARGE[0])
         text += f"; RayS breaks {pair.only_a} of {pair.both + pair.only_a} that are left at {LARGE[0]}"
         masked |= is_significantly_stronger(pair, black_box.MARGIN)
