@@ -49,7 +49,7 @@ def save_images(
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     write_bytes(directory / "images.npz", file.getbuffer())
-    if predicted["clean"].shape != labels.shape:  # the picture names one class for each image
+    if labels.ndim > 1 or predicted["clean"].ndim > 1:  # the picture names one class for each image
         return
     attacked = [
         Attacked(f"{config.name} {key}", images[key].numpy(), predicted[key]) for key in drawn(config, cells)
