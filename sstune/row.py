@@ -105,6 +105,11 @@ class AuditEntry(TypedDict):
     """Every check, D0 first."""
     cells: list[AuditCell]
     """Attacks that are not in ``measurements`` of the row."""
+    pgd: NotRequired[str]
+    """Retrieval: the attack that the checks call PGD, such as "mainstay"; the other gradient attacks increase
+    its loss."""
+    chance: NotRequired[float]
+    """Retrieval: the metric of a database in random order."""
 
 
 class AlignmentEntry(TypedDict):

@@ -2,11 +2,13 @@
 
 Counts of correct samples: :func:`wilson`, :func:`mcnemar`, :func:`difference_interval`. A value for each
 sample: :func:`resampled_means` with :func:`percentile_interval` and :func:`bootstrap_test`. A value for a set
-only: :func:`bootstrap_interval`.
+only: :func:`bootstrap_interval`. :class:`Pairing` and :class:`PairedValues` compare two methods by counts
+and by values.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ Z = NormalDist().inv_cdf(0.975)  # for 95 %
 DRAWS = 10_000  # resamples of a mean
 ROUNDING = 1e-12  # of differences of means in [0, 1]
 _BLOCK = 500  # resamples that are multiplied at a time, in float64
+
+ENUMERATED = 14  # most differences for which all signs are enumerated
 
 Floats = npt.NDArray[np.float64]
 
@@ -90,6 +94,17 @@ class Pairing:
         """Accuracy of A minus that of B, in percentage points."""
         return 100 * (self.only_a - self.only_b) / self.n
 
+    @property
+    def p(self) -> float:
+        """Of :func:`mcnemar`."""
+        return mcnemar(self.only_a, self.only_b)
+
+    @property
+    def z(self) -> float:
+        """The difference in standard errors of a difference that is none; 0 if there is none."""
+        unequal = self.only_a + self.only_b
+        return (self.only_a - self.only_b) / math.sqrt(unequal) if unequal else 0.0
+
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided p of McNemar's exact (binomial) test (1947) of two methods on the same samples.
@@ -147,6 +162,11 @@ def percentile_interval(means: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def mean_interval(values: Floats) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of (n,) values."""
+    return percentile_interval(resampled_means(values))
+
+
 def bootstrap_test(differences: Floats) -> float:
     """Two-sided p of no difference, from resampled means of paired differences.
 
@@ -157,6 +177,64 @@ def bootstrap_test(differences: Floats) -> float:
     below = int((differences <= ROUNDING).sum())
     above = int((differences >= -ROUNDING).sum())
     return min(1.0, 2 * (1 + min(below, above)) / (len(differences) + 1))
+
+
+def permutation_test(differences: Floats) -> float:
+    """Two-sided p of a sign-flip permutation test (Fisher 1935) of the mean of (n,) paired differences.
+
+    All signs are enumerated for at most 14 non-zero differences; beyond that, a normal approximation is used.
+    1 if all differences are 0. Not corrected for multiple comparisons. With few samples it is more cautious
+    than a bootstrap, which knows only the values that were drawn.
+    """
+    found = differences[differences != 0]
+    if len(found) == 0:
+        return 1.0
+    total = abs(float(found.sum()))
+    rounding = 1e-9 * float(np.abs(found).sum())
+    if len(found) > ENUMERATED:
+        return math.erfc(total / math.sqrt(2 * float((found**2).sum())))
+    signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(found))))
+    # equal sums may differ by rounding
+    return float((np.abs(signs @ found) >= total - rounding).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class PairedValues:
+    """A metric in [0, 1] of two methods, A and B, on the same n samples, (n,) each."""
+
+    a: Floats
+    b: Floats
+
+    def __post_init__(self) -> None:
+        if self.a.shape != self.b.shape:
+            raise ValueError(f"{len(self.a)} and {len(self.b)} samples cannot be paired")
+
+    @property
+    def percent_a(self) -> float:
+        """Mean of A, in percent."""
+        return 100 * float(self.a.mean())
+
+    @property
+    def percent_b(self) -> float:
+        """Mean of B, in percent."""
+        return 100 * float(self.b.mean())
+
+    @property
+    def points(self) -> float:
+        """Mean of A minus that of B, in percentage points."""
+        return 100 * float((self.a - self.b).mean())
+
+    @property
+    def p(self) -> float:
+        """Of :func:`permutation_test`."""
+        return permutation_test(self.a - self.b)
+
+    @property
+    def z(self) -> float:
+        """The difference in standard errors of a difference that is none; 0 if there is none."""
+        difference = self.a - self.b
+        spread = math.sqrt(float((difference**2).sum()))
+        return float(difference.sum()) / spread if spread else 0.0
 
 
 def bootstrap_interval(

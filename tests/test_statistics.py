@@ -20,6 +20,7 @@ from sstune.statistics import (
     difference_interval,
     mcnemar,
     percentile_interval,
+    permutation_test,
     resampled_means,
     wilson,
 )
@@ -59,6 +60,32 @@ class TestWilson:
     def test_refuses_what_is_no_proportion(self, correct: int, n: int) -> None:
         with pytest.raises(ValueError, match="no proportion"):
             wilson(correct, n)
+
+
+class TestPermutation:
+    @given(st.lists(st.integers(-20, 20), min_size=1, max_size=9))
+    def test_counts_the_signs_that_are_as_unequal(self, differences: list[int]) -> None:
+        """In whole numbers: sums of hundredths that are equal must not be told apart by rounding."""
+        sums = [
+            abs(sum(sign * difference for sign, difference in zip(signs, differences, strict=True)))
+            for signs in itertools.product((-1, 1), repeat=len(differences))
+        ]
+        expected = np.mean([total >= abs(sum(differences)) for total in sums])
+        assert permutation_test(np.array(differences) / 100) == pytest.approx(expected)
+
+    def test_of_many_differences(self) -> None:
+        differences = np.random.default_rng(0).normal(0.02, 0.1, 200)
+        found = stats.permutation_test(
+            (differences,), np.sum, permutation_type="samples", n_resamples=50_000, rng=1
+        )
+        assert permutation_test(differences) == pytest.approx(found.pvalue, abs=0.003)
+
+    def test_of_signs_alone_it_is_mcnemars(self) -> None:
+        differences = np.repeat([1.0, 0.0, -1.0], [9, 5, 2])
+        assert permutation_test(differences) == pytest.approx(mcnemar(9, 2))
+
+    def test_without_a_difference_nothing_is_unlikely(self) -> None:
+        assert permutation_test(np.zeros(20)) == 1
 
 
 class TestMcNemar:

@@ -9,17 +9,17 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sstune import attacks, datasets, rules
+from sstune import attacks, datasets, rules, tasks
 from sstune.attacks import audit as checks
 from sstune.commands.cells import CellRunner
 from sstune.commands.data import load
 from sstune.commands.lineage import Source
-from sstune.commands.outcomes import Outcomes, summary
+from sstune.commands.outcomes import Outcomes, per_sample, summary
 from sstune.commands.victim import load_victim, own, row_fields, surrogate
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.quantities import parse_eps
-from sstune.row import AuditCell, AuditEntry, CheckEntry, Measured, Measurement, measurement
+from sstune.row import AuditCell, AuditEntry, CheckEntry, Details, Measured, Measurement, measurement
 from sstune.runs import Run
 from sstune.schema import Gradient, RunConfig
 from sstune.schema.audit import Status
@@ -39,7 +39,7 @@ def measure(run: Run, source: Source, device: torch.device, stop: StopFlag) -> M
     if config.attack.save_images:
         from sstune.commands.images import save_images
 
-        shown = replace(config.attack, name="pgd")
+        shown = replace(config.attack, name=evidence.profile.attack)
         save_images(run.directory, shown, victim, evidence.pgd_for_images(), data)
     measured = [*_measured_by_default(evidence), *_worst_cases(evidence, config.attack.name)]
     row = row_fields(config, data, victim, measured)
@@ -70,12 +70,13 @@ def collect_evidence(
             or attack.config.batch_size
             or attacks.largest_batch(victim, gradient_source)
         )
-        n_images = config.attack.save_images if attack.name == "pgd" else 0
+        shown = attack.name == evidence.profile.attack
+        n_images = config.attack.save_images if shown else 0
         return CellRunner(victim, attack, gradient_source, size, outcomes, stop).run(key, eps, n_images)
 
     other = config.audit.surrogate
     exact = replace(own(config, victim, Gradient.exact), eot=1)
-    return checks.Evidence(
+    evidence = checks.Evidence(
         victim=victim,
         white_box=own(config, victim, Gradient.rule),
         exact=exact,
@@ -87,12 +88,14 @@ def collect_evidence(
         config=config.audit,
         run=run,
     )
+    return evidence
 
 
 def _summary(results: list[checks.CheckResult], skipped: list[str], evidence: checks.Evidence) -> AuditEntry:
     """A row's ``audit``: the verdict, the checks, and the attacks that only an audit makes."""
-    verdict, because = checks.verdict(results, skipped)
-    return {
+    profile = evidence.profile
+    verdict, because = checks.verdict(results, skipped, profile.not_applicable)
+    entry: AuditEntry = {
         "verdict": str(verdict),
         "because": because,
         "not_run": {result.id: result.text for result in results if result.status is Status.not_run},
@@ -104,6 +107,9 @@ def _summary(results: list[checks.CheckResult], skipped: list[str], evidence: ch
             for gradient in _gradients(cell, evidence)
         ],
     }
+    if not evidence.counted:
+        entry |= {"pgd": profile.attack, "chance": evidence.chance}
+    return entry
 
 
 def _measured_by_default(evidence: checks.Evidence) -> Iterator[Measurement]:
@@ -117,9 +123,10 @@ def _measured_by_default(evidence: checks.Evidence) -> Iterator[Measurement]:
 def _worst_cases(evidence: checks.Evidence, name: str) -> Iterator[Measurement]:
     """Measurements of the worst case per sample over all attacks, called ``name``, at each configured eps."""
     for eps in evidence.eps:
-        right = evidence.worst_case(eps)
-        n, correct = evidence.n, int(right.sum())
-        yield measurement("test", n, attack=name, eps=eps, correct=correct, outcomes=pack(right.numpy()))
+        left = evidence.worst_case(eps)
+        score = tasks.Score.count(left) if evidence.counted else tasks.Score.mean(left)
+        details: Details = {**score.fields(evidence.victim.task.metric), **per_sample(score)}
+        yield measurement("test", score.n, attack=name, eps=eps, **details)
 
 
 def _is_default(cell: checks.Cell, evidence: checks.Evidence) -> bool:

@@ -1,7 +1,8 @@
-"""The plots of one audited network: accuracy against eps, against steps and against queries."""
+"""The plots of one audited network: its metric against eps, against steps and against queries."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +15,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sstune.packing import unpack
+from sstune.packing import unpack, unpack_values
 from sstune.report.effort import UNITS, Curve, accuracy_after, complete, effort_figure, kind_of
 from sstune.report.order import GRADIENTS, attack_rank, rank
 from sstune.report.rows import eps_value
-from sstune.report.styles import CHANCE, STYLE, legend_beside, style_of
+from sstune.report.styles import CHANCE, STYLE, axis_label, legend_beside, style_of
 from sstune.report.variants import joined
-from sstune.row import Row
+from sstune.row import Measurement, Row, is_counted, metric_of
 from sstune.schema import traits_of
-from sstune.statistics import wilson
+from sstune.statistics import mean_interval, wilson
 
-Measurement = Mapping[str, Any]
 Key = tuple[str, str, str, str]
 Flags = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Values = npt.NDArray[Any]
 
 AGAINST_EPS = (
     "Accuracy against eps (not to scale), with 95 % intervals. Signs of masking: PGD with the rule's "
@@ -35,13 +36,19 @@ AGAINST_EPS = (
     "the same samples. Marks are black-box attacks at one eps on some samples, circles PGD on the same "
     "samples. After PGD: on the samples that PGD did not break."
 )
+VALUES_AGAINST_EPS = (
+    "{metric} against eps (not to scale), with 95 % intervals. Signs of masking: {pgd} with the rule's "
+    "gradient above {pgd} with the exact one; a transferred attack below {pgd}. The mark is noise at one eps "
+    "on some samples, the circle {pgd} on the same samples."
+)
+PGD = "pgd"  # unless the row's audit names another
 COLOURS = {"rule": "#D55E00", "exact": "#000000", "surrogate": "#009E73"}
 
 
 def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
     """The figures of an audit's row, each with its caption."""
     with matplotlib.style.context(STYLE):
-        yield AGAINST_EPS, _against_eps(row)
+        yield _caption(row), _against_eps(row)
         for kind, unit in UNITS.items():
             curves = list(_effort_curves(row, kind))
             if curves:
@@ -51,9 +58,16 @@ def audit_figures(row: Row) -> Iterator[tuple[str, Figure]]:
                 yield f"Accuracy against {unit}.", figure
 
 
+def _caption(row: Row) -> str:
+    clean = clean_of(row)
+    if is_counted(clean):
+        return AGAINST_EPS
+    return VALUES_AGAINST_EPS.format(metric=metric_of(clean), pgd=row["audit"].get("pgd", PGD))
+
+
 @dataclass(frozen=True)
 class AttackRecord:
-    """One attack of an audit at one eps.
+    """One attack of an audit at one eps. Where the metric counts no samples, sums of values stand for counts.
 
     Args:
         gradient: "" if the attack uses none.
@@ -62,6 +76,9 @@ class AttackRecord:
         entered: number of these that were attacked. If a black box breaks few of the samples that withstand
             PGD, it is not run on the others, which count as broken.
         correct: number of the ``n`` samples that stay correct.
+        interval: 95 % interval of ``correct / n``, and ``clean_interval`` of ``n_clean / n``.
+        counted: whether the metric counts samples.
+        drawn: whether figures show it: not with settings that only a check chooses ("pgd steps=40").
         by_pgd: for a black box, number of the same samples that stay correct under PGD with the network's own
             gradient.
         found: ``[effort, samples]`` pairs: numbers of samples broken after so many steps or queries.
@@ -72,10 +89,14 @@ class AttackRecord:
     source: str
     eps: str
     n: int
-    n_clean: int
+    n_clean: float
     entered: int
-    correct: int
-    by_pgd: int | None
+    correct: float
+    interval: tuple[float, float]
+    clean_interval: tuple[float, float]
+    by_pgd: float | None
+    counted: bool
+    drawn: bool
     found: list[list[int]]
 
     @property
@@ -92,23 +113,18 @@ class AttackRecord:
         """The name in a legend, for a black box with the number of samples."""
         return self.label if self.by_pgd is None else f"{self.label} ({self.n})"
 
-    @property
-    def drawn(self) -> bool:
-        """Whether figures show it: not with other than default settings ("pgd steps=40")."""
-        return " " not in self.attack
-
 
 def attack_records(row: Row) -> list[AttackRecord]:
     """All attacks of the audit, each series in ascending order of eps, the worst case last."""
-    clean = clean_of(row)
-    right = unpack(clean["outcomes"], clean["n"])
+    before = _each(clean_of(row))
+    pgd = row["audit"].get("pgd", PGD)
     attacked = [found for found in row["measurements"] if found["split"] == "test" and found["attack"]]
     parts: dict[Key, list[Measurement]] = {}
     cells: list[Measurement] = [*row["audit"]["cells"], *attacked]
     for cell in cells:
-        key = cell["attack"], cell["gradient"] or "", cell.get("source") or "", cell["eps"]
+        key = cell["attack"] or "", cell["gradient"] or "", cell.get("source") or "", cell["eps"] or ""
         parts.setdefault(key, []).append(cell)
-    found = [_record(right, key, parts) for key in parts]
+    found = [_record(before, key, parts, pgd) for key in parts]
     return sorted(found, key=lambda one: (*_series_rank(one), eps_value(row, one.eps)))
 
 
@@ -118,30 +134,58 @@ def clean_of(row: Row) -> Measurement:
     return clean
 
 
-def _record(right: Flags, key: Key, parts: Mapping[Key, Sequence[Measurement]]) -> AttackRecord:
-    """One attack at one eps, of which ``parts`` holds one or more cells with disjoint samples."""
+def _record(before: Values, key: Key, parts: Mapping[Key, Sequence[Measurement]], pgd: str) -> AttackRecord:
+    """One attack at one eps, of which ``parts`` holds one or more cells with disjoint samples.
+
+    Args:
+        before: of each sample without an attack, see :func:`_each`.
+        pgd: the attack that stands beside black boxes.
+    """
     attack, gradient, source, eps = key
-    cells = parts[key]
-    among = _flags("among", cells, len(right))
+    cells, counted = parts[key], before.dtype == np.bool_
+    among, made_on = (_flags(name, cells, len(before)) for name in ("among", "made_on"))
     by_pgd = None
     if not gradient and not traits_of(attack).suite:
-        (pgd,) = parts["pgd", "rule", "", eps]
-        by_pgd = int(unpack(pgd["outcomes"], len(right))[among].sum())
+        (white,) = parts[pgd, "rule", "", eps]
+        by_pgd = _total(_each(white)[among])
+    left = np.concatenate([_each(cell) for cell in cells])
+    n, correct = int(among.sum()), _total(left)
     return AttackRecord(
         attack,
         gradient,
         source,
         eps,
-        n=int(among.sum()),
-        n_clean=int((among & right).sum()),
-        entered=int((_flags("made_on", cells, len(right)) & right).sum()),
-        correct=sum(cell["correct"] for cell in cells),
+        n=n,
+        n_clean=_total(before[among]),
+        entered=int((made_on & before).sum()) if counted else int(made_on.sum()),
+        correct=correct,
+        interval=wilson(correct, n) if counted else mean_interval(left),
+        clean_interval=_interval(before[among]),
         by_pgd=by_pgd,
+        counted=counted,
+        drawn=" " not in attack.removesuffix(f" loss={pgd}"),
         found=[pair for cell in cells for pair in cell.get("found") or []],
     )
 
 
-def _flags(name: str, cells: Sequence[Measurement], n: int) -> Flags:
+def _each(measured: Measurement) -> Values:
+    """(n,) bool where samples are counted, else their values in [0,1]."""
+    if is_counted(measured):
+        return unpack(measured["outcomes"], measured["n"])
+    return unpack_values(measured["values"], measured["n"])
+
+
+def _total(each: Values) -> float:
+    """The number of samples, or the sum of their values."""
+    return int(each.sum()) if each.dtype == np.bool_ else float(each.sum())
+
+
+def _interval(each: Values) -> tuple[float, float]:
+    """95 % interval of the mean."""
+    return wilson(_total(each), len(each)) if each.dtype == np.bool_ else mean_interval(each)
+
+
+def _flags(name: str, cells: Sequence[Mapping[str, Any]], n: int) -> Flags:
     """(n,) bool, the samples in ``name`` of any cell; a cell without this key covers all samples."""
     flags = [unpack(cell[name], n) if name in cell else np.ones(n, bool) for cell in cells]
     return np.logical_or.reduce(flags)
@@ -170,7 +214,8 @@ def _against_eps(row: Row) -> Figure:
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    chance = 100 / row["n_classes"]
+    clean = clean_of(row)
+    chance = 100 / row["n_classes"] if is_counted(clean) else 100 * row["audit"].get("chance", math.nan)
     axes.axhline(chance, **CHANCE, label=f"chance ({chance:.3g} %)")
     for label in dict.fromkeys(one.series for one in shown):
         series = [one for one in shown if one.series == label]
@@ -182,7 +227,7 @@ def _against_eps(row: Row) -> Figure:
     axes.set_xticks(list(places.values()), list(places))
     axes.set_ylim(0, 100)
     axes.set_xlabel("eps")
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(axis_label(metric_of(clean)))
     legend_beside(figure, axes.get_legend_handles_labels()[0])
     return figure
 
@@ -191,24 +236,27 @@ def _curve(axes: Axes, x: Sequence[int], series: Sequence[AttackRecord], n_place
     """An attack on all samples, starting at the clean accuracy, with gaps at eps that were not attacked."""
     y, spread = np.full(n_places, np.nan), np.full((2, n_places), np.nan)
     correct = [series[0].n_clean, *(one.correct for one in series)]
-    y[[0, *x]], spread[:, [0, *x]] = _with_interval(correct, series[0].n)
+    intervals = [series[0].clean_interval, *(one.interval for one in series)]
+    y[[0, *x]], spread[:, [0, *x]] = _with_interval(correct, intervals, series[0].n)
     axes.errorbar(np.arange(n_places), y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]))
 
 
 def _marks(axes: Axes, x: Floats, series: Sequence[AttackRecord]) -> None:
     """A black box on some samples; each mark is connected to a circle, PGD on the same samples."""
     n = series[0].n
-    y, spread = _with_interval([one.correct for one in series], n)
-    white, _ = _with_interval([one.by_pgd or 0 for one in series], n)
+    y, spread = _with_interval([one.correct for one in series], [one.interval for one in series], n)
+    white = 100 * np.array([one.by_pgd or 0 for one in series]) / n
     axes.vlines(x, y, white, color="0.6", linewidth=0.8, zorder=1)
     axes.plot(x, white, "o", markersize=5, fillstyle="none", color=COLOURS["rule"], clip_on=False)
     axes.errorbar(x, y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]) | {"linestyle": "none"})
 
 
-def _with_interval(correct: Sequence[int], n: int) -> tuple[Floats, Floats]:
-    """Percentages, and the distances to the ends of Wilson's interval, (2, len(correct))."""
+def _with_interval(
+    correct: Sequence[float], intervals: Sequence[tuple[float, float]], n: int
+) -> tuple[Floats, Floats]:
+    """Percentages, and the distances to the ends of their intervals, (2, len(correct))."""
     y = np.array(correct) / n
-    return 100 * y, 100 * np.abs(np.array([wilson(one, n) for one in correct]) - y[:, None]).T
+    return 100 * y, 100 * np.abs(np.array(intervals) - y[:, None]).T
 
 
 def _effort_curves(row: Row, kind: str) -> Iterator[Curve]:
@@ -219,7 +267,7 @@ def _effort_curves(row: Row, kind: str) -> Iterator[Curve]:
     shown = [
         one
         for one in made
-        if one.drawn and not one.source and kind_of(one.attack) == kind
+        if one.counted and one.drawn and not one.source and kind_of(one.attack) == kind
         if one.eps in each_eps and complete(one.found, one.entered, one.correct)
     ]
     most = {one.attack: 0 for one in shown}

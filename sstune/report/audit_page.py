@@ -14,14 +14,14 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from sstune.metric import metric_named
 from sstune.report.audit import HEADER, VERDICTS, Check, cells_of, remarks
 from sstune.report.audit_figures import AttackRecord, attack_records, audit_figures, clean_of
 from sstune.report.rows import eps_value
 from sstune.report.styles import printable
 from sstune.report.variants import joined, labels_of
-from sstune.row import Row
+from sstune.row import Row, metric_of
 from sstune.schema.audit import Verdict
-from sstune.statistics import wilson
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --rule: #ccc; --soft: #666;
@@ -84,7 +84,7 @@ def audit_page(row: Row, images: bytes | None = None) -> str:
             _figure(picture, "Clean images, adversarial images, and their magnified difference."),
         ]
     parts += [
-        "<h2>Accuracy in % (95 % interval)</h2>",
+        f"<h2>{_heading(metric_of(clean_of(row)))} in % (95 % interval)</h2>",
         _figures(row),
         "<h2>Provenance</h2>",
         _provenance(row),
@@ -103,8 +103,14 @@ def _checks(checks: Sequence[Check]) -> str:
     return _table(HEADER, [cells_of(check) for check in checks], classes)
 
 
+def _heading(metric: str) -> str:
+    """A metric at the beginning of a heading: "Accuracy", "mAP@all"."""
+    label = metric_named(metric).label
+    return escape(label.capitalize() if label.islower() else label)
+
+
 def _figures(row: Row) -> str:
-    """A line for each attack and gradient, a column for each eps: accuracy and its 95 % interval."""
+    """A line for each attack and gradient, a column for each eps: the metric and its 95 % interval."""
     records = attack_records(row)
     each_eps = sorted({one.eps for one in records}, key=lambda eps: eps_value(row, eps))
     lines = []
@@ -116,7 +122,7 @@ def _figures(row: Row) -> str:
 
 
 def _share(one: AttackRecord) -> str:
-    low, high = wilson(one.correct, one.n)
+    low, high = one.interval
     interval = f"({100 * low:.1f} to {100 * high:.1f})".replace(" ", "\N{NO-BREAK SPACE}")
     same = "" if one.by_pgd is None else f"\nPGD on the same: {100 * one.by_pgd / one.n:.1f}"
     return f"{100 * one.correct / one.n:.1f}\n{interval}{same}"

@@ -99,7 +99,7 @@ def accuracy_after(found: Sequence[Sequence[int]], n_clean: int, n: int, efforts
     return (n_clean - total[np.searchsorted(when[order], efforts, side="right")]) / n
 
 
-def complete(found: Sequence[Sequence[int]], n_clean: float, correct: int) -> bool:
+def complete(found: Sequence[Sequence[int]], n_clean: float, correct: float) -> bool:
     """Whether the effort of every broken sample is known."""
     return sum(samples for _, samples in found) == n_clean - correct
 

@@ -175,7 +175,8 @@ def attack_settings(row: Row) -> Settings:
     if attack.get("cascade"):
         settings["attack.eps"] = " ".join(sorted(attack["eps"], key=lambda eps: eps_value(row, eps)))
     if "audit" in row:
-        sources = {source for found in row["measurements"] if (source := found.get("source"))}
+        made = [*row["measurements"], *row["audit"].get("cells", [])]
+        sources = {source for found in made if (source := found.get("source"))}
         settings |= {"audit.surrogate": " ".join(sorted(sources))} if sources else {}
     return settings
 

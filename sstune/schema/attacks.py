@@ -284,7 +284,7 @@ ATTACK_TRAITS: dict[str, Traits] = {
         effort=None,
         eot=True,
         suite=True,
-        tasks=_CLASSIFICATION,
+        tasks=(*_CLASSIFICATION, *_HASHING),
         style=Style((0, (1, 1)), "#CC79A7", "v"),
     ),
 }

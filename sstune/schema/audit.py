@@ -30,15 +30,19 @@ class CheckSpec:
     """A check of the audit.
 
     Args:
+        title: ``{metric}`` stands for the task's.
         deciding: whether the verdict NOT MASKED requires it to be ok; it can also return MASKED.
         doubtful_on_warning: whether its warning makes the verdict INCONCLUSIVE, since an attack seems
             stronger than the one by the network's own gradient, or gradients are zero or random.
+        settled_by: the check whose attack tells what its warning means; its warning makes the verdict
+            INCONCLUSIVE for a task to which that check does not apply.
     """
 
     id: str
     title: str
     deciding: bool = False
     doubtful_on_warning: bool = False
+    settled_by: str = ""
 
 
 # In the order in which they run. Functions in sstune/attacks/audit/ are registered by these ids.
@@ -50,8 +54,8 @@ CHECKS: dict[str, CheckSpec] = {
         CheckSpec("D2", "rule and exact gradient point alike"),
         CheckSpec("D3", "PGD stronger than FGSM"),
         CheckSpec("D4", "PGD has converged"),
-        CheckSpec("D5", "a huge eps leaves nothing", deciding=True),
-        CheckSpec("D6", "accuracy falls with eps"),
+        CheckSpec("D5", "a huge eps leaves nothing", deciding=True, settled_by="D13"),
+        CheckSpec("D6", "{metric} falls with eps"),
         CheckSpec("D7", "white box beats scores (Square)", deciding=True, doubtful_on_warning=True),
         CheckSpec("D8", "white box beats transfer", deciding=True, doubtful_on_warning=True),
         CheckSpec("D9", "PGD stronger than noise"),

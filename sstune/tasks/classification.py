@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sstune.copying import to_device
 from sstune.datasets import Batch
-from sstune.schema import ClassificationConfig, Target
+from sstune.schema import AttackLoss, ClassificationConfig, Target
 from sstune.seeding import seed_from
+from sstune.tasks.auditing import AuditProfile
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
 from sstune.tasks.task import TASKS, Task
@@ -40,6 +41,9 @@ class Classification(Task):
 
     metric = "accuracy"
     objectives = tuple(LOSSES)
+    audit = AuditProfile(
+        "classification", "pgd", AttackLoss.ce, AttackLoss.margin, squashing="softmax", outputs="logits"
+    )
 
     def __init__(self, config: ClassificationConfig, n_classes: int) -> None:
         self.outputs = n_classes
@@ -61,6 +65,14 @@ class Classification(Task):
         """Samples that are classified correctly without an attack."""
         assert score.each is not None
         return score.each
+
+    def chance(self, targets: Tensor, reference: Any, n_classes: int) -> float:
+        """Accuracy of guessing, or of the best constant answer if that is higher."""
+        return max(1 / n_classes, int(targets.bincount().max()) / len(targets))
+
+    def saturated(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Where the cross-entropy is 0 in float32, (N,) bool."""
+        return cross_entropy(outputs, batch.targets) == 0
 
     def objective(self, batch: Batch, goal: Goal, clean_outputs: Callable[[], Tensor]) -> Objective:
         wanted = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sstune.datasets import Batch, Splits
 from sstune.registry import Registry
 from sstune.schema import TaskConfig
+from sstune.tasks.auditing import AuditProfile
 from sstune.tasks.neighbours import Neighbours
 from sstune.tasks.objective import Goal, Objective
 from sstune.tasks.score import Score
@@ -29,6 +30,7 @@ class Task(ABC):
             loss of pairs is not.
         searches: whether it needs a database besides the three splits (``split.protocol``).
         reference_file: name of the file of a run that holds its :meth:`reference`; None: it is not kept.
+        audit: how it is audited for gradient masking; None: it cannot be.
     """
 
     outputs: int
@@ -37,6 +39,7 @@ class Task(ABC):
     loss_of_samples: bool = True
     searches: bool = False
     reference_file: str | None = None
+    audit: AuditProfile | None = None
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -137,6 +140,19 @@ class Task(ABC):
     def bounds(self, predictions: Tensor, targets: Tensor, reference: Any) -> Mapping[str, float]:
         """Figures that an attack could reach if it chose its outputs freely, by name."""
         return {}
+
+    def chance(self, targets: Tensor, reference: Any, n_classes: int) -> float:
+        """The metric of a network that knows nothing of the images, for an audit; not above it is what an
+        attack leaves at an eps that no network withstands."""
+        raise NotImplementedError
+
+    def floor(self, targets: Tensor, reference: Any, n_classes: int) -> float:
+        """The metric that an attack surely reaches if it may choose any image, for an audit."""
+        return 0.0
+
+    def saturated(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """(N,) in [0,1], how far the audit's loss of each sample is saturated, for an audit."""
+        raise NotImplementedError
 
     def changed(self, predictions: Tensor, others: Tensor) -> Tensor:
         """(N,) bool, where two predictions differ by more than rounding."""

@@ -100,9 +100,9 @@ def test_both_gradients_are_attacked(answers: tuple[Path, dict[str, Any]]) -> No
         assert unpack_values(entry["values"], 100).mean() == pytest.approx(entry["value"], abs=1e-6)
 
 
-def test_what_is_for_classifiers_is_refused(answers: tuple[Path, dict[str, Any]]) -> None:
-    for name in ("square", "audit"):
-        line = f"sstune: attack: {name} supports classification, not task=multilabel"
+def test_what_is_not_for_the_task_is_refused(answers: tuple[Path, dict[str, Any]]) -> None:
+    for name, able in {"square": "classification", "audit": "classification and hashing"}.items():
+        line = f"sstune: attack: {name} supports {able}, not task=multilabel"
         assert answers[1][name] == [2, "", [line]]
 
 

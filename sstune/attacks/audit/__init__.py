@@ -38,6 +38,8 @@ def audit(evidence: Evidence, skip: Collection[str] = ()) -> Iterator[CheckResul
     for spec in CHECKS.values():
         if spec.id in skip:
             result = CheckResult(Status.not_run, text="skipped by audit.skip")
+        elif not evidence.applies(spec.id):
+            result = CheckResult(Status.not_run, text=f"not applicable to task={evidence.profile.task}")
         else:
             try:
                 with seeded_rng(evidence.victim.device, evidence.seed, spec.id):
@@ -46,4 +48,4 @@ def audit(evidence: Evidence, skip: Collection[str] = ()) -> Iterator[CheckResul
                 result = CheckResult(Status.error, text=str(error))
             except RequestError as error:  # an attack that does not support such images
                 result = CheckResult(Status.not_run, text=str(error))
-        yield replace(result, id=spec.id, title=spec.title)
+        yield replace(result, id=spec.id, title=spec.title.format(metric=evidence.victim.task.metric))

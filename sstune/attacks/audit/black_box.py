@@ -39,7 +39,7 @@ def d8(evidence: Evidence) -> CheckResult:
         text = "no other network to transfer from: audit.surrogate=RUN_DIR|FILE"
         return CheckResult(Status.not_run, None, "points", THRESHOLD, None, text)
     pairs = {
-        eps: pairing(evidence.pgd(evidence.white_box, eps), evidence.transfer(eps))
+        eps: evidence.compare(evidence.pgd(evidence.white_box, eps), evidence.transfer(eps))
         for eps in evidence.informative_eps
     }
     eps, pair, found = most_significant(pairs, MARGIN)

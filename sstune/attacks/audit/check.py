@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sstune.attacks.audit.evidence import Evidence
 from sstune.registry import Registry
-from sstune.schema.audit import DECIDING, DOUBTFUL_ON_WARNING, Status, Verdict
+from sstune.schema.audit import CHECKS, DECIDING, DOUBTFUL_ON_WARNING, Status, Verdict
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,15 @@ class CheckResult:
 CHECK_FUNCTIONS: Registry[Callable[[Evidence], CheckResult]] = Registry("audit.skip")
 
 
-def verdict(results: Sequence[CheckResult], skipped: Collection[str] = ()) -> tuple[Verdict, list[str]]:
+def verdict(
+    results: Sequence[CheckResult], skipped: Collection[str] = (), not_applicable: Collection[str] = ()
+) -> tuple[Verdict, list[str]]:
     """The overall verdict, and the ids of the checks that it rests on.
 
     INCONCLUSIVE: a check failed or D0, whether the figures are valid, did not run; or nothing says MASKED,
-    but a deciding check did not run and was not ``skipped`` on purpose, no deciding check is left, or one of
-    :data:`DOUBTFUL_ON_WARNING` warns.
+    but a deciding check did not run, was not ``skipped`` on purpose and is not among those
+    ``not_applicable`` to the task, no deciding check is left, or one of :data:`DOUBTFUL_ON_WARNING` warns, or
+    one whose warning only a check that is not applicable could settle.
     """
 
     def with_status(ids: Sequence[str], *wanted: Status) -> list[str]:
@@ -52,8 +55,9 @@ def verdict(results: Sequence[CheckResult], skipped: Collection[str] = ()) -> tu
         return Verdict.inconclusive, not_validated
     if masked := [result.id for result in results if result.status is Status.masked]:
         return Verdict.masked, masked
-    missing = [name for name in with_status(DECIDING, Status.not_run) if name not in skipped]
-    doubtful = {*missing, *with_status(DOUBTFUL_ON_WARNING, Status.warn)}
+    missing = {*with_status(DECIDING, Status.not_run)} - {*skipped, *not_applicable}
+    unsettled = [spec.id for spec in CHECKS.values() if spec.settled_by in not_applicable]
+    doubtful = {*missing, *with_status([*DOUBTFUL_ON_WARNING, *unsettled], Status.warn)}
     if doubtful:
         return Verdict.inconclusive, [result.id for result in results if result.id in doubtful]
     if decided := with_status(DECIDING, Status.ok, Status.warn):

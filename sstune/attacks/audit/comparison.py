@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from sstune.attacks.outcome import Outcome
 from sstune.schema.audit import Status
-from sstune.statistics import Pairing, mcnemar
+from sstune.statistics import PairedValues, Pairing, mean_interval, wilson
 
 LEVEL = 0.05
 SUSPECT = 0.2  # a warning needs at least four samples that only one of two attacks breaks
 FEWEST = 6  # the fewest samples that only one of two attacks breaks that are significant at LEVEL
 
 
-def pairing(a: Outcome | Tensor, b: Outcome | Tensor) -> Pairing:
-    """Which samples attacks A and B leave correctly classified, from outcomes or (n,) bool."""
-    right_a, right_b = (each.robust if isinstance(each, Outcome) else each for each in (a, b))
-    return Pairing.of(right_a.numpy(), right_b.numpy())
+class Comparison(Protocol):
+    """What attacks A and B leave of a metric, on the same samples."""
+
+    @property
+    def percent_a(self) -> float:
+        """The metric under A, in percent."""
+
+    @property
+    def percent_b(self) -> float:
+        """The metric under B, in percent."""
+
+    @property
+    def points(self) -> float:
+        """The metric under A less that under B, in percentage points."""
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of no difference: McNemar's test of counts, a permutation test of values."""
+
+    @property
+    def z(self) -> float:
+        """The difference in standard errors of a difference that is none."""
 
 
-def is_significantly_stronger(pair: Pairing, threshold: float, level: float = LEVEL) -> bool:
-    """Whether attack B leaves fewer samples than A, by more than ``threshold`` points and with a p-value of
-    McNemar's test below ``level``."""
-    return pair.points > threshold and mcnemar(pair.only_a, pair.only_b) < level
+def pairing(a: Tensor, b: Tensor) -> Pairing:
+    """Which samples attacks A and B leave correct, (n,) bool."""
+    return Pairing.of(a.numpy(), b.numpy())
 
 
-def status(pair: Pairing, threshold: float, comparisons: int = 1) -> Status:
+def compare(a: Tensor, b: Tensor) -> Comparison:
+    """What attacks A and B leave of each sample: (n,) bool where samples are counted, else in [0,1]."""
+    return pairing(a, b) if a.dtype is torch.bool else PairedValues(a.double().numpy(), b.double().numpy())
+
+
+def is_significantly_stronger(pair: Comparison, threshold: float, level: float = LEVEL) -> bool:
+    """Whether attack B leaves less than A, by more than ``threshold`` points and with a p-value below
+    ``level``."""
+    return pair.points > threshold and pair.p < level
+
+
+def status(pair: Comparison, threshold: float, comparisons: int = 1) -> Status:
     """Masked if attack B is significantly stronger than A, a warning if it is so at level :data:`SUSPECT`.
 
     Args:
@@ -39,7 +68,7 @@ def status(pair: Pairing, threshold: float, comparisons: int = 1) -> Status:
     return Status.ok
 
 
-def most_significant(pairs: Mapping[str, Pairing], threshold: float) -> tuple[str, Pairing, Status]:
+def most_significant(pairs: Mapping[str, Comparison], threshold: float) -> tuple[str, Comparison, Status]:
     """Of the pairs with the most serious status, the one with the largest difference, and its name."""
     found = {name: status(pair, threshold, len(pairs)) for name, pair in pairs.items()}
     worst = next(each for each in (Status.masked, Status.warn, Status.ok) if each in found.values())
@@ -47,6 +76,13 @@ def most_significant(pairs: Mapping[str, Pairing], threshold: float) -> tuple[st
     return name, pairs[name], worst
 
 
-def percent(flags: Tensor) -> float:
+def percent(values: Tensor) -> float:
     """The mean of (n,) in percent."""
-    return 100 * float(flags.double().mean())
+    return 100 * float(values.double().mean())
+
+
+def surely_above(values: Tensor, share: float) -> bool:
+    """Whether the mean of (n,) is above ``share``, by the lower end of its 95 % interval."""
+    if values.dtype is torch.bool:
+        return wilson(int(values.sum()), len(values))[0] > share
+    return mean_interval(values.double().numpy())[0] > share

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sstune.attacks.attack import ATTACKS, Attack
-from sstune.attacks.audit.comparison import FEWEST
+from sstune.attacks.audit import comparison
+from sstune.attacks.audit.comparison import FEWEST, Comparison
 from sstune.attacks.evaluation import GradientSource, Victim
 from sstune.attacks.outcome import Outcome
 from sstune.datasets import evenly_spaced
@@ -19,6 +20,7 @@ from sstune.quantities import parse_eps
 from sstune.schema import (
     AscentConfig,
     AttackConfig,
+    AttackLoss,
     AuditConfig,
     Gradient,
     MiFgsmConfig,
@@ -27,6 +29,7 @@ from sstune.schema import (
     RaysConfig,
     SquareConfig,
 )
+from sstune.tasks import AuditProfile
 
 STEPS = 20
 LARGE = ("64/255", "1.0")  # more than any network withstands, and any image at all
@@ -97,6 +100,51 @@ class Evidence:
         return len(self.victim.clean)
 
     @property
+    def profile(self) -> AuditProfile:
+        """The losses, names and checks of the task."""
+        profile = self.victim.task.audit
+        assert profile is not None
+        return profile
+
+    def applies(self, check: str) -> bool:
+        """Whether a check has a meaning for the task."""
+        return check not in self.profile.not_applicable
+
+    @property
+    def counted(self) -> bool:
+        """Whether the metric counts samples; otherwise each sample has a value of its own."""
+        return self.victim.score.correct is not None
+
+    @property
+    def before(self) -> Tensor:
+        """(n,) the metric of each sample without an attack: bool where samples are counted, else float64."""
+        each = self.victim.score.each
+        assert each is not None
+        return each if self.counted else each.double()
+
+    def left(self, outcome: Outcome) -> Tensor:
+        """(n,) what an attack leaves of each sample, as :attr:`before`."""
+        return outcome.robust if self.counted else (1 - outcome.achieved.double()).clamp(0, 1)
+
+    def percent(self, outcome: Outcome) -> float:
+        """The metric under an attack, in percent."""
+        return comparison.percent(self.left(outcome))
+
+    def compare(self, a: Outcome, b: Outcome) -> Comparison:
+        """Attacks A and B on the same samples."""
+        return comparison.compare(self.left(a), self.left(b))
+
+    @cached_property
+    def chance(self) -> float:
+        """See :meth:`Task.chance`."""
+        return self.victim.task.chance(self.victim.split.targets, self.victim.reference, self.n_classes)
+
+    @cached_property
+    def floor(self) -> float:
+        """See :meth:`Task.floor`."""
+        return self.victim.task.floor(self.victim.split.targets, self.victim.reference, self.n_classes)
+
+    @property
     def largest(self) -> str:
         """The largest configured eps."""
         return self.eps[-1]
@@ -105,8 +153,9 @@ class Evidence:
     def informative_eps(self) -> list[str]:
         """The configured eps and, if needed, others until one is informative, in ascending order.
 
-        Where the white box leaves nearly all samples or nearly none, so may any other attack. At an
-        informative eps it leaves a quarter to three quarters of the correctly classified samples.
+        Where the white box leaves nearly everything or nearly nothing, so may any other attack. At an
+        informative eps it leaves a quarter to three quarters of what can be lost: the correctly classified
+        samples, or the metric above its floor.
         """
         found = list(self.eps)
         while radius := self._next_eps(found):
@@ -129,15 +178,19 @@ class Evidence:
 
     @property
     def eps_at_half(self) -> str:
-        """The informative eps at which the white box leaves the share of samples nearest to a half."""
+        """The informative eps at which the white box leaves the share nearest to a half."""
         return self._nearest_half(self.informative_eps)
 
     def _nearest_half(self, among: Sequence[str]) -> str:
         return min(among, key=lambda eps: abs(self._survival(eps) - 0.5))
 
     def _survival(self, eps: str) -> float:
-        """The share of the correctly classified samples that PGD through the white box leaves."""
-        return int(self.pgd(self.white_box, eps).robust.sum()) / max(int(self.victim.clean.sum()), 1)
+        """The share of what can be lost that PGD through the white box leaves; 0 if nothing can be."""
+        floor = self.n * self.floor
+        lost = float(self.before.sum()) - floor
+        if lost <= 0:
+            return 0.0
+        return (float(self.left(self.pgd(self.white_box, eps)).sum()) - floor) / lost
 
     def largest_eps_with_survivors(self, samples: Tensor) -> str:
         """The largest informative eps at which the white box leaves enough of ``samples`` for another attack
@@ -148,8 +201,9 @@ class Evidence:
 
     def pgd(self, source: GradientSource, eps: str, **changes: Any) -> Outcome:
         """PGD-20 from one random start, steps of eps/4, with other settings in ``changes``."""
-        config = replace(PgdConfig("pgd", [eps], steps=STEPS), **changes)
-        label = " ".join(["pgd", *(f"{key}={value}" for key, value in changes.items())])
+        name = "pgd" if "loss" in changes else self.profile.attack
+        config = replace(PgdConfig(name, [eps], steps=STEPS, loss=self.profile.loss), **changes)
+        label = " ".join([name, *(f"{key}={value}" for key, value in changes.items())])
         return self._attack(label, config, self._distinct(source), eps)
 
     def pgd_for_images(self) -> dict[str, Outcome]:
@@ -160,13 +214,20 @@ class Evidence:
 
     def fgsm(self, source: GradientSource, eps: str) -> Outcome:
         """One step of size eps."""
-        return self._attack("fgsm", AscentConfig("fgsm", [eps]), self._distinct(source), eps)
+        config = AscentConfig("fgsm", [eps], loss=self.profile.loss)
+        return self._attack(self._with_loss("fgsm"), config, self._distinct(source), eps)
+
+    def _with_loss(self, attack: str) -> str:
+        """The label of an attack: with the loss, unless it is the default."""
+        loss = self.profile.loss
+        return attack if loss is AttackLoss.ce else f"{attack} loss={loss}"
 
     def transfer(self, eps: str) -> Outcome:
         """MI-FGSM on the surrogate."""
         assert self.surrogate is not None
-        config = MiFgsmConfig("mifgsm", [eps], steps=STEPS, early_exit=False)
-        return self._attack("mifgsm", config, self.surrogate, eps)
+        loss = self.profile.loss
+        config = MiFgsmConfig("mifgsm", [eps], loss=loss, steps=STEPS, early_exit=False)
+        return self._attack(self._with_loss("mifgsm"), config, self.surrogate, eps)
 
     def noise(self, eps: str) -> Outcome:
         """The best of 100 random perturbations, on the samples for black boxes."""
@@ -197,12 +258,14 @@ class Evidence:
         return evenly_spaced(self.config.label_n, self.n)
 
     def worst_case(self, eps: str) -> Tensor:
-        """(n,) bool, right under every attack that was made at this eps or a smaller one."""
-        right, radius = self.victim.clean.clone(), parse_eps(eps)
+        """(n,) what every attack that was made at this eps or a smaller one leaves of each sample, as
+        :attr:`before`."""
+        least, radius = self.before.clone(), parse_eps(eps)
         for cell in self.cells.values():
             if parse_eps(cell.eps) <= radius:
-                right[cell.subset.index] &= cell.outcome.robust
-        return right
+                index = cell.subset.index
+                least[index] = torch.minimum(least[index], self.left(cell.outcome))
+        return least
 
     @property
     def _no_gradient(self) -> GradientSource:

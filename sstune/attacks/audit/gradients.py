@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
-from sstune.attacks.audit.classification import input_gradient, losses, spread_batches
-from sstune.attacks.audit.comparison import is_significantly_stronger, most_significant, pairing, percent
+from sstune.attacks.audit.comparison import is_significantly_stronger, most_significant, percent
 from sstune.attacks.audit.evidence import Evidence
-from sstune.schema import AttackLoss
+from sstune.attacks.audit.probing import input_gradient, saturated, spread_batches
 from sstune.schema.audit import Status
 
 GAP = 2.0  # points
@@ -27,7 +26,7 @@ def d1(evidence: Evidence) -> CheckResult:
         text = "no feedback: the network's gradient is the exact one"
         return CheckResult(Status.report, 0.0, "points", threshold, evidence.n, text)
     pairs = {
-        eps: pairing(evidence.pgd(evidence.white_box, eps), evidence.pgd(evidence.exact, eps))
+        eps: evidence.compare(evidence.pgd(evidence.white_box, eps), evidence.pgd(evidence.exact, eps))
         for eps in evidence.informative_eps
     }
     eps, gap, status = most_significant(pairs, GAP)
@@ -41,10 +40,10 @@ def d2(evidence: Evidence) -> CheckResult:
     threshold = f">= {ALIGNED:g}"
     if not evidence.has_feedback:
         return CheckResult(Status.report, 1.0, "cosine", threshold, evidence.n, "one gradient only")
-    cosines, signs = [], []
+    loss, cosines, signs = evidence.profile.loss, [], []
     for batch in spread_batches(evidence.victim, COMPARED, BATCH_SIZE):
         rule, exact = (
-            input_gradient(evidence.victim, source, batch, evidence.seed, "gradients").flatten(1)
+            input_gradient(evidence.victim, source, batch, loss, evidence.seed, "gradients").flatten(1)
             for source in (evidence.white_box, evidence.exact)
         )
         cosines.append(F.cosine_similarity(rule, exact, eps=1e-200))
@@ -59,22 +58,24 @@ def d2(evidence: Evidence) -> CheckResult:
 
 @CHECK_FUNCTIONS.register("D10")
 def d10(evidence: Evidence) -> CheckResult:
-    """Gradients that vanish. Where cross-entropies are 0 in float32, their gradients are rounded and may
-    mislead: then the same attack on a loss that does not saturate must not find much more."""
+    """Gradients that vanish. Where a loss saturates, as cross-entropies that are 0 in float32, its gradients
+    are rounded and may mislead: then the same attack on a loss that does not saturate must not find much
+    more."""
+    victim, source, profile = evidence.victim, evidence.white_box, evidence.profile
     gradients = (
-        input_gradient(evidence.victim, evidence.white_box, batch, evidence.seed, "gradients")
-        for batch in spread_batches(evidence.victim, COMPARED, BATCH_SIZE)
+        input_gradient(victim, source, batch, profile.loss, evidence.seed, "gradients")
+        for batch in spread_batches(victim, COMPARED, BATCH_SIZE)
     )
     none = torch.cat([(gradient == 0).flatten(1).all(1) for gradient in gradients])
     zero = percent(none)
-    saturated = percent(losses(evidence.victim, evidence.white_box, COMPARED, BATCH_SIZE) == 0)
-    text = f"no gradient at {zero:.1f} % of the samples, softmax saturated at {saturated:.1f} %"
+    flat = percent(saturated(victim, source, COMPARED, BATCH_SIZE))
+    text = f"no gradient at {zero:.1f} % of the samples, {profile.squashing} saturated at {flat:.1f} %"
     gain, misled = 0.0, False
-    if saturated > SHARE:
+    if flat > SHARE:
         eps = evidence.eps_at_half
-        margin = evidence.pgd(evidence.white_box, eps, loss=AttackLoss.margin)
-        pair = pairing(evidence.pgd(evidence.white_box, eps), margin)
+        other = evidence.pgd(source, eps, loss=profile.unsaturated)
+        pair = evidence.compare(evidence.pgd(source, eps), other)
         gain, misled = pair.points, is_significantly_stronger(pair, GAIN)
-        text += f"; PGD on the margin breaks {gain:.1f} points more at {eps}"
+        text += f"; PGD on the {profile.unsaturated} breaks {gain:.1f} points more at {eps}"
     status = Status.warn if zero > SHARE or misled else Status.ok
     return CheckResult(status, max(zero, gain), "% or points", f"<= {SHARE:g}", len(none), text)

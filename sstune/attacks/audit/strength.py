@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 
-from torch import Tensor
-
-from sstune.attacks.audit import black_box, classification
+from sstune.attacks.audit import black_box
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
-from sstune.attacks.audit.comparison import is_significantly_stronger, pairing, percent
+from sstune.attacks.audit.comparison import is_significantly_stronger, percent, surely_above
 from sstune.attacks.audit.evidence import LARGE, Evidence
 from sstune.quantities import parse_eps
 from sstune.schema.audit import Status
-from sstune.statistics import Pairing, wilson
 
 WEAKER = 0.5  # points
 CONVERGED = 1.0  # points
@@ -25,7 +21,8 @@ def d3(evidence: Evidence) -> CheckResult:
     """Many steps must break what one step breaks."""
     source, lead = evidence.white_box, {}
     for eps in evidence.eps:
-        lead[eps] = percent(evidence.pgd(source, eps).robust) - percent(evidence.fgsm(source, eps).robust)
+        many, one = evidence.pgd(source, eps), evidence.fgsm(source, eps)
+        lead[eps] = evidence.percent(many) - evidence.percent(one)
     eps = max(lead, key=lambda name: lead[name])
     status = Status.warn if lead[eps] > WEAKER else Status.ok
     text = f"PGD less FGSM, at {eps}"
@@ -35,10 +32,10 @@ def d3(evidence: Evidence) -> CheckResult:
 @CHECK_FUNCTIONS.register("D4")
 def d4(evidence: Evidence) -> CheckResult:
     """Twice the steps, or five starts, must not find much more."""
-    eps = evidence.eps_at_half
-    usual = percent(evidence.pgd(evidence.white_box, eps).robust)
-    longer = usual - percent(evidence.pgd(evidence.white_box, eps, steps=40, step_size="eps/8").robust)
-    restarts = usual - percent(evidence.pgd(evidence.white_box, eps, restarts=5).robust)
+    eps, source = evidence.eps_at_half, evidence.white_box
+    usual = evidence.percent(evidence.pgd(source, eps))
+    longer = usual - evidence.percent(evidence.pgd(source, eps, steps=40, step_size="eps/8"))
+    restarts = usual - evidence.percent(evidence.pgd(source, eps, restarts=5))
     gain = max(longer, restarts)
     status = Status.warn if gain > CONVERGED else Status.ok
     text = f"at {eps} twice the steps break {longer:.1f} points more, five starts {restarts:.1f}"
@@ -47,29 +44,27 @@ def d4(evidence: Evidence) -> CheckResult:
 
 @CHECK_FUNCTIONS.register("D5")
 def d5(evidence: Evidence) -> CheckResult:
-    """At 64/255 nothing better than chance may be left, at 1.0, where any image will do, nothing at all.
+    """At 64/255 nothing better than chance may be left, at 1.0, where any image will do, nothing at all (of a
+    metric that cannot fall to 0: chance).
 
     Images in two colours a network may honestly tell apart at 64/255 (Madry et al. 2018, arXiv 1706.06083, on
     MNIST): what is left there is held against the network only if labels alone suffice to break it.
     """
-    chance = classification.chance(evidence.victim, evidence.n_classes)
-    large, whole = (evidence.pgd(evidence.white_box, eps).robust for eps in LARGE)
-    status = Status.warn if whole.any() else Status.ok
+    chance, floor = evidence.chance, evidence.floor
+    large, whole = (evidence.left(evidence.pgd(evidence.white_box, eps)) for eps in LARGE)
+    above = surely_above(large, chance)
+    status = Status.warn if above or surely_above(whole, floor) else Status.ok
     text = f"{percent(large):.1f} % are left at {LARGE[0]}, {percent(whole):.1f} % at {LARGE[1]}"
-    masked = _surely_above(whole, FAILED / 100)
-    if _surely_above(large, chance):
-        status = Status.warn
+    masked = surely_above(whole, floor + FAILED / 100)
+    if above and not evidence.applies("D13"):
+        text += "; no black box tells whether the gradient is to blame"
+    elif above:
         pair, _ = black_box.compare_black_box(evidence, evidence.rays, evidence.label_samples, LARGE[0])
         text += f"; RayS breaks {pair.only_a} of {pair.both + pair.only_a} that are left at {LARGE[0]}"
         masked |= is_significantly_stronger(pair, black_box.MARGIN)
     figure = percent(large) if percent(large) > 100 * chance else percent(whole)
-    threshold = f"<= {100 * chance:.3g}, then 0"
+    threshold = f"<= {100 * chance:.3g}" + ("" if floor == chance else f", then {100 * floor:.3g}")
     return CheckResult(Status.masked if masked else status, figure, "%", threshold, evidence.n, text)
-
-
-def _surely_above(right: Tensor, share: float) -> bool:
-    """Whether more than ``share`` are right, by the lower end of the 95 % interval."""
-    return wilson(int(right.sum()), len(right))[0] > share
 
 
 @CHECK_FUNCTIONS.register("D6")
@@ -78,26 +73,21 @@ def d6(evidence: Evidence) -> CheckResult:
     names = {parse_eps(eps): eps for eps in [*LARGE, *evidence.eps]}
     rises = {}
     for smaller, larger in itertools.pairwise(names[eps] for eps in sorted(names)):
-        pair = pairing(evidence.pgd(evidence.white_box, larger), evidence.pgd(evidence.white_box, smaller))
-        rises[f"{smaller} to {larger}"] = pair
+        pair = [evidence.pgd(evidence.white_box, eps) for eps in (larger, smaller)]
+        rises[f"{smaller} to {larger}"] = evidence.compare(*pair)
     where = max(rises, key=lambda name: rises[name].points)
     rise = max(0.0, rises[where].points)
-    status = Status.warn if any(map(_rises, rises.values())) else Status.ok
-    text = f"largest rise of PGD's accuracy, from {where}"
+    status = Status.warn if any(pair.z > 2 for pair in rises.values()) else Status.ok
+    text = f"largest rise of PGD's {evidence.victim.task.metric}, from {where}"
     return CheckResult(status, rise, "points", "<= 2 s.e.", evidence.n, text)
-
-
-def _rises(pair: Pairing) -> bool:
-    """By more than twice the standard error of a paired difference that is none (as in McNemar's test)."""
-    return pair.only_a - pair.only_b > 2 * math.sqrt(pair.only_a + pair.only_b)
 
 
 @CHECK_FUNCTIONS.register("D9")
 def d9(evidence: Evidence) -> CheckResult:
     """The best of 100 random perturbations must be weaker than the attack."""
     eps, some = evidence.eps_at_half, evidence.black_box_samples
-    attack = percent(evidence.pgd(evidence.white_box, eps).robust[some])
-    noise = percent(evidence.noise(eps).robust)
+    attack = percent(evidence.left(evidence.pgd(evidence.white_box, eps))[some])
+    noise = evidence.percent(evidence.noise(eps))
     status = Status.warn if noise <= attack + WEAKER else Status.ok
     text = f"at {eps} noise leaves {noise:.1f} %, PGD {attack:.1f} %"
     return CheckResult(status, noise - attack, "points", f"> {WEAKER:g}", len(some), text)
@@ -116,7 +106,7 @@ def d14(evidence: Evidence) -> CheckResult:
 
 @CHECK_FUNCTIONS.register("D15")
 def d15(evidence: Evidence) -> CheckResult:
-    """Samples correct under all attacks of the audit: the figure to report."""
+    """What all attacks of the audit leave of each sample: the figure to report."""
     left = {eps: percent(evidence.worst_case(eps)) for eps in evidence.eps}
     text = ", ".join(f"{value:.1f} % at {eps}" for eps, value in left.items())
     figure = left[evidence.largest]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from sstune.attacks.attack import ATTACKS
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
-from sstune.attacks.audit.classification import are_probabilities, margin_pass, spread_batches
+from sstune.attacks.audit.comparison import percent, surely_above
 from sstune.attacks.audit.evidence import Evidence
+from sstune.attacks.audit.probing import gradient_pass, spread_batches
 from sstune.attacks.evaluation import check_zero_eps, gradient_mode
 from sstune.attacks.validity import InvalidAttack, differ
 from sstune.datasets import Batch
@@ -19,6 +22,7 @@ from sstune.schema.audit import Status
 REPEATS = 5
 LOOKED_AT = 64
 FEWEST_RIGHT = 24  # of fewer, not even a third less would be a significant difference at four eps
+FEWEST_VALUES = 8  # of fewer, not even a difference at all of them would be significant at four eps
 
 
 def probe(evidence: Evidence, n: int = LOOKED_AT) -> Batch:
@@ -29,14 +33,13 @@ def probe(evidence: Evidence, n: int = LOOKED_AT) -> Batch:
 
 @CHECK_FUNCTIONS.register("D0")
 def d0(evidence: Evidence) -> CheckResult:
-    """Enough samples, eval mode, logits of a sample its own, passes without a trace, nothing at eps = 0."""
-    network, batch = evidence.victim.network, probe(evidence)
+    """Enough samples, eval mode, outputs of a sample its own, passes without a trace, nothing at eps = 0."""
+    network, batch, said = evidence.victim.network, probe(evidence), evidence.profile.outputs
     found = []
     modes = [name or "the network itself" for name, module in network.named_modules() if module.training]
     if modes:
         found.append(f"{len(modes)} modules came in train mode ({modes[0]}, ...): call .eval()")
-    if (right := int(evidence.victim.clean.sum())) < FEWEST_RIGHT:
-        found.append(f"only {right} of {evidence.n} samples are right without an attack: too few to attack")
+    found += _too_little(evidence)
     with torch.no_grad(), eval_mode(network):
         before = {key: value.clone() for key, value in _tensors(network).items()}
         outputs = network(batch.images)
@@ -45,19 +48,34 @@ def d0(evidence: Evidence) -> CheckResult:
         alone = network(batch.images[:half])
         again = network(batch.images)
     if not torch.isfinite(outputs).all():
-        found.append("logits are not finite")
+        found.append(f"{said} are not finite")
     if changed:
         found.append(f"a forward pass in eval mode changes {changed[0]}")
     if not differ(outputs, again) and differ(alone, outputs[:half]):
-        found.append("a sample's logits depend on the other samples of its batch")
+        found.append(f"a sample's {said} depend on the other samples of its batch")
     try:
-        pgd = ATTACKS["pgd"](PgdConfig("pgd", [], steps=2), evidence.seed)
+        name, loss = evidence.profile.attack, evidence.profile.loss
+        pgd = ATTACKS[name](PgdConfig(name, [], steps=2, loss=loss), evidence.seed)
         check_zero_eps(evidence.victim, pgd, evidence.white_box, LOOKED_AT)
     except InvalidAttack as error:
         found.append(str(error))
     status = Status.error if found else Status.ok
-    text = "; ".join(found) or "eval mode, finite logits, eps = 0 equals clean"
+    text = "; ".join(found) or f"eval mode, finite {said}, eps = 0 equals clean"
     return CheckResult(status, float(len(found)), "faults", "0", len(batch.images), text)
+
+
+def _too_little(evidence: Evidence) -> Iterator[str]:
+    """Too few samples to compare attacks, or a metric that no attack can lower."""
+    if evidence.counted:
+        if (right := int(evidence.before.sum())) < FEWEST_RIGHT:
+            yield f"only {right} of {evidence.n} samples are right without an attack: too few to attack"
+        return
+    if evidence.n < FEWEST_VALUES:
+        yield f"only {evidence.n} samples: too few to compare attacks"
+    elif not surely_above(evidence.before, evidence.chance):
+        clean, chance = percent(evidence.before), 100 * evidence.chance
+        metric = evidence.victim.task.metric
+        yield f"{metric} without an attack, {clean:.1f} %, is no more than chance, {chance:.1f} %"
 
 
 @CHECK_FUNCTIONS.register("D11")
@@ -85,8 +103,9 @@ def repeated(evidence: Evidence) -> tuple[list[Tensor], list[Tensor]]:
     batch = probe(evidence)
     model = evidence.white_box.model(evidence.seed, "repeat")
     model.eot = 1
+    loss = evidence.profile.unsaturated
     with gradient_mode(evidence.victim.network, evidence.white_box.gradient):
-        passes = [margin_pass(evidence.victim, model, batch) for _ in range(REPEATS)]
+        passes = [gradient_pass(evidence.victim, model, batch, loss) for _ in range(REPEATS)]
     return [outputs for outputs, _ in passes], [gradient for _, gradient in passes]
 
 
@@ -100,6 +119,11 @@ def d12(evidence: Evidence) -> CheckResult:
     text = "outputs are probabilities: attack the logits before the softmax" if softmax else "logits"
     status = Status.warn if softmax else Status.ok
     return CheckResult(status, float(outputs.sum(1).mean()), "mean sum", "not 1", len(outputs), text)
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs, (N, classes), are those of a softmax."""
+    return bool((outputs >= 0).all()) and float((outputs.sum(1) - 1).abs().max()) < 1e-3
 
 
 def _tensors(network: torch.nn.Module) -> dict[str, Tensor]:

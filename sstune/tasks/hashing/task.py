@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sstune.datasets import Batch, Split, Splits
-from sstune.retrieval import Codes, Labels, Ranked, RankSettings, rank
+from sstune.retrieval import Codes, Labels, Ranked, RankSettings, average_precision, rank
 from sstune.retrieval.order import stable_order
-from sstune.schema import HashingConfig, HashLoss, RequestError
+from sstune.schema import AttackLoss, HashingConfig, HashLoss, RequestError
+from sstune.tasks.auditing import AuditProfile
 from sstune.tasks.evaluation import predict
 from sstune.tasks.hashing import reference as references
 from sstune.tasks.hashing.losses import signs, similarity
@@ -41,6 +42,10 @@ class Hashing(Task):
     objectives = tuple(LOSSES)
     searches = True
     reference_file = "codes.npz"
+    audit = AuditProfile(
+        "hashing", "mainstay", AttackLoss.mainstay, AttackLoss.logits, squashing="tanh", outputs="outputs",
+        not_applicable=("D7", "D12", "D13", "D14"),  # scores, probabilities, labels, success at a step
+    )  # fmt: skip
 
     def __init__(self, config: HashingConfig, n_classes: int) -> None:
         self.config = config
@@ -156,8 +161,8 @@ class Hashing(Task):
         settings = RankSettings(top=self.config.top_k, outputs=refined)
         queries = Codes.of(predictions), Labels.of(targets)
         found = rank(*queries, reference.codes, reference.labels, settings)
-        saturated = (torch.tanh(predictions).abs() > SATURATED).float().mean()
-        more = {**self._figures(found, settings), "saturated": float(saturated)}
+        saturated = float(_saturated(predictions).float().mean())
+        more = {**self._figures(found, settings), "saturated": saturated}
         curves = {"precision at recall": found.precision_at_recall.mean(0).round(6).tolist()}
         each = torch.from_numpy(found.ap)
         return Score(float(each.mean()), len(each), each, more=more, curves=curves)
@@ -197,6 +202,26 @@ class Hashing(Task):
         ranking = DatabaseRanking(reference, targets, self.config.top_k)
         return {f"bound {name}": float(ranking(-code).mean()) for name, code in codes.items()}
 
+    # Audit
+
+    def chance(self, targets: Tensor, reference: Reference, n_classes: int) -> float:
+        """mAP of a database in random order, the share of relevant items or little more: that of codes which
+        are all equal."""
+        queries, database = (
+            Codes.of(torch.zeros(n, self.outputs)) for n in (len(targets), len(reference.codes))
+        )
+        settings = RankSettings(top=self.config.top_k)
+        found = average_precision(queries, Labels.of(targets.cpu()), database, reference.labels, settings)
+        return float(found.mean())
+
+    def floor(self, targets: Tensor, reference: Reference, n_classes: int) -> float:
+        """As :meth:`chance`: an attack gets below it, but some relevant items are always found."""
+        return self.chance(targets, reference, n_classes)
+
+    def saturated(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """(N,) share of outputs f whose tanh is above 0.999 in magnitude."""
+        return _saturated(outputs).double().mean(1)
+
     # Attacks
 
     def objective(self, batch: Batch, goal: Goal, clean_outputs: Callable[[], Tensor]) -> Objective:
@@ -215,6 +240,11 @@ class Hashing(Task):
             else:
                 query = Query(own, signs(own), *_relevant_codes(signs(own), similar, train), batch.images)
         return Displacement(name, query, DatabaseRanking(reference, batch.targets, self.config.top_k))
+
+
+def _saturated(outputs: Tensor) -> Tensor:
+    """Which outputs are so large that tanh is flat."""
+    return torch.tanh(outputs).abs() > SATURATED
 
 
 def _relevant_codes(own: Tensor, similar: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
