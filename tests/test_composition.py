@@ -52,6 +52,7 @@ EXPERIMENTS = {
     "tiny_imagenet_32": ["experiment=tiny_imagenet_32", "dataset.root=."],
     "transfer_cifar10_jpeg": ["experiment=transfer_cifar10_jpeg", "dataset.root=."],
     "hashing_authors": ["experiment=hashing_authors"],
+    "hashing_authors_cifar10_jpeg": ["experiment=hashing_authors_cifar10_jpeg", "dataset.root=."],
     "hashing_cifar10_jpeg": ["experiment=hashing_cifar10_jpeg", "dataset.root=."],
     "mnist_mlp_trained": ["experiment=mnist_mlp_trained", "rule=pfa"],
 }

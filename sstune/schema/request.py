@@ -40,9 +40,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_key(key: str, known: Collection[str]) -> str:
-    """As :func:`nearest` for a dotted key; prefers keys with its last part (``lr``: ``optimizer.lr``)."""
-    last = key.rpartition(".")[2].casefold()
+    """As :func:`nearest` for a dotted key; prefers keys with its last part (``seed``: ``split.seed``), of these
+    one in a section of a similar name (``optimiser.lr``: ``optimizer.lr``)."""
+    section, _, last = key.casefold().rpartition(".")
     same = sorted(each for each in known if each.rpartition(".")[2].casefold() == last)
+    sections = {each.rpartition(".")[0]: each for each in same}
+    if similar := difflib.get_close_matches(section, sections, n=1):
+        same = [sections[similar[0]]]
     if not 1 <= len(same) <= 3:
         return nearest(key, known)
     return f"did you mean {' or '.join(map(repr, same))}?"

@@ -199,7 +199,7 @@ def _admit_aliases(section: str, node: DictConfig) -> None:
 
 
 def resolve_aliases(config: DictConfig) -> list[str]:
-    """Rename earlier names of keys that presets set.
+    """Rename earlier names of keys that presets set; from then on only keys of the schema can be set.
 
     Returns:
         Dotted keys that are unknown.
@@ -215,4 +215,6 @@ def resolve_aliases(config: DictConfig) -> list[str]:
                 continue
             OmegaConf.update(config, new, owner[name])
             del owner[name]
+        if owner is not None:
+            OmegaConf.set_struct(owner, True)
     return unknown
