@@ -20,7 +20,7 @@ from sstune.report.audit_figures import AttackRecord, attack_records, audit_figu
 from sstune.report.rows import eps_value
 from sstune.report.styles import printable
 from sstune.report.variants import joined, labels_of
-from sstune.row import Row, metric_of
+from sstune.row import Row, is_counted, metric_of
 from sstune.schema.audit import Verdict
 
 CSS = """
@@ -52,6 +52,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 @media print { body { margin: 0; max-width: none; font-size: 10pt; } figure, tr { break-inside: avoid; }
   h2 { break-after: avoid; } }
 """
+PICTURE = "Clean images, adversarial images, and their magnified difference."
+RANKED_PICTURE = "Queries, clean and adversarial, with the database images that are nearest to them."
 CLASSES = {Verdict.masked: "masked", Verdict.not_masked: "sound", Verdict.inconclusive: "open"}
 
 
@@ -59,7 +61,8 @@ def audit_page(row: Row, images: bytes | None = None) -> str:
     """The HTML page of an audit's row, without references to other files.
 
     Args:
-        images: a PNG of clean and adversarial images, see :mod:`sstune.report.grid`.
+        images: a PNG of clean and adversarial images: :mod:`sstune.report.grid`, or of retrieval
+            :mod:`sstune.report.nearest`.
     """
     audit, labels = row["audit"], labels_of(row)
     name = joined(labels["backbone"], labels["rule"], labels["scale"])
@@ -81,7 +84,7 @@ def audit_page(row: Row, images: bytes | None = None) -> str:
         picture = f'<img alt="" src="data:image/png;base64,{base64.b64encode(images).decode()}">'
         parts += [
             "<h2>Images</h2>",
-            _figure(picture, "Clean images, adversarial images, and their magnified difference."),
+            _figure(picture, PICTURE if is_counted(clean_of(row)) else RANKED_PICTURE),
         ]
     parts += [
         f"<h2>{_heading(metric_of(clean_of(row)))} in % (95 % interval)</h2>",

@@ -122,6 +122,7 @@ class TestOfFrsf:
     def check_page(self, text: str, row: dict[str, Any]) -> None:
         assert "mAP@all in % (95 % interval)" in text
         assert "mAP@all against eps (not to scale)" in text
+        assert "database images that are nearest" in text
         assert "ccuracy" not in text
         worst = row["measurements"][-1]
         low, high = mean_interval(unpack_values(worst["values"], 200))

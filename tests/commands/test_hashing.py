@@ -346,7 +346,6 @@ class TestAttacked:
             "attack.loss: margin is for task=classification, not for hashing",
         ),
         (["attack=apgd"], "attack: apgd supports classification, not task=hashing"),
-        (["attack=audit"], "attack: audit supports classification, not task=hashing"),
         (
             ["attack=pgd", "attack.targeted=random"],
             "attack.targeted: task=hashing has untargeted attacks only",
