@@ -20,6 +20,7 @@ from sstune.schema import (
     RequestError,
     RunConfig,
     Target,
+    traits_of,
 )
 from sstune.schema.keys import Range, keys_of
 from sstune.schema.run import declared, sections
@@ -38,10 +39,14 @@ def put(config: RunConfig, key: str, value: Any) -> RunConfig:
 
 
 def option_with(key: str) -> dict[str, str]:
-    """The first option of a key's group that has it, as an argument of ``complete``."""
+    """The first option of a key's group that has it, with its task, as arguments of ``complete``."""
     group, _, name = key.rpartition(".")
     options = GROUPS.get(group, {})
-    return next(({group: o} for o, kind in options.items() if name in {f.name for f in fields(kind)}), {})
+    option = next((o for o, kind in options.items() if name in {f.name for f in fields(kind)}), None)
+    if option is None:
+        return {}
+    tasks = traits_of(option).tasks if group == "attack" else None
+    return {group: option} | ({} if tasks is None else {"task": tasks[0]})
 
 
 class TestValidate:
@@ -229,7 +234,10 @@ class TestValidate:
             (
                 {"attack": "rays"},
                 {"attack.eot": 2},
-                ["attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for rays"],
+                [
+                    "attack.eot: is for fgsm, mifgsm, pgd, mainstay, hag, hag_sign, sdha, apgd, apgd_t and audit, "
+                    "not for rays"
+                ],
             ),
             ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays supports Linf only"]),
             (

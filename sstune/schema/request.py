@@ -40,8 +40,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def nearest_key(key: str, known: Collection[str]) -> str:
-    """As :func:`nearest` for a dotted key; prefers keys with its last part (``seed``: ``split.seed``), of these
-    one in a section of a similar name (``optimiser.lr``: ``optimizer.lr``)."""
+    """As :func:`nearest` for a dotted key; prefers keys with its last part (``bits``: ``task.bits``), and of
+    these one in a section of a similar name (``optimiser.lr``: ``optimizer.lr``)."""
     section, _, last = key.casefold().rpartition(".")
     same = sorted(each for each in known if each.rpartition(".")[2].casefold() == last)
     sections = {each.rpartition(".")[0]: each for each in same}

@@ -207,7 +207,7 @@ class TestCurves:
         retrieval_curves(frame(rows), tmp_path)
         titles = [axes.get_title() for axes in figures[0].axes if axes.get_title()]
         assert titles == [
-            f"{name}, scale {scale}"
+            f"{name}\nscale {scale}"
             for scale in ("weight_rms", "xavier")
             for name in ("clean", "pgd, eps 4/255")
         ]
