@@ -235,8 +235,8 @@ class TestValidate:
                 {"attack": "rays"},
                 {"attack.eot": 2},
                 [
-                    "attack.eot: is for fgsm, mifgsm, pgd, mainstay, hag, hag_sign, sdha, apgd, apgd_t and audit, "
-                    "not for rays"
+                    "attack.eot: is for fgsm, mifgsm, pgd, mainstay, hag, hag_sign, sdha, apgd, apgd_t and "
+                    "audit, not for rays"
                 ],
             ),
             ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays supports Linf only"]),
