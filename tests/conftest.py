@@ -143,6 +143,8 @@ def complete() -> Complete:
 
     def complete(command: str = "finetune", **changes: Any) -> RunConfig:
         groups = {}
+        tasks = traits_of(changes.get("attack", "fgsm")).tasks
+        changes.setdefault("task", "classification" if tasks is None else tasks[0])
         for group, options in GROUPS.items():
             name = changes.pop(group, "fgsm" if group == "attack" else next(iter(options)))
             groups[group] = fill(group, name)

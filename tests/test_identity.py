@@ -116,7 +116,11 @@ def changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
 def every_option() -> list[dict[str, str]]:
     """Choices that between them have every option of every group."""
     longest = max(len(options) for options in GROUPS.values())
-    return [{group: list(o)[i if i < len(o) else 0] for group, o in GROUPS.items()} for i in range(longest)]
+    every = [{group: list(o)[i if i < len(o) else 0] for group, o in GROUPS.items()} for i in range(longest)]
+    for chosen in every:
+        if chosen["task"] not in (tasks := traits_of(chosen["attack"]).tasks or GROUPS["task"]):
+            chosen["task"] = next(iter(tasks))
+    return every
 
 
 class TestIdentity:

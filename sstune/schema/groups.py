@@ -108,7 +108,9 @@ class HashingConfig(TaskConfig):
         None, "Length K of the ranking that mAP@K averages over; null: the whole database.", within=Range(1)
     )
     refined: bool = key(
-        False, "Also report mAP with ties broken by the real-valued outputs; slower.", identity=Identity.NEVER
+        False,
+        "Also report mAP with ties broken by the real-valued outputs; slower.",
+        identity=Identity.UNLESS_DEFAULT,
     )
     quantization: float | None = key(
         None,

@@ -116,14 +116,17 @@ def parameter_groups(network: Network, factors: dict[str, float]) -> list[dict[s
     return [{"params": parameters, "lr_factor": factor} for factor, parameters in groups.items()]
 
 
-def build_optimizer(config: OptimizerConfig, network: Network, task: Task) -> torch.optim.Optimizer:
-    """The optimiser of the trainable parameters of ``network`` and ``task``, which must be on their device.
+def build_optimizer(
+    config: OptimizerConfig, network: Network, task: Task | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of the trainable parameters of ``network`` and of the loss of ``task``, on their device.
 
     Raises:
         RequestError: a pattern of ``lr_factors`` names no module.
     """
-    parameters = parameter_groups(network, {**task.lr_factors, **config.lr_factors})
-    if task.parameters():
+    factors = {} if task is None else task.lr_factors
+    parameters = parameter_groups(network, {**factors, **config.lr_factors})
+    if task is not None and task.parameters():
         parameters.append({"params": list(task.parameters()), "lr_factor": task.lr_factor})
     fused = config.fused if config.fused is not None else network.mean.device.type == "cuda"
     if isinstance(config, SgdConfig):

@@ -124,7 +124,11 @@ def test_is_reported(answers: tuple[Path, dict[str, Any]]) -> None:
     [
         ("gradient", "attack.gradient: brightness uses no gradient, remove this key"),
         ("norm", "attack.norm: brightness supports Linf only"),
-        ("eot", "attack.eot: is for fgsm, mifgsm, pgd, apgd, apgd_t and audit, not for brightness"),
+        (
+            "eot",
+            "attack.eot: is for fgsm, mifgsm, pgd, mainstay, hag, hag_sign, sdha, apgd, apgd_t and audit, "
+            "not for brightness",
+        ),
         ("key", "attack.level: no such key, did you mean 'attack.levels'?"),
         ("name", "attack: there is no 'brightnes', did you mean 'brightness'?"),
     ],

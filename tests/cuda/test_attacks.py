@@ -24,7 +24,8 @@ SHORT = {
     "apgd_t": ["attack.steps=2"],
     "fab_t": ["attack.steps=2"],
 }
-ATTACKS = [name for name in options("attack") if name not in ("audit", "transfer", "autoattack")]
+HASHING = ("mainstay", "hag", "hag_sign", "sdha")  # see test_hashing_on_a_device.py
+ATTACKS = [name for name in options("attack") if name not in ("audit", "transfer", "autoattack", *HASHING)]
 VARIED = {
     "targeted": ["attack=pgd", "attack.steps=2", "attack.targeted=random", "attack.eight_bit=true"],
     "L2": ["attack=pgd", "attack.steps=2", "attack.norm=L2", "attack.eps=[0.5]", "attack.loss=margin"],
