@@ -31,7 +31,7 @@ install: .venv/installed  ## create .venv with sstune in it
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-quickstart: .venv/installed  ## the main job on embedded digits: train, fine-tune, attack, table (minutes)
+quickstart: .venv/installed  ## train, fine-tune and attack on embedded digits, and a table (minutes); retrieval: docs/hashing.md
 	$(BIN)/sstune train experiment=quickstart
 	$(BIN)/sstune finetune -m experiment=quickstart rule=bp,usf,frsf,brsf
 	$(BIN)/sstune attack -m experiment=quickstart rule=bp,usf,frsf,brsf attack=fgsm,pgd
