@@ -277,14 +277,8 @@ class AdamWConfig(OptimizerConfig):
 
 
 @dataclass
-class AdamConfig(OptimizerConfig):
+class AdamConfig(AdamWConfig):
     """torch.optim.Adam: weight decay is a part of the gradient."""
-
-    betas: list[float] = key(
-        [0.9, 0.999],
-        "Decay of the averages of the gradient and of its square.",
-        within=Range(0, 0.999999999),
-    )
 
 
 @dataclass

@@ -138,7 +138,7 @@ def build_optimizer(
             weight_decay=config.weight_decay,
             fused=fused,
         )
-    assert isinstance(config, AdamConfig | AdamWConfig)
+    assert isinstance(config, AdamWConfig)
     kind = torch.optim.Adam if isinstance(config, AdamConfig) else torch.optim.AdamW
     return kind(
         parameters,

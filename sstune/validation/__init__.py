@@ -13,7 +13,6 @@ from sstune.catalogue import name_problem
 from sstune.schema import (
     GROUPS,
     PROTOCOLS,
-    AdamConfig,
     AdamWConfig,
     BackboneConfig,
     Compile,
@@ -165,7 +164,7 @@ def _optimization(config: RunConfig) -> Iterator[str]:
     optimizer, schedule = config.optimizer, config.schedule
     if isinstance(optimizer, SgdConfig) and optimizer.nesterov and optimizer.momentum == 0:
         yield "optimizer.nesterov: needs optimizer.momentum > 0, or set optimizer.nesterov=false"
-    if isinstance(optimizer, AdamConfig | AdamWConfig) and len(optimizer.betas) != 2:
+    if isinstance(optimizer, AdamWConfig) and len(optimizer.betas) != 2:
         yield f"optimizer.betas: {optimizer.betas} must be two values >= 0 and < 1"
     epochs = {"optimizer.weight_decay_milestones": optimizer.weight_decay_milestones}
     if isinstance(schedule, MultistepConfig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from sstune.tasks.hashing import losses
 from sstune.tasks.hashing.centres import class_centres, target_centres, tie_code
 
 
-class HashingLoss:
+class HashingLoss(ABC):
     """A training loss of hashing; the base class has no state.
 
     Attributes:
@@ -29,15 +30,15 @@ class HashingLoss:
         self.n_classes = n_classes
         self.progress = 0.0
 
-    def begin(self, splits: Splits, seed: int, device: torch.device) -> None:
+    def begin(self, splits: Splits, seed: int, device: torch.device) -> None:  # noqa: B027  # not all need it
         """Called once before training."""
 
-    def follow(self, outputs: Tensor, batch: Batch) -> None:
+    def follow(self, outputs: Tensor, batch: Batch) -> None:  # noqa: B027
         """Called with each training batch before its loss is computed."""
 
+    @abstractmethod
     def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Mean loss of a batch, from the outputs f, (N, k)."""
-        raise NotImplementedError
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """Parameters that are trained along with the network."""
