@@ -12,15 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from outside import NEAREST_MEAN
 from PIL import Image
-from stopping import StopAfter
+from stopping import timeless
 
-from sstune.commands import audit
-from sstune.commands.lineage import derive_run
-from sstune.composition import Request, compose
-from sstune.interrupt import Stopped
 from sstune.packing import pack, unpack
 from sstune.schema.audit import CHECKS
 
@@ -50,13 +45,6 @@ def row_of(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("runs/attack/audit-*/result.json")
     row: dict[str, Any] = json.loads(path.read_text())
     return row
-
-
-def timeless(value: Any) -> Any:
-    """Without how long it took."""
-    if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
-    return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.fixture
@@ -113,24 +101,6 @@ class TestOfARun:
             if (cell["attack"], cell["eps"]) == ("pgd", "48/255")
         }
         assert d1["figure"] >= 100 * (by_view["rule"] - by_view["exact"]) / 60
-
-    def test_killed_in_the_middle_it_goes_on_and_makes_no_attack_twice(
-        self, imports: None, tmp_path: Path
-    ) -> None:
-        def measured(out: str, stop: StopAfter) -> Any:
-            line = [*NEAREST, "rule=fa", "attack.batch_size=16", f"out={tmp_path / out}"]
-            run, source = derive_run(Request.of(compose("attack", line), line), None)
-            run.directory.mkdir(parents=True, exist_ok=True)
-            return audit.measure(run, source, torch.device("cpu"), stop)
-
-        whole, first, second = StopAfter(10**6), StopAfter(22), StopAfter(10**6)
-        expected = measured("whole", whole)
-        with pytest.raises(Stopped):
-            measured("parts", first)
-        assert timeless(measured("parts", second)) == timeless(expected)
-        batches, again = 10**6 - whole.looks, 10**6 - second.looks
-        assert batches > 30
-        assert again == batches - 22
 
     def test_a_transfer_from_another_run(
         self, ask: Ask, trained: Path, finetuned: Path, tmp_path: Path

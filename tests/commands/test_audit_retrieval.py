@@ -11,13 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from stopping import StopAfter
 
-from sstune.commands import audit, execute
-from sstune.commands.lineage import derive_run
-from sstune.composition import Request, compose, request
-from sstune.interrupt import Stopped
+from sstune.commands import execute
+from sstune.composition import request
 from sstune.packing import unpack, unpack_values
 from sstune.report.audit_figures import attack_records, audit_figures
 from sstune.report.variants import attack_settings
@@ -45,13 +41,6 @@ def row_of(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("runs/attack/audit-*/result.json")
     row: dict[str, Any] = json.loads(path.read_text())
     return row
-
-
-def timeless(value: Any) -> Any:
-    """Without how long it took."""
-    if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key != "seconds"}
-    return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
 def plain(html: str) -> str:
@@ -163,22 +152,3 @@ class TestOfBp:
         answer = ask("attack", *line, "audit.strict=true")
         assert (answer.status, answer.errors) == (0, [])
         assert "NOT MASKED (D5, D8)" in answer.out
-
-    def test_killed_in_the_middle_it_goes_on_and_makes_no_attack_twice(
-        self, networks: tuple[Path, Path], tmp_path: Path
-    ) -> None:
-        def measured(out: str, stop: StopAfter) -> Any:
-            line = [*AUDIT, "attack.n=40", "attack.batch_size=16", f"init_from={networks[0]}", "rule=frsf",
-                    f"out={tmp_path / out}"]  # fmt: skip
-            run, source = derive_run(Request.of(compose("attack", line), line), None)
-            run.directory.mkdir(parents=True, exist_ok=True)
-            return audit.measure(run, source, torch.device("cpu"), stop)
-
-        whole, first, second = StopAfter(10**6), StopAfter(22), StopAfter(10**6)
-        expected = measured("whole", whole)
-        with pytest.raises(Stopped):
-            measured("parts", first)
-        assert timeless(measured("parts", second)) == timeless(expected)
-        batches, again = 10**6 - whole.looks, 10**6 - second.looks
-        assert batches > 30
-        assert again == batches - 22

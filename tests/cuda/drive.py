@@ -83,4 +83,5 @@ def stopped(looks: int | None) -> Iterator[None]:
 if __name__ == "__main__":
     requests = json.load(sys.stdin)
     pretend()
-    print(json.dumps([answer(request) for request in requests]))
+    print(json.dumps([answer(request) for request in requests]), flush=True)
+    os._exit(0)  # as in mistakes.py

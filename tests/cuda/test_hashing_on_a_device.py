@@ -59,6 +59,6 @@ def test_steps_do_not_wait_for_the_device(name: str, told: dict[str, Answer]) ->
     assert told[name].waited("attacks/ascent.py", "attacks/attack.py") == 0
 
 
-@pytest.mark.parametrize("name", map(str, HashLoss))
+@pytest.mark.parametrize("name", [str(name) for name in HashLoss])
 def test_losses_do_not_wait_for_the_device(name: str, told: dict[str, Answer]) -> None:
     assert told[name].waited("hashing/losses.py", "hashing/centres.py") == 0
