@@ -1,6 +1,6 @@
 """Attacks, the gradient that they use, and checks that their figures are valid."""
 
-from sstune.attacks import ascent, autoattack, hashing, library, noise, rays, square
+from sstune.attacks import ascent, autoattack, finite_difference, hashing, library, noise, rays, square
 from sstune.attacks.attack import ATTACKS, Attack, AttackResult
 from sstune.attacks.attacked_model import AttackedModel
 from sstune.attacks.evaluation import (
@@ -30,6 +30,7 @@ __all__ = [
     "autoattack",
     "check_images",
     "check_zero_eps",
+    "finite_difference",
     "gradient_mode",
     "hashing",
     "largest_batch",

@@ -132,7 +132,8 @@ def _worst_cases(evidence: checks.Evidence, name: str) -> Iterator[Measurement]:
 def _is_default(cell: checks.Cell, evidence: checks.Evidence) -> bool:
     """Whether ``sstune attack`` would measure the same. It would not with settings or at an eps that only the
     audit chooses, nor a black box at one eps on some of the samples."""
-    return cell.gradient is not Gradient.none and " " not in cell.attack and cell.eps in evidence.eps
+    usual = cell.gradient is not Gradient.none and " " not in cell.attack and cell.eps in evidence.eps
+    return usual and len(cell.subset.index) == evidence.n
 
 
 def _gradients(cell: checks.Cell, evidence: checks.Evidence) -> list[Gradient]:

@@ -105,6 +105,17 @@ class PgdConfig(IteratedConfig):
 
 
 @dataclass
+class FiniteDifferenceConfig(PgdConfig):
+    """PGD, then steps along a gradient estimated by finite differences."""
+
+    rounds: int = key(
+        3,
+        "Number of estimates of the gradient; each takes one query for each dimension of the image.",
+        within=Range(1, 1e6),
+    )
+
+
+@dataclass
 class MiFgsmConfig(IteratedConfig):
     """Iterated FGSM with momentum."""
 
@@ -250,6 +261,9 @@ ATTACK_TRAITS: dict[str, Traits] = {
     "fgsm": Traits(AscentConfig, effort=None, targeted=True, eot=True, style=Style(marker="^")),
     "mifgsm": Traits(MiFgsmConfig, targeted=True, eot=True),
     "pgd": Traits(PgdConfig, targeted=True, eot=True, style=Style(marker="o")),
+    "finite_difference": Traits(
+        FiniteDifferenceConfig, norms=_LINF, effort=None, eot=True, style=Style(marker="*")
+    ),
     "mainstay": Traits(
         PgdConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="v")
     ),

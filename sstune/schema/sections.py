@@ -38,12 +38,22 @@ class AuditConfig:
         "Run directory or checkpoint file of a BP-trained network, from which attacks are transferred.",
         identity=Identity.NEVER,
     )
-    black_box_n: int = key(200, "Number of samples attacked by their scores only (Square).", within=Range(1))
-    square_queries: int = key(5000, "Number of queries of Square for each sample.", within=Range(1, 1e9))
-    label_n: int = key(
-        100, "Number of those samples also attacked by their labels only (RayS).", within=Range(1)
+    black_box_n: int = key(
+        200,
+        "At most so many of the samples that PGD leaves are attacked by their scores only (Square).",
+        within=Range(1),
     )
-    label_queries: int = key(2000, "Number of queries of RayS for each sample.", within=Range(1, 1e9))
+    square_queries: int = key(1000, "Number of queries of Square for each sample.", within=Range(1, 1e9))
+    label_n: int = key(
+        160, "At most so many of them are attacked by their labels only (RayS).", within=Range(1)
+    )
+    estimate_queries: int = key(
+        300_000,
+        "At most so many queries in all estimate gradients by finite differences at one eps, where the "
+        "network's own gradient does not predict them.",
+        within=Range(1, 1e12),
+    )
+    label_queries: int = key(1000, "Number of queries of RayS for each sample.", within=Range(1, 1e9))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from sstune.attacks.audit import black_box, gradients, strength, validity
+from sstune.attacks.audit import black_box, derivatives, gradients, strength, validity
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult, verdict
 from sstune.attacks.audit.evidence import Cell, Evidence
 from sstune.attacks.evaluation import seeded_rng
@@ -26,6 +26,7 @@ __all__ = [
     "Evidence",
     "audit",
     "black_box",
+    "derivatives",
     "gradients",
     "strength",
     "validity",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sstune.attacks.audit.evidence import Evidence
+from sstune.attacks.audit.hidden import SOUGHT
 from sstune.registry import Registry
 from sstune.schema.audit import CHECKS, DECIDING, DOUBTFUL_ON_WARNING, Status, Verdict
 
@@ -19,6 +20,8 @@ class CheckResult:
         threshold: what the figure is compared with, in words.
         n: the number of samples.
         text: one sentence for a reader.
+        finds: of a deciding check, the fewest points of hidden robustness that it would have found with 80 %
+            power; None where this has no meaning.
     """
 
     status: Status
@@ -29,6 +32,7 @@ class CheckResult:
     text: str = ""
     id: str = ""
     title: str = ""
+    finds: float | None = None
 
 
 # id -> function of a check in :data:`sstune.schema.audit.CHECKS`.
@@ -42,8 +46,9 @@ def verdict(
 
     INCONCLUSIVE: a check failed or D0, whether the figures are valid, did not run; or nothing says MASKED,
     but a deciding check did not run, was not ``skipped`` on purpose and is not among those
-    ``not_applicable`` to the task, no deciding check is left, or one of :data:`DOUBTFUL_ON_WARNING` warns, or
-    one whose warning only a check that is not applicable could settle.
+    ``not_applicable`` to the task, no deciding check is left, one of them could not have found
+    :data:`SOUGHT` points, or one of :data:`DOUBTFUL_ON_WARNING` warns, or one whose warning only a check that
+    is not applicable could settle.
     """
 
     def with_status(ids: Sequence[str], *wanted: Status) -> list[str]:
@@ -57,9 +62,15 @@ def verdict(
         return Verdict.masked, masked
     missing = {*with_status(DECIDING, Status.not_run)} - {*skipped, *not_applicable}
     unsettled = [spec.id for spec in CHECKS.values() if spec.settled_by in not_applicable]
-    doubtful = {*missing, *with_status([*DOUBTFUL_ON_WARNING, *unsettled], Status.warn)}
+    powerless = [result.id for result in results if is_powerless(result)]
+    doubtful = {*missing, *powerless, *with_status([*DOUBTFUL_ON_WARNING, *unsettled], Status.warn)}
     if doubtful:
         return Verdict.inconclusive, [result.id for result in results if result.id in doubtful]
     if decided := with_status(DECIDING, Status.ok, Status.warn):
         return Verdict.not_masked, decided
     return Verdict.inconclusive, with_status(DECIDING, Status.not_run)
+
+
+def is_powerless(result: CheckResult) -> bool:
+    """Whether a check could not have found :data:`SOUGHT` points of hidden robustness."""
+    return result.finds is not None and result.finds > SOUGHT

@@ -8,12 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sstune.attacks.audit.hidden import LEVEL, SUSPECT
 from sstune.schema.audit import Status
 from sstune.statistics import PairedValues, Pairing, mean_interval, wilson
-
-LEVEL = 0.05
-SUSPECT = 0.2  # a warning needs at least four samples that only one of two attacks breaks
-FEWEST = 6  # the fewest samples that only one of two attacks breaks that are significant at LEVEL
 
 
 class Comparison(Protocol):

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from sstune.attacks.attack import ATTACKS, Attack
 from sstune.attacks.audit import comparison
-from sstune.attacks.audit.comparison import FEWEST, Comparison
+from sstune.attacks.audit.comparison import Comparison
+from sstune.attacks.audit.hidden import LEVEL, SOUGHT, Hidden, HiddenSamples, HiddenValues, samples_needed
+from sstune.attacks.audit.probing import unattacked_loss
+from sstune.attacks.audit.smoothing import Smoothed
 from sstune.attacks.evaluation import GradientSource, Victim
 from sstune.attacks.outcome import Outcome
 from sstune.datasets import evenly_spaced
@@ -22,6 +25,7 @@ from sstune.schema import (
     AttackConfig,
     AttackLoss,
     AuditConfig,
+    FiniteDifferenceConfig,
     Gradient,
     MiFgsmConfig,
     NoiseConfig,
@@ -33,11 +37,17 @@ from sstune.tasks import AuditProfile
 
 STEPS = 20
 LARGE = ("64/255", "1.0")  # more than any network withstands, and any image at all
-SMALLEST, LARGEST = 1 / 64 / 255, parse_eps(LARGE[0])  # between which an informative eps is searched for
+FIRST = "2/255"  # where the search for an informative eps begins
+SMALLEST, LARGEST = 1 / 64 / 255, parse_eps(LARGE[0])  # between which it is searched for
 CLOSEST = 1.1  # the search ends once the ratio of the two nearest eps is smaller
+CONVERGED = 1.0  # points that a round of stronger attacks may break before another round follows
 
 # ``(key, victim, attack, source, eps) -> outcome``: makes an attack, or returns its saved outcome.
 Run = Callable[[str, Victim, Attack, GradientSource, str], Outcome]
+
+
+# ``(eps, subset) -> outcome`` of an attack on those of the audit's samples.
+OtherAttack = Callable[[str, "Subset"], Outcome]
 
 
 @dataclass(frozen=True)
@@ -144,22 +154,41 @@ class Evidence:
         """See :meth:`Task.floor`."""
         return self.victim.task.floor(self.victim.split.targets, self.victim.reference, self.n_classes)
 
+    @cached_property
+    def is_constant(self) -> bool:
+        """Whether the network predicts the same for all samples without an attack."""
+        predictions = self.victim.predictions
+        return self.counted and bool((predictions == predictions[0]).all())
+
     @property
     def largest(self) -> str:
         """The largest configured eps."""
         return self.eps[-1]
 
     @cached_property
-    def informative_eps(self) -> list[str]:
-        """The configured eps and, if needed, others until one is informative, in ascending order.
+    def eps_at_half(self) -> str:
+        """The eps at which the white box leaves about half of what can be lost: the samples that are right
+        without an attack, or the metric above its floor.
 
-        Where the white box leaves nearly everything or nearly nothing, so may any other attack. At an
-        informative eps it leaves a quarter to three quarters of what can be lost: the correctly classified
-        samples, or the metric above its floor.
+        Where it leaves nearly everything or nearly nothing, so may any other attack. The search begins at
+        :data:`FIRST`, whatever eps are configured: the verdict must not depend on them.
         """
-        found = list(self.eps)
+        found = [FIRST]
         while radius := self._next_eps(found):
-            found = sorted([*found, f"{255 * radius:g}/255"], key=parse_eps)
+            found = sorted([*found, named_eps(radius)], key=parse_eps)
+        return self._nearest_half(found)
+
+    @cached_property
+    def probed_eps(self) -> list[str]:
+        """:attr:`eps_at_half`, doubled as long as the white box leaves :data:`SOUGHT` points, up to 64/255;
+        so much may be hidden at each of them."""
+        found = [self.eps_at_half]
+        while (radius := 2 * parse_eps(found[-1])) <= LARGEST:
+            eps = named_eps(radius)
+            left = self.percent(self.pgd(self.white_box, eps)) - 100 * self.floor
+            if left < SOUGHT:
+                break
+            found.append(eps)
         return found
 
     def _next_eps(self, tried: Sequence[str]) -> float | None:
@@ -176,11 +205,6 @@ class Evidence:
             return None
         return large / 2 if large / 2 > small else (small + large) / 2
 
-    @property
-    def eps_at_half(self) -> str:
-        """The informative eps at which the white box leaves the share nearest to a half."""
-        return self._nearest_half(self.informative_eps)
-
     def _nearest_half(self, among: Sequence[str]) -> str:
         return min(among, key=lambda eps: abs(self._survival(eps) - 0.5))
 
@@ -192,19 +216,71 @@ class Evidence:
             return 0.0
         return (float(self.left(self.pgd(self.white_box, eps)).sum()) - floor) / lost
 
-    def largest_eps_with_survivors(self, samples: Tensor) -> str:
-        """The largest informative eps at which the white box leaves enough of ``samples`` for another attack
-        to be significantly stronger; the smallest, if it never does."""
-        left = {eps: int(self.pgd(self.white_box, eps).robust[samples].sum()) for eps in self.informative_eps}
-        enough = (eps for eps in reversed(self.informative_eps) if left[eps] >= FEWEST)
-        return next(enough, self.informative_eps[0])
-
-    def pgd(self, source: GradientSource, eps: str, **changes: Any) -> Outcome:
+    def pgd(self, source: GradientSource, eps: str, subset: Subset | None = None, **changes: Any) -> Outcome:
         """PGD-20 from one random start, steps of eps/4, with other settings in ``changes``."""
         name = "pgd" if "loss" in changes else self.profile.attack
         config = replace(PgdConfig(name, [eps], steps=STEPS, loss=self.profile.loss), **changes)
         label = " ".join([name, *(f"{key}={value}" for key, value in changes.items())])
-        return self._attack(label, config, self._distinct(source), eps)
+        return self._attack(label, config, self._distinct(source), eps, subset)
+
+    def strengthened(self, eps: str) -> tuple[Tensor, float]:
+        """What PGD and stronger attacks through the own gradient leave of each sample, as :attr:`before`, and
+        the points that the last round has found.
+
+        First twice the steps on a loss that does not saturate, and two more starts; as long as a round finds
+        more than :data:`CONVERGED` points, a longer one follows.
+        """
+        unsaturated = {"loss": self.profile.unsaturated}
+        rounds: list[list[dict[str, Any]]] = [
+            [{"steps": 40, "step_size": "eps/8", **unsaturated}, {"restarts": 3}],
+            [{"steps": 100, "step_size": "eps/20", "restarts": 2, **unsaturated}, {"restarts": 6}],
+            [{"steps": 200, "step_size": "eps/40", "restarts": 4, **unsaturated}, {"restarts": 18}],
+        ]
+        left, gain = self.left(self.pgd(self.white_box, eps)), 0.0
+        for number, attacks in enumerate(rounds):
+            before = left
+            for changes in attacks:
+                subset = self._those(left, f"round {number}")
+                if len(subset.index):
+                    outcome = self.pgd(self.white_box, eps, subset, **changes)
+                    left = self.lowered(left, outcome, subset.index)
+            gain = comparison.percent(before) - comparison.percent(left)
+            if gain <= CONVERGED:
+                break
+        return left, gain
+
+    def hidden(self, eps: str, attack: OtherAttack, most: int | None = None, level: float = LEVEL) -> Hidden:
+        """What ``attack`` breaks of the samples that :meth:`strengthened` leaves at ``eps``.
+
+        Args:
+            most: attack no more of these samples than this, nor than :data:`SOUGHT` points need; None: all.
+            level: at which they are to be found.
+        """
+        left, _ = self.strengthened(eps)
+        subset = self._those(left, "left")
+        if self.counted and most is not None:
+            wanted = samples_needed(self.n, len(subset.index), most, level)
+            some = subset.index[evenly_spaced(wanted, len(subset.index))]
+            subset = replace(subset, index=some, stands_for=some)
+        outcome = attack(eps, subset) if len(subset.index) else None
+        if self.counted:
+            broken = int((~outcome.robust).sum()) if outcome else 0
+            return HiddenSamples(self.n, int(left.sum()), len(subset.index), broken)
+        lowered = left if outcome is None else self.lowered(left, outcome, subset.index)
+        return HiddenValues((left - lowered).numpy())
+
+    def lowered(self, left: Tensor, outcome: Outcome, index: Tensor) -> Tensor:
+        """``left``, (n,), after another attack on the samples at ``index``."""
+        after = left.clone()
+        after[index] = torch.minimum(left[index], self.left(outcome))
+        return after
+
+    def _those(self, left: Tensor, part: str) -> Subset:
+        """Of counted samples those that are ``left``; of valued ones all."""
+        if not self.counted:
+            return Subset(torch.arange(self.n), torch.arange(self.n))
+        index = left.nonzero().flatten()
+        return Subset(index, torch.arange(self.n), part)
 
     def pgd_for_images(self) -> dict[str, Outcome]:
         """PGD through each gradient, at the configured eps whose robust share is nearest to a half."""
@@ -222,40 +298,61 @@ class Evidence:
         loss = self.profile.loss
         return attack if loss is AttackLoss.ce else f"{attack} loss={loss}"
 
-    def transfer(self, eps: str) -> Outcome:
+    def transfer(self, eps: str, subset: Subset) -> Outcome:
         """MI-FGSM on the surrogate."""
         assert self.surrogate is not None
+        return self._transfer(self.surrogate, eps, subset)
+
+    def smoothed(self, eps: str, subset: Subset) -> Outcome:
+        """MI-FGSM on the network's mean over noise of half the size of eps."""
+        copy = Smoothed(self.victim.network, parse_eps(eps) / 2)
+        source = replace(self.white_box, gradient=Gradient.surrogate, network=copy, name="smoothed copy")
+        return self._transfer(source, eps, subset)
+
+    def _transfer(self, source: GradientSource, eps: str, subset: Subset) -> Outcome:
         loss = self.profile.loss
         config = MiFgsmConfig("mifgsm", [eps], loss=loss, steps=STEPS, early_exit=False)
-        return self._attack(self._with_loss("mifgsm"), config, self.surrogate, eps)
+        return self._attack(self._with_loss("mifgsm"), config, source, eps, subset)
+
+    def estimated(self, eps: str) -> Hidden:
+        """What PGD along finite differences breaks of the samples that :meth:`strengthened` leaves: of those
+        with the largest loss without an attack, as many as ``audit.estimate_queries`` allows."""
+        left, _ = self.strengthened(eps)
+        subset = self._those(left, "left")
+        config = FiniteDifferenceConfig(
+            "finite_difference", [eps], steps=STEPS, loss=self.profile.unsaturated
+        )
+        affordable = self.config.estimate_queries // (config.rounds * self.victim.images(1).numel())
+        loss = unattacked_loss(self.victim, self.profile.unsaturated)
+        nearest = subset.index[loss[subset.index].argsort(descending=True)[:affordable]].sort().values
+        subset = Subset(nearest, nearest, "left")
+        if len(nearest) == 0:
+            return HiddenSamples(self.n, 0, 0, 0)
+        outcome = self._attack("finite_difference", config, self.white_box, eps, subset)
+        if self.counted:
+            return HiddenSamples(self.n, len(nearest), len(nearest), int((~outcome.robust).sum()))
+        return HiddenValues((left - self.lowered(left, outcome, nearest)).numpy())
 
     def noise(self, eps: str) -> Outcome:
-        """The best of 100 random perturbations, on the samples for black boxes."""
+        """The best of 100 random perturbations, on evenly spaced samples."""
         samples = self.black_box_samples
         subset = Subset(samples, samples)
         return self._attack("noise", NoiseConfig("noise", [eps]), self._no_gradient, eps, subset)
 
-    def square(self, eps: str, index: Tensor, part: str) -> Outcome:
-        """Square on the samples at ``index``, the ``part`` of those for black boxes."""
+    def square(self, eps: str, subset: Subset) -> Outcome:
+        """Square."""
         config = SquareConfig("square", [eps], queries=self.config.square_queries)
-        subset = Subset(index, self.black_box_samples, part)
         return self._attack("square", config, self._no_gradient, eps, subset)
 
-    def rays(self, eps: str, index: Tensor, part: str) -> Outcome:
-        """RayS on the samples at ``index``, the ``part`` of those for attacks by labels."""
+    def rays(self, eps: str, subset: Subset) -> Outcome:
+        """RayS."""
         config = RaysConfig("rays", [eps], queries=self.config.label_queries)
-        subset = Subset(index, self.label_samples, part)
         return self._attack("rays", config, self._no_gradient, eps, subset)
 
     @property
     def black_box_samples(self) -> Tensor:
         """Indices, (at most ``audit.black_box_n``,)."""
         return evenly_spaced(self.config.black_box_n, self.n)
-
-    @property
-    def label_samples(self) -> Tensor:
-        """Indices, (at most ``audit.label_n``,)."""
-        return evenly_spaced(self.config.label_n, self.n)
 
     def worst_case(self, eps: str) -> Tensor:
         """(n,) what every attack that was made at this eps or a smaller one leaves of each sample, as
@@ -287,3 +384,8 @@ class Evidence:
             outcome = self.run(key, self.victim.take(subset.index), attack, source, eps)
             self.cells[key] = Cell(label, source.gradient, eps, source.name, outcome, subset)
         return self.cells[key].outcome
+
+
+def named_eps(radius: float) -> str:
+    """A radius as people write it: "8/255"."""
+    return f"{255 * radius:g}/255"

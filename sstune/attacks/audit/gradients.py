@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
 from sstune.attacks.audit.comparison import is_significantly_stronger, most_significant, percent
 from sstune.attacks.audit.evidence import Evidence
+from sstune.attacks.audit.hidden import LEVEL, HiddenSamples
 from sstune.attacks.audit.probing import input_gradient, saturated, spread_batches
 from sstune.schema.audit import Status
 
@@ -25,13 +26,17 @@ def d1(evidence: Evidence) -> CheckResult:
     if not evidence.has_feedback:
         text = "no feedback: the network's gradient is the exact one"
         return CheckResult(Status.report, 0.0, "points", threshold, evidence.n, text)
+    for eps in evidence.eps:  # for the row, not for the verdict
+        evidence.pgd(evidence.exact, eps)
     pairs = {
         eps: evidence.compare(evidence.pgd(evidence.white_box, eps), evidence.pgd(evidence.exact, eps))
-        for eps in evidence.informative_eps
+        for eps in evidence.probed_eps
     }
     eps, gap, status = most_significant(pairs, GAP)
     text = f"at {eps} the rule's gradient leaves {gap.percent_a:.1f} %, the exact one {gap.percent_b:.1f} %"
-    return CheckResult(status, gap.points, "points", threshold, evidence.n, text)
+    everything = HiddenSamples(evidence.n, evidence.n, evidence.n, 0)
+    finds = everything.finds(LEVEL / len(pairs))
+    return CheckResult(status, gap.points, "points", threshold, evidence.n, text, finds=finds)
 
 
 @CHECK_FUNCTIONS.register("D2")

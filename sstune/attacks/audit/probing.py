@@ -59,3 +59,15 @@ def saturated(victim: Victim, source: GradientSource, n: int, batch_size: int) -
             for batch in spread_batches(victim, n, batch_size)
         ]
     return torch.cat(found)
+
+
+@torch.no_grad()
+def unattacked_loss(victim: Victim, loss: AttackLoss) -> Tensor:
+    """The loss of each image without an attack, (N,) on the CPU."""
+    network = victim.network
+    with eval_mode(network), frozen_feedback(network):
+        found = [
+            objective(victim, batch, loss).loss(network(batch.images), batch.images, 0.0).cpu()
+            for batch in spread_batches(victim, len(victim.split), 128)
+        ]
+    return torch.cat(found)

@@ -46,13 +46,14 @@ def d0(evidence: Evidence) -> CheckResult:
         changed = [key for key, value in _tensors(network).items() if not torch.equal(value, before[key])]
         half = len(batch.images) // 2 or 1
         alone = network(batch.images[:half])
+        turned = network(batch.images.flip(0)).flip(0)
         again = network(batch.images)
     if not torch.isfinite(outputs).all():
         found.append(f"{said} are not finite")
     if changed:
         found.append(f"a forward pass in eval mode changes {changed[0]}")
-    if not differ(outputs, again) and differ(alone, outputs[:half]):
-        found.append(f"a sample's {said} depend on the other samples of its batch")
+    if not differ(outputs, again) and (differ(alone, outputs[:half]) or differ(turned, outputs)):
+        found.append(f"a sample's {said} depend on the other samples of its batch, or on its place in it")
     try:
         name, loss = evidence.profile.attack, evidence.profile.loss
         pgd = ATTACKS[name](PgdConfig(name, [], steps=2, loss=loss), evidence.seed)

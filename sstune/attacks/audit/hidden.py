@@ -1,0 +1,164 @@
+"""How much robustness an attack shows to be hidden: what it breaks of the samples that PGD leaves.
+
+An attack that is no stronger than PGD breaks few samples that PGD leaves. Up to :data:`TOLERATED` points of
+all samples are taken for the luck of a start; significantly more are robustness that PGD only seemed to find.
+An attack may be made on some of the samples that PGD leaves only, and stands for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from sstune.schema.audit import Status
+from sstune.statistics import Floats, permutation_test
+
+TOLERATED = 1.0  # points
+SOUGHT = 5.0  # points that each deciding check must be able to find
+POWER = 0.8
+LEVEL = 0.05
+SUSPECT = 0.2  # level of a warning
+
+
+class Hidden(Protocol):
+    """What an attack breaks of the samples that PGD leaves."""
+
+    @property
+    def points(self) -> float:
+        """The hidden robustness, in percentage points of all samples."""
+
+    @property
+    def p(self) -> float:
+        """One-sided p of at most :data:`TOLERATED` points."""
+
+    def finds(self, level: float) -> float:
+        """The fewest points that are found at this level with probability :data:`POWER`, if the attack breaks
+        every sample that is not robust; infinite if no number is."""
+
+
+@dataclass(frozen=True)
+class HiddenSamples:
+    """Of a metric that counts samples.
+
+    Args:
+        n: samples in all.
+        left: how many of them PGD leaves.
+        tried: how many of these are attacked.
+        broken: how many of these the attack breaks.
+    """
+
+    n: int
+    left: int
+    tried: int
+    broken: int
+
+    @property
+    def points(self) -> float:
+        return self._points(self.broken / self.tried) if self.tried else 0.0
+
+    @property
+    def p(self) -> float:
+        return binomial_tail(self.broken, self.tried, self._share(TOLERATED))
+
+    def finds(self, level: float) -> float:
+        least = fewest(self.tried, self._share(TOLERATED), level)
+        if least > self.tried:
+            return math.inf
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            enough = binomial_tail(least, self.tried, middle) >= POWER
+            low, high = (low, middle) if enough else (middle, high)
+        return self._points(high)
+
+    def _points(self, share: float) -> float:
+        """A share of the samples that PGD leaves, in points of all samples."""
+        return 100 * share * self.left / self.n
+
+    def _share(self, points: float) -> float:
+        """The inverse of :meth:`_points`, at most 1."""
+        return min(1.0, points / 100 * self.n / self.left) if self.left else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenValues:
+    """Of a metric with a value in [0,1] for each sample.
+
+    Args:
+        differences: (n,) what PGD leaves less what both attacks leave; none is negative.
+    """
+
+    differences: Floats
+
+    @property
+    def points(self) -> float:
+        return 100 * float(self.differences.mean())
+
+    @cached_property
+    def p(self) -> float:
+        above = self.differences - TOLERATED / 100
+        return permutation_test(above) / 2 if above.mean() > 0 else 1.0
+
+    def finds(self, level: float) -> float:
+        """Of values that are 0 or 1, which vary most."""
+        n = len(self.differences)
+        return HiddenSamples(n, n, n, 0).finds(level)
+
+
+def judged(found: Iterable[Hidden]) -> tuple[int, Status]:
+    """The position of the most serious of several results, which share the level (Bonferroni), and its
+    status: masked, or a warning at the level :data:`SUSPECT`."""
+    results = list(found)
+    order = [Status.ok, Status.warn, Status.masked]
+
+    def status(hidden: Hidden) -> Status:
+        if hidden.points <= TOLERATED:
+            return Status.ok
+        for level, meaning in ((LEVEL, Status.masked), (SUSPECT, Status.warn)):
+            if hidden.p <= level / len(results):
+                return meaning
+        return Status.ok
+
+    all_ = [status(hidden) for hidden in results]
+    worst = max(range(len(results)), key=lambda at: (order.index(all_[at]), results[at].points))
+    return worst, all_[worst]
+
+
+def samples_needed(n: int, left: int, most: int, level: float) -> int:
+    """How many of the ``left`` samples to attack so that :data:`SOUGHT` points are found; ``left`` or
+    ``most`` if fewer do not suffice."""
+    for tried in range(1, min(left, most) + 1):
+        if HiddenSamples(n, left, tried, 0).finds(level) <= SOUGHT:
+            return tried
+    return min(left, most)
+
+
+@lru_cache(maxsize=10_000)
+def fewest(n: int, share: float, level: float) -> int:
+    """The fewest successes of n, each of probability ``share``, whose p is at most ``level``; n + 1 if no
+    number is."""
+    return next((k for k in range(1, n + 1) if binomial_tail(k, n, share) <= level), n + 1)
+
+
+@lru_cache(maxsize=100_000)
+def binomial_tail(k: int, n: int, share: float) -> float:
+    """The probability of k successes or more of n, each of probability ``share``."""
+    if k <= 0:
+        return 1.0
+    if share >= 1:
+        return float(k <= n)
+    if share <= 0:
+        return 0.0
+    at = np.arange(k, n + 1)
+    ways = math.lgamma(n + 1) - _log_factorials(n)[at] - _log_factorials(n)[n - at]
+    return min(1.0, float(np.exp(ways + at * math.log(share) + (n - at) * math.log1p(-share)).sum()))
+
+
+@lru_cache(maxsize=64)
+def _log_factorials(n: int) -> Floats:
+    return np.array([math.lgamma(k + 1) for k in range(n + 1)])
