@@ -75,7 +75,7 @@ class CheckEntry(TypedDict):
     """The result of one check of an audit."""
 
     id: str
-    """"D0" to "D15"."""
+    """"D0" to "D16"."""
     title: str
     """What it checks."""
     status: str
@@ -90,6 +90,8 @@ class CheckEntry(TypedDict):
     """Number of samples."""
     text: str
     """One sentence of explanation; may be empty."""
+    finds: NotRequired[float | None]
+    """The fewest points of hidden robustness that a deciding check would have found with 80 % power."""
 
 
 class AuditEntry(TypedDict):

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sstune.schema.audit import Status, Verdict
+from sstune.schema.audit import SKIPPED, SOUGHT, Status, Verdict
 
 VERDICTS = {
     Verdict.masked: "attacks through this network's own gradient overstate its robustness",
@@ -23,7 +23,7 @@ WORDS = {
     Status.not_run: "not run",
 }
 ANSI = {Status.warn: "33", Status.masked: "1;31", Status.error: "1;31", Status.not_run: "2"}
-HEADER = ("id", "check", "figure", "threshold", "n", "verdict")
+HEADER = ("id", "check", "figure", "threshold", "n", "finds", "verdict")
 GAP = "  "
 
 Audit = Mapping[str, Any]
@@ -38,7 +38,7 @@ def audit_text(audit: Audit, width: int = 110, colour: bool = False) -> str:
         colour: highlight checks that are not ok with ANSI colours.
     """
     checks = audit["checks"]
-    header, *lines = _aligned([HEADER, *map(cells_of, checks)], width)
+    header, *lines = _aligned(table_of(checks), width)
     painted = [_painted(line, check, colour) for line, check in zip(lines, checks, strict=True)]
     notes = [textwrap.fill(note, width, subsequent_indent="    ") for note in remarks(audit)]
     blocks = [[header, *painted], notes, [textwrap.fill(headline(audit), width)]]
@@ -47,8 +47,14 @@ def audit_text(audit: Audit, width: int = 110, colour: bool = False) -> str:
 
 def headline(audit: Audit) -> str:
     """The verdict, the checks that it is based on, and its meaning."""
-    because = f" ({', '.join(audit['because'])})" if audit["because"] else ""
-    return f"{audit['verdict']}{because}: {VERDICTS[audit['verdict']]}"
+    because = basis(audit)
+    return f"{audit['verdict']}{f' ({because})' if because else ''}: {VERDICTS[audit['verdict']]}"
+
+
+def basis(audit: Audit) -> str:
+    """The checks that the verdict is based on, and those that were skipped."""
+    skipped = [f"without {name}" for name, why in audit["not_run"].items() if why == SKIPPED]
+    return ", ".join([*audit["because"], *skipped])
 
 
 def remarks(audit: Audit) -> list[str]:
@@ -56,7 +62,7 @@ def remarks(audit: Audit) -> list[str]:
     texts = [
         f"{check['id']}: {check['text']}"
         for check in audit["checks"]
-        if check["status"] not in (Status.ok, Status.not_run) and check["text"]
+        if check["text"] and (check["status"] not in (Status.ok, Status.not_run) or is_powerless(check))
     ]
     return texts + [f"{name} did not run: {why}" for name, why in audit["not_run"].items()]
 
@@ -64,7 +70,21 @@ def remarks(audit: Audit) -> list[str]:
 def cells_of(check: Check) -> tuple[str, ...]:
     """A check in the columns of :data:`HEADER`."""
     n = "" if check["n"] is None else str(check["n"])
-    return check["id"], check["title"], _figure_of(check), check["threshold"], n, WORDS[check["status"]]
+    finds = "" if check.get("finds") is None else f"{check['finds']:.1f}"
+    words = WORDS[check["status"]]
+    return check["id"], check["title"], _figure_of(check), check["threshold"], n, finds, words
+
+
+def table_of(checks: Sequence[Check]) -> list[tuple[str, ...]]:
+    """The checks as lines below a header; without a column that is empty in all lines, as in old rows."""
+    lines = [HEADER, *map(cells_of, checks)]
+    used = [any(column[1:]) for column in zip(*lines, strict=True)]
+    return [tuple(itertools.compress(line, used)) for line in lines]
+
+
+def is_powerless(check: Check) -> bool:
+    """Whether a deciding check could not have found as much as the verdict NOT MASKED requires."""
+    return (check.get("finds") or 0) > SOUGHT
 
 
 def _figure_of(check: Check) -> str:
@@ -76,7 +96,7 @@ def _figure_of(check: Check) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """Lines in the columns of :data:`HEADER`; a title or a threshold that is too long is wrapped."""
+    """Lines below a header of :data:`HEADER`; a title or a threshold that is too long is wrapped."""
     sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sizes[3] = min(sizes[3], width // 4)
     sizes[1] = min(sizes[1], width - sum(sizes[:1] + sizes[2:]) - len(GAP) * (len(sizes) - 1))
@@ -84,8 +104,8 @@ def _aligned(lines: Sequence[Sequence[str]], width: int) -> Iterator[str]:
         wrapped = [textwrap.wrap(text, size) for text, size in zip(line, sizes, strict=True)]
         yield "\n".join(
             GAP.join(
-                text.rjust(size) if name in ("figure", "n") else text.ljust(size)
-                for name, text, size in zip(HEADER, texts, sizes, strict=True)
+                text.rjust(size) if name in ("figure", "n", "finds") else text.ljust(size)
+                for name, text, size in zip(lines[0], texts, sizes, strict=True)
             ).rstrip()
             for texts in itertools.zip_longest(*wrapped, fillvalue="")
         )

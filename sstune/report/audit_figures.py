@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib.style
@@ -33,8 +33,8 @@ Values = npt.NDArray[Any]
 AGAINST_EPS = (
     "Accuracy against eps (not to scale), with 95 % intervals. Signs of masking: PGD with the rule's "
     "gradient above PGD with the exact one; a transferred attack below PGD; a black-box attack below PGD on "
-    "the same samples. Marks are black-box attacks at one eps on some samples, circles PGD on the same "
-    "samples. After PGD: on the samples that PGD did not break."
+    "the same samples. Marks are black-box attacks on some of the samples, circles PGD on the same ones. "
+    "After PGD: on the samples that PGD did not break."
 )
 VALUES_AGAINST_EPS = (
     "{metric} against eps (not to scale), with 95 % intervals. Signs of masking: {pgd} with the rule's "
@@ -107,11 +107,6 @@ class AttackRecord:
         view = f"from {self.source}" if self.source else self.gradient
         after = "after PGD" if self.entered < self.n_clean else ""
         return joined(self.attack + "," * bool(view), view, after)
-
-    @property
-    def series(self) -> str:
-        """The name in a legend, for a black box with the number of samples."""
-        return self.label if self.by_pgd is None else f"{self.label} ({self.n})"
 
 
 def attack_records(row: Row) -> list[AttackRecord]:
@@ -198,7 +193,7 @@ def _series_rank(one: AttackRecord) -> tuple[Any, ...]:
 def _look(one: AttackRecord) -> dict[str, Any]:
     traits = traits_of(one.attack)
     return {
-        "label": one.series,
+        "label": one.label,
         "color": COLOURS[one.gradient] if one.gradient else traits.style.colour,
         "linestyle": style_of(one.attack, one.gradient),
         "marker": traits.style.marker,
@@ -217,8 +212,8 @@ def _against_eps(row: Row) -> Figure:
     clean = clean_of(row)
     chance = 100 / row["n_classes"] if is_counted(clean) else 100 * row["audit"].get("chance", math.nan)
     axes.axhline(chance, **CHANCE, label=f"chance ({chance:.3g} %)")
-    for label in dict.fromkeys(one.series for one in shown):
-        series = [one for one in shown if one.series == label]
+    for label in dict.fromkeys(one.label for one in shown):
+        series = [one for one in shown if one.label == label]
         x = [places[one.eps] for one in series]
         if series[0].by_pgd is None:
             _curve(axes, x, series, len(places))
@@ -235,28 +230,24 @@ def _against_eps(row: Row) -> Figure:
 def _curve(axes: Axes, x: Sequence[int], series: Sequence[AttackRecord], n_places: int) -> None:
     """An attack on all samples, starting at the clean accuracy, with gaps at eps that were not attacked."""
     y, spread = np.full(n_places, np.nan), np.full((2, n_places), np.nan)
-    correct = [series[0].n_clean, *(one.correct for one in series)]
-    intervals = [series[0].clean_interval, *(one.interval for one in series)]
-    y[[0, *x]], spread[:, [0, *x]] = _with_interval(correct, intervals, series[0].n)
+    clean = replace(series[0], correct=series[0].n_clean, interval=series[0].clean_interval)
+    y[[0, *x]], spread[:, [0, *x]] = _with_interval([clean, *series])
     axes.errorbar(np.arange(n_places), y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]))
 
 
 def _marks(axes: Axes, x: Floats, series: Sequence[AttackRecord]) -> None:
     """A black box on some samples; each mark is connected to a circle, PGD on the same samples."""
-    n = series[0].n
-    y, spread = _with_interval([one.correct for one in series], [one.interval for one in series], n)
-    white = 100 * np.array([one.by_pgd or 0 for one in series]) / n
+    y, spread = _with_interval(series)
+    white = np.array([100 * (one.by_pgd or 0) / one.n for one in series])
     axes.vlines(x, y, white, color="0.6", linewidth=0.8, zorder=1)
     axes.plot(x, white, "o", markersize=5, fillstyle="none", color=COLOURS["rule"], clip_on=False)
     axes.errorbar(x, y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]) | {"linestyle": "none"})
 
 
-def _with_interval(
-    correct: Sequence[float], intervals: Sequence[tuple[float, float]], n: int
-) -> tuple[Floats, Floats]:
-    """Percentages, and the distances to the ends of their intervals, (2, len(correct))."""
-    y = np.array(correct) / n
-    return 100 * y, 100 * np.abs(np.array(intervals) - y[:, None]).T
+def _with_interval(series: Sequence[AttackRecord]) -> tuple[Floats, Floats]:
+    """Percentages, and the distances to the ends of their intervals, (2, len(series))."""
+    y = np.array([one.correct / one.n for one in series])
+    return 100 * y, 100 * np.abs(np.array([one.interval for one in series]) - y[:, None]).T
 
 
 def _effort_curves(row: Row, kind: str) -> Iterator[Curve]:

@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from sstune.metric import metric_named
-from sstune.report.audit import HEADER, VERDICTS, Check, cells_of, remarks
+from sstune.report.audit import VERDICTS, Check, basis, remarks, table_of
 from sstune.report.audit_figures import AttackRecord, attack_records, audit_figures, clean_of
 from sstune.report.rows import eps_value
 from sstune.report.styles import printable
@@ -66,7 +66,7 @@ def audit_page(row: Row, images: bytes | None = None) -> str:
     """
     audit, labels = row["audit"], labels_of(row)
     name = joined(labels["backbone"], labels["rule"], labels["scale"])
-    verdict, because = Verdict(audit["verdict"]), ", ".join(audit["because"])
+    verdict, because = Verdict(audit["verdict"]), basis(audit)
     parts = [
         f"<h1>Masking audit: {escape(name)}, {escape(labels['dataset'])}</h1>",
         f'<p class="verdict {CLASSES[verdict]}">{escape(verdict)}</p>',
@@ -103,7 +103,8 @@ def audit_page(row: Row, images: bytes | None = None) -> str:
 
 def _checks(checks: Sequence[Check]) -> str:
     classes = [check["status"].replace(" ", "-") for check in checks]
-    return _table(HEADER, [cells_of(check) for check in checks], classes)
+    header, *lines = table_of(checks)
+    return _table(header, lines, classes)
 
 
 def _heading(metric: str) -> str:

@@ -25,6 +25,10 @@ class Verdict(StrEnum):
     inconclusive = "INCONCLUSIVE"
 
 
+SKIPPED = "skipped by audit.skip"
+SOUGHT = 5.0  # points of hidden robustness that each deciding check must be able to find
+
+
 @dataclass(frozen=True)
 class CheckSpec:
     """A check of the audit.

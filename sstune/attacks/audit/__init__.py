@@ -17,7 +17,7 @@ from sstune.attacks.audit.evidence import Cell, Evidence
 from sstune.attacks.evaluation import seeded_rng
 from sstune.attacks.validity import InvalidAttack
 from sstune.schema import RequestError
-from sstune.schema.audit import CHECKS, Status
+from sstune.schema.audit import CHECKS, SKIPPED, Status
 
 __all__ = [
     "CHECK_FUNCTIONS",
@@ -38,7 +38,7 @@ def audit(evidence: Evidence, skip: Collection[str] = ()) -> Iterator[CheckResul
     """Run the checks in order; each result is yielded once it is known."""
     for spec in CHECKS.values():
         if spec.id in skip:
-            result = CheckResult(Status.not_run, text="skipped by audit.skip")
+            result = CheckResult(Status.not_run, text=SKIPPED)
         elif not evidence.applies(spec.id):
             result = CheckResult(Status.not_run, text=f"not applicable to task={evidence.profile.task}")
         else:

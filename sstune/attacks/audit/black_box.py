@@ -14,13 +14,13 @@ THRESHOLD = f"<= {TOLERATED:g} or chance"
 @CHECK_FUNCTIONS.register("D7")
 def d7(evidence: Evidence) -> CheckResult:
     """Square, by scores."""
-    return _over_eps(evidence, {"Square": evidence.square}, evidence.config.black_box_n)
+    return _over_eps(evidence, {"Square": evidence.square}, "audit.black_box_n", evidence.config.black_box_n)
 
 
 @CHECK_FUNCTIONS.register("D13")
 def d13(evidence: Evidence) -> CheckResult:
     """RayS, by labels."""
-    return _over_eps(evidence, {"RayS": evidence.rays}, evidence.config.label_n)
+    return _over_eps(evidence, {"RayS": evidence.rays}, "audit.label_n", evidence.config.label_n)
 
 
 @CHECK_FUNCTIONS.register("D8")
@@ -32,8 +32,10 @@ def d8(evidence: Evidence) -> CheckResult:
     return _over_eps(evidence, attacks)
 
 
-def _over_eps(evidence: Evidence, attacks: Mapping[str, OtherAttack], most: int | None = None) -> CheckResult:
-    """Each of ``attacks`` at each probed eps, on at most ``most`` of the samples that PGD leaves.
+def _over_eps(
+    evidence: Evidence, attacks: Mapping[str, OtherAttack], key: str = "attack.n", most: int | None = None
+) -> CheckResult:
+    """Each of ``attacks`` at each probed eps, on at most ``most`` (``key``) of the samples that PGD leaves.
 
     They share the level.
     """
@@ -47,5 +49,7 @@ def _over_eps(evidence: Evidence, attacks: Mapping[str, OtherAttack], most: int 
     (name, eps), worst = list(found.items())[at]
     metric = evidence.victim.task.metric
     text = f"at {eps} {name} breaks {worst.points:.1f} points of the {metric} that PGD leaves"
-    finds = max(hidden.finds(level) for hidden in found.values())
+    weakest = max(found.values(), key=lambda hidden: hidden.finds(level))
+    text = "; ".join(filter(None, [text, weakest.advice(level, key)]))
+    finds = weakest.finds(level)
     return CheckResult(status, worst.points, "points", THRESHOLD, evidence.n, text, finds=finds)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sstune.attacks.audit.evidence import Evidence
-from sstune.attacks.audit.hidden import SOUGHT
 from sstune.registry import Registry
-from sstune.schema.audit import CHECKS, DECIDING, DOUBTFUL_ON_WARNING, Status, Verdict
+from sstune.schema.audit import CHECKS, DECIDING, DOUBTFUL_ON_WARNING, SOUGHT, Status, Verdict
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sstune.copying import to_device
 from sstune.datasets import Batch, batches, evenly_spaced
 from sstune.quantities import parse_eps
 from sstune.schema import AttackLoss, Norm
-from sstune.schema.audit import Status
+from sstune.schema.audit import SOUGHT, Status
 
 LOOKED_AT = 32  # samples at each eps
 DIRECTIONS = 16
@@ -70,7 +70,10 @@ def d16(evidence: Evidence) -> CheckResult:
     at, status = judged(found.values())
     eps, worst = list(found.items())[at]
     text += f"; at {eps} PGD along differences breaks {worst.points:.1f} points that PGD leaves"
-    finds = max(hidden.finds(LEVEL / len(found)) for hidden in found.values())
+    level = LEVEL / len(found)
+    finds = max(hidden.finds(level) for hidden in found.values())
+    if finds > SOUGHT:
+        text += f"; too few samples to find {SOUGHT:g} points: more audit.estimate_queries, or attack.n"
     return CheckResult(status, share, "% amiss", threshold, n, text, finds=finds)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sstune.attacks.attack import ATTACKS, Attack
 from sstune.attacks.audit import comparison
 from sstune.attacks.audit.comparison import Comparison
-from sstune.attacks.audit.hidden import LEVEL, SOUGHT, Hidden, HiddenSamples, HiddenValues, samples_needed
+from sstune.attacks.audit.hidden import LEVEL, Hidden, HiddenSamples, HiddenValues, samples_needed
 from sstune.attacks.audit.probing import unattacked_loss
 from sstune.attacks.audit.smoothing import Smoothed
 from sstune.attacks.evaluation import GradientSource, Victim
@@ -33,6 +33,7 @@ from sstune.schema import (
     RaysConfig,
     SquareConfig,
 )
+from sstune.schema.audit import SOUGHT
 from sstune.tasks import AuditProfile
 
 STEPS = 20

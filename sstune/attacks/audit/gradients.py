@@ -35,7 +35,9 @@ def d1(evidence: Evidence) -> CheckResult:
     eps, gap, status = most_significant(pairs, GAP)
     text = f"at {eps} the rule's gradient leaves {gap.percent_a:.1f} %, the exact one {gap.percent_b:.1f} %"
     everything = HiddenSamples(evidence.n, evidence.n, evidence.n, 0)
-    finds = everything.finds(LEVEL / len(pairs))
+    level = LEVEL / len(pairs)
+    text = "; ".join(filter(None, [text, everything.advice(level, "attack.n")]))
+    finds = everything.finds(level)
     return CheckResult(status, gap.points, "points", threshold, evidence.n, text, finds=finds)
 
 

@@ -15,12 +15,13 @@ from typing import Protocol
 
 import numpy as np
 
-from sstune.schema.audit import Status
+from sstune.schema.audit import SOUGHT, Status
 from sstune.statistics import Floats, permutation_test
 
 TOLERATED = 1.0  # points
-SOUGHT = 5.0  # points that each deciding check must be able to find
 POWER = 0.8
+EVERYTHING = 100.0  # points
+MOST_ADVISED = 10_000  # samples
 LEVEL = 0.05
 SUSPECT = 0.2  # level of a warning
 
@@ -38,7 +39,14 @@ class Hidden(Protocol):
 
     def finds(self, level: float) -> float:
         """The fewest points that are found at this level with probability :data:`POWER`, if the attack breaks
-        every sample that is not robust; infinite if no number is."""
+        every sample that is not robust; 100 if no number is."""
+
+    def advice(self, level: float, key: str) -> str:
+        """The sizes with which :data:`SOUGHT` points would be found; empty if they are.
+
+        Args:
+            key: that limits how many of the samples that PGD leaves are attacked.
+        """
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,26 @@ class HiddenSamples:
     def finds(self, level: float) -> float:
         least = fewest(self.tried, self._share(TOLERATED), level)
         if least > self.tried:
-            return math.inf
+            return EVERYTHING
         low, high = 0.0, 1.0
         for _ in range(40):
             middle = (low + high) / 2
             enough = binomial_tail(least, self.tried, middle) >= POWER
             low, high = (low, middle) if enough else (middle, high)
         return self._points(high)
+
+    def advice(self, level: float, key: str) -> str:
+        if self.finds(level) <= SOUGHT:
+            return ""
+        said = f"too few samples to find {SOUGHT:g} points, "
+        tried = samples_needed(self.n, self.left, self.left, level)
+        if tried > self.tried and HiddenSamples(self.n, self.left, tried, 0).finds(level) <= SOUGHT:
+            return f"{said}{key}={tried} would do"
+        for n in range(self.n, MOST_ADVISED, 10):
+            left = round(self.left * n / self.n)
+            if HiddenSamples(n, left, left, 0).finds(level) <= SOUGHT:
+                return f"{said}attack.n={n} would do"
+        return f"{said}as none are left"
 
     def _points(self, share: float) -> float:
         """A share of the samples that PGD leaves, in points of all samples."""
@@ -108,6 +129,10 @@ class HiddenValues:
         """Of values that are 0 or 1, which vary most."""
         n = len(self.differences)
         return HiddenSamples(n, n, n, 0).finds(level)
+
+    def advice(self, level: float, key: str) -> str:
+        n = len(self.differences)
+        return HiddenSamples(n, n, n, 0).advice(level, key)
 
 
 def judged(found: Iterable[Hidden]) -> tuple[int, Status]:
