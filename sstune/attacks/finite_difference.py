@@ -71,7 +71,7 @@ def estimated_gradient(
             index = torch.full((len(along),), sample, device=images.device)
             moved = images[sample] + step * along.view(-1, *shape)
             there = objective.take(index).loss(model(moved), moved, 0.0)
-            estimate[sample] += (there - here[sample]) / step @ along
+            estimate[sample] += ((there - here[sample]) / step).to(along) @ along
     return (estimate / size).view_as(images)
 
 
