@@ -33,7 +33,8 @@ Values = npt.NDArray[Any]
 AGAINST_EPS = (
     "Accuracy against eps (not to scale), with 95 % intervals. Signs of masking: PGD with the rule's "
     "gradient above PGD with the exact one; a transferred attack below PGD; a black-box attack below PGD on "
-    "the same samples. Marks are black-box attacks on some of the samples, circles PGD on the same ones. "
+    "the same samples. Marks are black-box attacks on some of the samples, or of those that PGD leaves; "
+    "circles are PGD on the same. "
     "After PGD: on the samples that PGD did not break."
 )
 VALUES_AGAINST_EPS = (
@@ -81,6 +82,8 @@ class AttackRecord:
         drawn: whether figures show it: not with settings that only a check chooses ("pgd steps=40").
         by_pgd: for a black box, number of the same samples that stay correct under PGD with the network's own
             gradient.
+        stands_for: the share of all samples that these stand for: those that PGD leaves, if they are some of
+            them, else 1.
         found: ``[effort, samples]`` pairs: numbers of samples broken after so many steps or queries.
     """
 
@@ -95,6 +98,7 @@ class AttackRecord:
     interval: tuple[float, float]
     clean_interval: tuple[float, float]
     by_pgd: float | None
+    stands_for: float
     counted: bool
     drawn: bool
     found: list[list[int]]
@@ -139,12 +143,13 @@ def _record(before: Values, key: Key, parts: Mapping[Key, Sequence[Measurement]]
     attack, gradient, source, eps = key
     cells, counted = parts[key], before.dtype == np.bool_
     among, made_on = (_flags(name, cells, len(before)) for name in ("among", "made_on"))
-    by_pgd = None
+    by_pgd, stands_for, n = None, 1.0, int(among.sum())
     if not gradient and not traits_of(attack).suite:
-        (white,) = parts[pgd, "rule", "", eps]
-        by_pgd = _total(_each(white)[among])
+        (white,) = map(_each, parts[pgd, "rule", "", eps])
+        by_pgd = _total(white[among])
+        stands_for = _total(white) / len(white) if by_pgd == n else 1.0
     left = np.concatenate([_each(cell) for cell in cells])
-    n, correct = int(among.sum()), _total(left)
+    correct = _total(left)
     return AttackRecord(
         attack,
         gradient,
@@ -157,6 +162,7 @@ def _record(before: Values, key: Key, parts: Mapping[Key, Sequence[Measurement]]
         interval=wilson(correct, n) if counted else mean_interval(left),
         clean_interval=_interval(before[among]),
         by_pgd=by_pgd,
+        stands_for=stands_for,
         counted=counted,
         drawn=" " not in attack.removesuffix(f" loss={pgd}"),
         found=[pair for cell in cells for pair in cell.get("found") or []],
@@ -238,7 +244,7 @@ def _curve(axes: Axes, x: Sequence[int], series: Sequence[AttackRecord], n_place
 def _marks(axes: Axes, x: Floats, series: Sequence[AttackRecord]) -> None:
     """A black box on some samples; each mark is connected to a circle, PGD on the same samples."""
     y, spread = _with_interval(series)
-    white = np.array([100 * (one.by_pgd or 0) / one.n for one in series])
+    white = np.array([100 * one.stands_for * (one.by_pgd or 0) / one.n for one in series])
     axes.vlines(x, y, white, color="0.6", linewidth=0.8, zorder=1)
     axes.plot(x, white, "o", markersize=5, fillstyle="none", color=COLOURS["rule"], clip_on=False)
     axes.errorbar(x, y, spread, elinewidth=0.8, clip_on=False, **_look(series[0]) | {"linestyle": "none"})
@@ -247,7 +253,9 @@ def _marks(axes: Axes, x: Floats, series: Sequence[AttackRecord]) -> None:
 def _with_interval(series: Sequence[AttackRecord]) -> tuple[Floats, Floats]:
     """Percentages, and the distances to the ends of their intervals, (2, len(series))."""
     y = np.array([one.correct / one.n for one in series])
-    return 100 * y, 100 * np.abs(np.array([one.interval for one in series]) - y[:, None]).T
+    scale = np.array([one.stands_for for one in series])
+    spread = np.abs(np.array([one.interval for one in series]) - y[:, None]).T
+    return 100 * scale * y, 100 * scale * spread
 
 
 def _effort_curves(row: Row, kind: str) -> Iterator[Curve]:

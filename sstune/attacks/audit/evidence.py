@@ -320,16 +320,15 @@ class Evidence:
         with the largest loss without an attack, as many as ``audit.estimate_queries`` allows."""
         left, _ = self.strengthened(eps)
         subset = self._those(left, "left")
-        config = FiniteDifferenceConfig(
-            "finite_difference", [eps], steps=STEPS, loss=self.profile.unsaturated
-        )
+        loss = self.profile.unsaturated
+        config = FiniteDifferenceConfig("finite_difference", [eps], steps=STEPS, loss=loss)
         affordable = self.config.estimate_queries // (config.rounds * self.victim.images(1).numel())
-        loss = unattacked_loss(self.victim, self.profile.unsaturated)
-        nearest = subset.index[loss[subset.index].argsort(descending=True)[:affordable]].sort().values
+        near = unattacked_loss(self.victim, loss)
+        nearest = subset.index[near[subset.index].argsort(descending=True)[:affordable]].sort().values
         subset = Subset(nearest, nearest, "left")
         if len(nearest) == 0:
             return HiddenSamples(self.n, 0, 0, 0)
-        outcome = self._attack("finite_difference", config, self.white_box, eps, subset)
+        outcome = self._attack(f"finite_difference loss={loss}", config, self.white_box, eps, subset)
         if self.counted:
             return HiddenSamples(self.n, len(nearest), len(nearest), int((~outcome.robust).sum()))
         return HiddenValues((left - self.lowered(left, outcome, nearest)).numpy())
