@@ -15,7 +15,7 @@ from sstune.commands.cells import CellRunner
 from sstune.commands.data import load
 from sstune.commands.lineage import Source
 from sstune.commands.outcomes import Outcomes, per_sample, summary
-from sstune.commands.victim import load_victim, own, row_fields, surrogate
+from sstune.commands.victim import load_victim, own, row_fields, smooth_twin, surrogate
 from sstune.interrupt import StopFlag
 from sstune.packing import pack
 from sstune.quantities import parse_eps
@@ -75,13 +75,18 @@ def collect_evidence(
         return CellRunner(victim, attack, gradient_source, size, outcomes, stop).run(key, eps, n_images)
 
     other = config.audit.surrogate
-    exact = replace(own(config, victim, Gradient.exact), eot=1)
+    twin = config.audit.exact
+    exact = (
+        replace(own(config, victim, Gradient.exact), eot=1)
+        if twin is None
+        else smooth_twin(twin, data, victim)
+    )
     evidence = checks.Evidence(
         victim=victim,
         white_box=own(config, victim, Gradient.rule),
         exact=exact,
         surrogate=None if other is None else surrogate(other, config, data, victim),
-        has_feedback=bool(rules.feedback_layers(victim.network)),
+        has_feedback=twin is not None or bool(rules.feedback_layers(victim.network)),
         n_classes=data.n_classes,
         eps=sorted(config.attack.eps, key=parse_eps),
         seed=config.seed,

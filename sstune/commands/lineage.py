@@ -32,6 +32,7 @@ from sstune.schema import (
 )
 from sstune.storage import check_zip, file_digest, in_short
 from sstune.validation import validate
+from sstune.validation.places import names_factory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,11 +222,8 @@ def _imported(request: Request) -> tuple[RunConfig, Source]:
     spec = str(config.model.factory)
     if request.sets("backbone"):
         raise RequestError(f"backbone: model.factory={spec} makes the network, remove backbone=")
-    network = imported.make(spec)
     rule = config.rule if request.sets("rule") else RuleConfig(name="bp")
-    config = replace(config, backbone=BackboneConfig(name=spec), rule=rule)
-    lineage: list[Ancestor] = [{"file": spec, "sha256": imported.digest(spec, network)}]
-    return config, Source(Path(spec), lineage, None, network)
+    return replace(config, backbone=BackboneConfig(name=spec), rule=rule), imported.source(spec)
 
 
 def make_run(config: RunConfig, lineage: list[Ancestor], surrogates: Sequence[str] = ()) -> Run:
@@ -247,7 +245,21 @@ def surrogate_names(config: RunConfig) -> list[str]:
     paths = [*config.attack.surrogates]
     if config.attack.name == "audit" and config.audit.surrogate is not None:
         paths.append(config.audit.surrogate)
-    return [str(ancestor_id(surrogate_source(path, config)[1].lineage[-1])) for path in paths]
+    names = [str(ancestor_id(surrogate_source(path, config)[1].lineage[-1])) for path in paths]
+    if config.attack.name == "audit" and config.audit.exact is not None:
+        names.append(f"exact {ancestor_id(exact_source(config.audit.exact).lineage[-1])}")
+    return names
+
+
+def exact_source(spec: str) -> Source:
+    """The network whose gradient stands for the exact one.
+
+    Raises:
+        RequestError: it cannot be created.
+    """
+    from sstune.commands import imported
+
+    return imported.source(spec, "audit.exact")
 
 
 def surrogate_source(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
@@ -256,6 +268,12 @@ def surrogate_source(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
     Raises:
         RequestError: not a finished run or checkpoint, or for other images or classes.
     """
+    if names_factory(path):
+        from sstune.commands import imported
+
+        taken = replace(config, backbone=BackboneConfig(name=path), rule=RuleConfig(name="bp"))
+        with rename_error_key(config):
+            return taken, imported.source(path)
     with rename_error_key(config):
         source = open_source(Path(path))
         taken = inherit(Request(config), source, INHERITED["attack"])
@@ -272,12 +290,12 @@ def surrogate_source(path: str, config: RunConfig) -> tuple[RunConfig, Source]:
 
 @contextmanager
 def rename_error_key(config: RunConfig) -> Iterator[None]:
-    """Inside, an error about ``init_from`` names the key of the surrogates instead."""
+    """Inside, an error about ``init_from`` or ``model.factory`` names the key of the surrogates instead."""
     key = "audit.surrogate" if config.attack.name == "audit" else "attack.surrogates"
     try:
         yield
     except RequestError as error:
-        raise RequestError(str(error).replace("init_from", key)) from error
+        raise RequestError(str(error).replace("init_from", key).replace("model.factory", key)) from error
 
 
 def resolve_runs(request: Request) -> list[Run]:

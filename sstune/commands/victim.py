@@ -11,7 +11,7 @@ from torch import nn
 from sstune import attacks, backbones, datasets, rules, tasks
 from sstune.commands import imported
 from sstune.commands.data import entry
-from sstune.commands.lineage import Source, rename_error_key, surrogate_source
+from sstune.commands.lineage import Source, exact_source, rename_error_key, surrogate_source
 from sstune.commands.outcomes import per_sample
 from sstune.commands.references import reference_of
 from sstune.commands.weights import Weights
@@ -145,3 +145,18 @@ def surrogate(
     digest = str(last.get("identity") or last["sha256"])
     name = f"{name}@{digest[:8]}"
     return attacks.GradientSource(Gradient.surrogate, network, name, reference=reference)
+
+
+def smooth_twin(spec: str, data: datasets.Splits, victim: attacks.Victim) -> attacks.GradientSource:
+    """A network with the victim's outputs, whose gradient stands for the exact one (BPDA, Athalye et al. 2018,
+    arXiv 1802.00420).
+
+    Raises:
+        RequestError: it cannot be created, or gives no logits for such images.
+    """
+    source = exact_source(spec)
+    assert source.network is not None
+    imported.check_outputs(source.network, data.shape, victim.task.outputs, "audit.exact")
+    digest = str(source.lineage[-1]["sha256"])
+    network = source.network.eval().to(victim.device)
+    return attacks.GradientSource(Gradient.exact, network, f"{spec}@{digest[:8]}")

@@ -35,7 +35,14 @@ class AuditConfig:
     skip: list[str] = key([], "Checks to skip, e.g. [D8].")
     surrogate: str | None = key(
         None,
-        "Run directory or checkpoint file of a BP-trained network, from which attacks are transferred.",
+        "Run directory or checkpoint file of a BP-trained network, or package.module:factory, from which "
+        "attacks are transferred.",
+        identity=Identity.NEVER,
+    )
+    exact: str | None = key(
+        None,
+        "package.module:factory, a function that returns a network with the same outputs whose gradient is the "
+        "true one, or nearer to it (BPDA); null: the exact gradient of the network's own layers.",
         identity=Identity.NEVER,
     )
     black_box_n: int = key(

@@ -20,7 +20,7 @@ from sstune.schema import (
     traits_of,
 )
 from sstune.schema.audit import CHECKS
-from sstune.validation.places import exists
+from sstune.validation.places import exists, names_factory
 
 # Keys of ``attack`` that a suite sets for its attacks.
 _SET_BY_SUITE = ("gradient", "cascade", "eight_bit")
@@ -35,6 +35,8 @@ def attack_problems(config: RunConfig) -> Iterator[str]:
     yield from _gradient(attack)
     yield from _surrogates(config)
     yield from _unsupported(config)
+    if (exact := config.audit.exact) is not None and not names_factory(exact):
+        yield f"audit.exact: {exact!r} is not of the form package.module:factory"
     for check in config.audit.skip:
         if check not in CHECKS:
             yield f"audit.skip: unknown check {check!r}, {nearest(check, CHECKS)}"
@@ -70,8 +72,8 @@ def _surrogates(config: RunConfig) -> Iterator[str]:
     named = [("attack.surrogates", path) for path in attack.surrogates]
     named += [("audit.surrogate", config.audit.surrogate)] if config.audit.surrogate else []
     for key, path in named:
-        if not exists(path):
-            yield f"{key}: {path} does not exist (a run directory or a checkpoint file)"
+        if not exists(path) and not names_factory(path):
+            yield f"{key}: {path} does not exist (a run directory, a checkpoint file, or package.module:factory)"
 
 
 def task_problems(config: RunConfig) -> Iterator[str]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 LONGEST_NAME = 255  # bytes, of most file systems
+
+
+def names_factory(path: str) -> bool:
+    """Whether a path is no file but of the form ``package.module:factory``."""
+    return re.fullmatch(r"[\w.]+:\w+", path) is not None and not exists(path)
 
 
 def exists(text: str) -> bool:

@@ -56,9 +56,14 @@ def d16(evidence: Evidence) -> CheckResult:
     """A sample is amiss if derivatives by autograd and by differences disagree over a step near 0, or have
     little in common over a step of the attack. If samples are, an attack along differences tells whether
     their gradient hides anything."""
-    pairs = {eps: derivatives_at(evidence, eps) for eps in evidence.probed_eps}
+    probed = [
+        eps for eps in evidence.probed_eps if evidence.left(evidence.pgd(evidence.white_box, eps)).any()
+    ]
+    if not probed:
+        return CheckResult(Status.ok, 0.0, "% amiss", f"<= {AMISS:g}", 0, "PGD leaves no sample to look at")
+    pairs = {eps: derivatives_at(evidence, eps) for eps in probed}
     each = {eps: (near.correlation, far.correlation) for eps, (near, far) in pairs.items()}
-    amiss = {eps: percent((near < EXACT) | (far < USEFUL)) for eps, (near, far) in each.items()}
+    amiss = {eps: percent(~((near >= EXACT) & (far >= USEFUL))) for eps, (near, far) in each.items()}
     near, far = (torch.cat([pair[at] for pair in each.values()]).median() for at in (0, 1))
     share = max(amiss.values())
     text = f"derivatives by autograd and by differences correlate with {near:.3f} over a step near 0, "

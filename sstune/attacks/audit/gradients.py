@@ -21,7 +21,7 @@ ALIGNED = 0.5
 
 @CHECK_FUNCTIONS.register("D1")
 def d1(evidence: Evidence) -> CheckResult:
-    """The same attack through the rule's gradient and through the exact one."""
+    """The same attack through the own gradient, a rule's, and through the exact one."""
     threshold = f"<= {GAP:g} or chance"
     if not evidence.has_feedback:
         text = "no feedback: the network's gradient is the exact one"
@@ -33,7 +33,7 @@ def d1(evidence: Evidence) -> CheckResult:
         for eps in evidence.probed_eps
     }
     eps, gap, status = most_significant(pairs, GAP)
-    text = f"at {eps} the rule's gradient leaves {gap.percent_a:.1f} %, the exact one {gap.percent_b:.1f} %"
+    text = f"at {eps} the own gradient leaves {gap.percent_a:.1f} %, the exact one {gap.percent_b:.1f} %"
     everything = HiddenSamples(evidence.n, evidence.n, evidence.n, 0)
     level = LEVEL / len(pairs)
     text = "; ".join(filter(None, [text, everything.advice(level, "attack.n")]))
