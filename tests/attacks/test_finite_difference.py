@@ -97,9 +97,10 @@ class TestOfAWrongGradient:
         torch.manual_seed(0)
         network, split = learned(nn.Linear(64, 2))
         flat = nn.Sequential(Steps(), Detached(), network).eval()
-        assert self.left("pgd", flat, split).robust.sum() > self.left(
-            "finite_difference", flat, split
-        ).robust.sum()
+        assert (
+            self.left("pgd", flat, split).robust.sum()
+            > self.left("finite_difference", flat, split).robust.sum()
+        )
 
 
 class Detached(nn.Module):
@@ -126,7 +127,8 @@ def test_keeps_a_success_of_pgd(loss: str, network: Network, test_split: Split) 
     """Even one whose loss is smaller than that of an image that is classified correctly."""
     split = test_split.take(torch.arange(60))
     pgd, ours = (
-        right(network, make(name, loss=loss, steps=3), split, 40 / 255) for name in ("pgd", "finite_difference")
+        right(network, make(name, loss=loss, steps=3), split, 40 / 255)
+        for name in ("pgd", "finite_difference")
     )
     assert not (ours & ~pgd).any()
 
@@ -151,7 +153,8 @@ def test_restarts_begin_elsewhere(network: Network, test_split: Split) -> None:
     batch = batch_of(test_split.take(torch.arange(4)))
     attack = make("finite_difference", steps=1, rounds=1, restarts=2)
     first, second = (
-        attack(stage, AttackedModel(network), batch, objective_of(batch), 0.01).images for stage in attack.stages
+        attack(stage, AttackedModel(network), batch, objective_of(batch), 0.01).images
+        for stage in attack.stages
     )
     assert len(attack.stages) == 2
     assert not torch.equal(first, second)

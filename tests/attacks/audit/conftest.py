@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from victims import victim_of
+from worlds import World
 
 from sstune.attacks import Attack, GradientSource, Outcome, Victim, run_attack
 from sstune.attacks.audit import Evidence
@@ -60,13 +61,16 @@ def audited(test_split: Split) -> Audited:
 @pytest.fixture
 def planned() -> Audited:
     """``planned({"pgd rule 8/255": 90, ...}, n=100)``: evidence of attacks that leave so many samples right,
-    the first ones, or those where a (n,) bool is set. An attack that is not planned is a KeyError."""
+    the first ones, or those where a (n,) bool is set. An attack that is not planned is a KeyError.
+
+    The network is a real one: a linear classifier of images in which one pixel is white.
+    """
 
     def make(
-        left: Mapping[str, int | Tensor],
+        left: Mapping[str, int | Tensor] | World,
         n: int = 100,
         eps: Sequence[str] = ("8/255",),
-        clean: int | None = None,
+        clean: int | Tensor | None = None,
         has_feedback: bool = True,
         labels: Tensor | None = None,
         **config: Any,
@@ -78,11 +82,14 @@ def planned() -> Audited:
             outcome.achieved = 1 - right.float()
             return outcome
 
-        network = nn.Identity()
+        network = nn.Sequential(nn.Flatten(), nn.Linear(16, 10, bias=False)).eval()
+        network[1].weight.data.copy_(torch.eye(16)[:10])
         labels = torch.arange(n) % 10 if labels is None else labels
-        split = Split(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), labels)
+        said = torch.where(first(n if clean is None else clean, n), labels, (labels + 1) % 10)
+        pixels = torch.eye(16)[said] + torch.eye(16)[(said + 2) % 10] / 2
+        split = Split((255 * pixels).round().byte().view(n, 1, 4, 4), labels)
         return Evidence(
-            victim=victim_of(network, split, clean=first(n if clean is None else clean, n)),
+            victim=victim_of(network, split),
             white_box=GradientSource(Gradient.rule, network),
             exact=GradientSource(Gradient.exact, network),
             surrogate=GradientSource(Gradient.surrogate, network, "other"),

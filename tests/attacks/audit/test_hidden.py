@@ -87,7 +87,7 @@ def test_no_fewer_samples_would_do(of: tuple[int, int, int], level: float, most:
 
 
 def test_how_many_samples_it_takes() -> None:
-    """Worked out by hand: of 200 samples of which 100 are left, 5 points are a tenth of these, 1 is a 50th."""
+    """Of 200 samples of which 100 are left, 5 points are a tenth of these, 1 is a 50th."""
     needed = samples_needed(200, 100, 100, 0.05)
     for tried, enough in ((needed - 1, False), (needed, True)):
         least = next(k for k in range(1, tried + 1) if tail(k, tried, Fraction(1, 50)) <= 0.05)
