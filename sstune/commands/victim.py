@@ -148,8 +148,8 @@ def surrogate(
 
 
 def smooth_twin(spec: str, data: datasets.Splits, victim: attacks.Victim) -> attacks.GradientSource:
-    """A network with the victim's outputs, whose gradient stands for the exact one (BPDA, Athalye et al. 2018,
-    arXiv 1802.00420).
+    """A network with the victim's outputs, whose gradient stands for the exact one (BPDA, Athalye et al.
+    2018, arXiv 1802.00420).
 
     Raises:
         RequestError: it cannot be created, or gives no logits for such images.

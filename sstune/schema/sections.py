@@ -41,8 +41,8 @@ class AuditConfig:
     )
     exact: str | None = key(
         None,
-        "package.module:factory, a function that returns a network with the same outputs whose gradient is the "
-        "true one, or nearer to it (BPDA); null: the exact gradient of the network's own layers.",
+        "package.module:factory, a function that returns a network with the same outputs whose gradient is "
+        "the true one, or nearer to it (BPDA); null: the exact gradient of the network's own layers.",
         identity=Identity.NEVER,
     )
     black_box_n: int = key(

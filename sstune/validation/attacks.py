@@ -73,7 +73,8 @@ def _surrogates(config: RunConfig) -> Iterator[str]:
     named += [("audit.surrogate", config.audit.surrogate)] if config.audit.surrogate else []
     for key, path in named:
         if not exists(path) and not names_factory(path):
-            yield f"{key}: {path} does not exist (a run directory, a checkpoint file, or package.module:factory)"
+            expected = "a run directory, a checkpoint file, or package.module:factory"
+            yield f"{key}: {path} does not exist ({expected})"
 
 
 def task_problems(config: RunConfig) -> Iterator[str]:
