@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from sstune.attacks.audit.comparison import (
-    FEWEST,
     is_significantly_stronger,
     most_significant,
     pairing,
@@ -42,10 +41,6 @@ def test_stronger_is_a_difference_above_the_threshold_that_a_binomial_test_confi
 def disagreeing(only_a: int, only_b: int, n: int = 100) -> Pairing:
     """A pairing of which only the disagreements matter."""
     return Pairing(0, only_a, only_b, n - only_a - only_b)
-
-
-def test_fewest_is_the_smallest_significant_number() -> None:
-    assert binomtest(FEWEST, FEWEST).pvalue < 0.05 < binomtest(FEWEST - 1, FEWEST - 1).pvalue
 
 
 def test_three_samples_are_no_reason_to_doubt() -> None:

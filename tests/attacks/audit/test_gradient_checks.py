@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from victims import victim_of
 
-from sstune.attacks.audit import Evidence
+from sstune.attacks.audit import CheckResult, Evidence
 from sstune.attacks.audit.gradients import d1, d2, d10
 from sstune.backbones import Network
 from sstune.datasets import Split
@@ -19,7 +19,6 @@ from sstune.schema.audit import Status
 
 Audited = Callable[..., Evidence]
 Converted = Callable[[str], Network]
-FOUR = ["1/255", "2/255", "4/255", "8/255"]
 
 
 def input_gradients(network: nn.Module, split: Split) -> Tensor:
@@ -30,38 +29,44 @@ def input_gradients(network: nn.Module, split: Split) -> Tensor:
 
 
 class TestD1:
-    def gap(self, planned: Audited, own: int, exact: int, n: int = 200, eps: list[str] = FOUR) -> Evidence:
-        """Equal at all eps but the last, at which half are left."""
-        left = {f"pgd {source} {each}": 2 * own for source in ("rule", "exact") for each in eps}
-        last = {f"pgd rule {eps[-1]}": own, f"pgd exact {eps[-1]}": exact}
-        return planned({**left, **last}, n, eps, clean=2 * own)
-
     @pytest.mark.parametrize(
-        ("own", "exact", "n", "eps", "status"),
+        ("own", "exact", "n", "n_eps", "status"),
         [
-            (100, 90, 200, FOUR, "masked"),
-            (96, 90, 200, FOUR, "warn"),  # 6 of 6 is p = 0.031: too much for the best of four eps
-            (96, 90, 200, FOUR[:1], "masked"),
-            (97, 90, 200, FOUR, "warn"),  # 0.0156
-            (98, 90, 200, FOUR, "masked"),  # 0.0078 < 0.0125
-            (420, 400, 1000, FOUR, "ok"),  # 2 points
-            (421, 400, 1000, FOUR, "masked"),
-            (90, 100, 200, FOUR, "ok"),
+            (100, 90, 200, 4, "masked"),
+            (96, 90, 200, 4, "warn"),  # 6 of 6 is p = 0.031: too much for the best of four eps
+            (96, 90, 200, 1, "masked"),
+            (97, 90, 200, 4, "warn"),  # 0.0156
+            (98, 90, 200, 4, "masked"),  # 0.0078 < 0.0125
+            (420, 400, 1000, 4, "ok"),  # 2 points
+            (421, 400, 1000, 4, "masked"),
+            (90, 100, 200, 4, "ok"),
         ],
     )
     def test_needs_more_than_two_points_and_more_than_chance(
-        self, planned: Audited, own: int, exact: int, n: int, eps: list[str], status: str
+        self, planned: Audited, own: int, exact: int, n: int, n_eps: int, status: str
     ) -> None:
-        check = d1(self.gap(planned, own, exact, n, eps))
+        """Equal at all probed eps but the last."""
+        probed = [f"{2**number}/255" for number in range(1, n_eps + 1)]
+        left = {f"pgd {source} {each}": own for source in ("rule", "exact") for each in probed}
+        left |= {f"pgd exact {probed[-1]}": exact, f"pgd rule {2 * 2**n_eps}/255": 0}
+        check = d1(planned(left, n, probed[:1], clean=2 * own))
         assert check.status == status
         assert check.figure == pytest.approx(max(0.0, 100 * (own - exact) / n))
+
+    def test_finds_5_points_in_200_samples_but_not_in_60(self, planned: Audited) -> None:
+        def of(n: int) -> CheckResult:
+            left = {"pgd rule 2/255": n // 2, "pgd exact 2/255": n // 2, "pgd rule 4/255": 0}
+            return d1(planned(left, n, ["2/255"]))
+
+        assert (of(200).finds or 0) <= 5 < (of(60).finds or 0)
+        assert "attack.n=" in of(60).text
 
     def test_equals_the_gap_of_the_outcomes(self, converted: Converted, audited: Audited) -> None:
         evidence = audited(converted("frsf"))
         check = d1(evidence)
         right = {key: cell.outcome.robust for key, cell in evidence.cells.items()}
         gaps = {eps: int(right[f"pgd rule {eps}"].sum()) - int(right[f"pgd exact {eps}"].sum())
-                for eps in evidence.eps}  # fmt: skip
+                for eps in evidence.probed_eps}  # fmt: skip
         assert check.figure == pytest.approx(100 * max(gaps.values()) / 120)
         assert check.text.startswith(f"at {max(gaps, key=lambda eps: gaps[eps])} ")
         assert check.status is Status.masked
@@ -131,7 +136,7 @@ class TestD10:
     ) -> None:
         """More than 1 point and than chance: of 120 samples that is six."""
         evidence = audited(nn.Sequential(network, Times(3)).eval(), eps=["16/255"])
-        left = {"pgd rule 16/255": 60, "pgd loss=margin rule 16/255": margin}
+        left = {"pgd rule 2/255": 60, "pgd loss=margin rule 2/255": margin}
         evidence.run = planned(left, 120).run
         everything = torch.ones(120, dtype=torch.bool)
         evidence.victim = victim_of(evidence.victim.network, evidence.victim.split, clean=everything)

@@ -90,6 +90,14 @@ class SometimesNan(Besides):
         return logits.index_fill(0, torch.tensor([5]), torch.nan) if len(images) > 5 else logits
 
 
+class NoiseOfTheBatch(Besides):
+    """The same in every pass, but another for each place in the batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        return self.network(images + 0.1 * noise)
+
+
 class Drops(Besides):
     """Dropout that is always on."""
 
@@ -102,6 +110,7 @@ class TestD0:
         ("fault", "said"),
         [
             (SubtractsTheBatchMean, "depend on the other samples"),
+            (NoiseOfTheBatch, "or on its place in it"),
             (Counts, "changes passes"),
             (SometimesNan, "not finite"),
         ],

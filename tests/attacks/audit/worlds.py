@@ -27,7 +27,7 @@ class World:
         self.stronger = apparent if stronger is None else stronger
 
     def __getitem__(self, key: str) -> Tensor:
-        match = re.search(r"(\S+)(?: left| \d+ left| round \d)?$", key)
+        match = re.search(r"(\S+)(?: left| round \d)?$", key)
         assert match is not None
         radius, attack = 255 * parse_eps(match[1]), key.split()[0]
         if attack in ("fgsm", "noise"):
