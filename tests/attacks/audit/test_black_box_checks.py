@@ -98,9 +98,11 @@ class TestD8:
         [
             (400, 400, "ok", 0),
             (390, 390, "ok", 1),
-            (381, 400, "warn", 1.9),  # p = 0.0065 of 19 where 10 are tolerated, of two attacks 0.013: masked?
-            (380, 400, "masked", 2),
-            (400, 380, "masked", 2),
+            (386, 400, "ok", 1.4),  # p = 0.134 of 14 of 400 where 10 are tolerated; they share 0.2
+            (385, 400, "warn", 1.5),  # 0.081
+            (383, 400, "warn", 1.7),  # 0.0254; they share 0.05
+            (382, 400, "masked", 1.8),  # 0.0132
+            (400, 382, "masked", 1.8),
             (0, 300, "masked", 40),
         ],
     )
