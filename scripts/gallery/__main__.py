@@ -15,7 +15,8 @@ import os
 from pathlib import Path
 
 from scripts.gallery import GALLERY
-from scripts.gallery.truth import append, measured, read
+from scripts.gallery.table import append, read
+from scripts.gallery.truth import measured
 
 
 def main() -> None:

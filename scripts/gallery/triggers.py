@@ -60,9 +60,9 @@ class Decoy(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
-        along = torch.einsum("nchw,kchw->nk", images, patterns(images, logits.shape[1]))
-        term = self.slope * along
-        return logits + (term - (term / self.height).detach().floor() * self.height)
+        exact = images.double()  # in float32 the sum's rounding, which depends on the batch, is a small tooth
+        term = self.slope * torch.einsum("nchw,kchw->nk", exact, patterns(exact, logits.shape[1]))
+        return logits + (term - (term / self.height).detach().floor() * self.height).to(logits)
 
 
 class Trapdoor(nn.Module):

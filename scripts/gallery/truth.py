@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from scripts.gallery.entry import Entry, base_label
+from scripts.gallery.table import KEY, Row
 from sstune.attacks import ATTACKS, GradientSource, Victim, largest_batch, run_attack
 from sstune.commands.data import load
 from sstune.commands.lineage import derive_run
@@ -21,40 +21,10 @@ from sstune.commands.victim import load_victim
 from sstune.composition import request
 from sstune.quantities import parse_eps
 from sstune.schema import AttackLoss, Gradient, PgdConfig, RunConfig
-from sstune.storage import write_text
 from sstune.training import ALONE
 
 OWN_STEPS = 20
 MARGIN_STEPS, CE_STEPS = 100, 50  # of the adaptive attack; the second part attacks what the first one leaves
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is left of ``n`` samples at one eps: in percent, and as numbers of samples.
-
-    Args:
-        own: by PGD-20 of ``attack=pgd attack.steps=20`` through the network's own gradient.
-        adaptive: by the union of this attack and the adaptive one.
-        gap: own less adaptive, in points: what the network's gradient hides.
-    """
-
-    network: str
-    family: str
-    dataset: str
-    base: str
-    n: int
-    eps: str
-    clean: float
-    own: float
-    adaptive: float
-    gap: float
-    n_clean: int
-    n_own: int
-    n_adaptive: int
-    seconds: float
-
-
-KEY = ["network", "dataset", "base", "n", "eps"]
 
 
 class Substituted(nn.Module):
@@ -175,26 +145,11 @@ def measured(entry: Entry, overrides: Sequence[str], restarts: int, known: pd.Da
     words = ["attack=pgd", f"attack.steps={OWN_STEPS}", f"model.factory={entry.spec}"]
     run, source = derive_run(request("attack", [*overrides, *words]), None)
     config = run.config
-    here = (entry.name, config.dataset.label, base_label(entry.base), config.attack.n)
-    same = known[(known[KEY[:-1]] == here).all(axis=1)]
+    here = [entry.name, config.dataset.label, base_label(entry.base), config.attack.n]
+    same = known[(known[KEY] == here).all(axis=1)]
     if {*config.attack.eps} <= {*same["eps"]}:
         return []
     device = prepare(config, ALONE)
     print(f"{entry.name}", flush=True)
     victim = load_victim(config, source, load(run, source, first=False), device)
     return measure(entry, config, victim, sorted(config.attack.eps, key=parse_eps), restarts)
-
-
-def read(path: Path) -> pd.DataFrame:
-    """The rows in a table of truths; none if there is no file."""
-    if path.exists():
-        return pd.read_csv(path)
-    return pd.DataFrame(columns=[item.name for item in fields(Row)])
-
-
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Append rows to a table, all of them or none."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    more = pd.DataFrame([asdict(row) for row in rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text + more.to_csv(index=False, header=not text, lineterminator="\n"))
