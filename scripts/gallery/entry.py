@@ -61,6 +61,11 @@ class Entry:
         return None if self.twin is None else self.twin(load(self.base)).eval()
 
     @property
+    def is_random(self) -> bool:
+        """Whether outputs or gradients differ from pass to pass."""
+        return self.eot > 1
+
+    @property
     def spec(self) -> str:
         """The value of ``model.factory``."""
         return f"{self.network.__module__}:{self.name}"

@@ -106,6 +106,14 @@ def sign_feedback_in_last_stage(base: nn.Module) -> nn.Module:
 
 
 @entry(FAMILY, "own", twin=itself)
+def sign_feedback_in_last_block(base: nn.Module) -> nn.Module:
+    """Sign feedback in the last two convolutions only. The attacker uses plain convolutions there."""
+    last = base.get_submodule("backbone.layer3.2")
+    base.set_submodule("backbone.layer3.2", _converted(last, random=False))
+    return base
+
+
+@entry(FAMILY, "own", twin=itself)
 def detached_residuals(base: nn.Module) -> nn.Module:
     """Each residual branch is detached, so that the gradient takes the shortcuts. The attacker removes
     ``.detach()``."""

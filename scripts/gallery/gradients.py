@@ -108,6 +108,12 @@ def flipped_5(base: nn.Module) -> nn.Module:
 
 
 @entry(FAMILY, "own", twin=itself)
+def flipped_2(base: nn.Module) -> nn.Module:
+    """The gradient's sign is wrong at 2 % of the pixels."""
+    return nn.Sequential(Flipped(0.02), base)
+
+
+@entry(FAMILY, "own", twin=itself)
 def windowed(base: nn.Module) -> nn.Module:
     """The gradient is zero outside the central half of each side."""
     return nn.Sequential(Windowed(0.5), base)

@@ -108,9 +108,21 @@ def nearly_all_flat(base: nn.Module) -> nn.Module:
 
 
 @entry(FAMILY, "own", twin=itself)
+def tenth_flat(base: nn.Module) -> nn.Module:
+    """A tenth of all images, by their hash, have no gradient."""
+    return ByContent(_flat(base), base, 0.1)
+
+
+@entry(FAMILY, "own", twin=itself)
 def sure_flat(base: nn.Module) -> nn.Module:
     """Images of which the network is sure (a margin of 12) have no gradient."""
     return FlatWhereSure(base, 12)
+
+
+@entry(FAMILY, "own", twin=itself)
+def very_sure_flat(base: nn.Module) -> nn.Module:
+    """Images of which the network is very sure (a margin of 14) have no gradient."""
+    return FlatWhereSure(base, 14)
 
 
 @entry(FAMILY, "own", twin=lambda base: ByBrightness(base, _robust(base), base))

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
+from scripts.gallery.entry import Entry, base_label
+from sstune.schema import RunConfig
 from sstune.storage import write_text
 
 
@@ -35,6 +38,29 @@ class Row:
     n_own: int
     n_adaptive: int
     seconds: float
+
+    @classmethod
+    def of(
+        cls, entry: Entry, config: RunConfig, eps: str, left: tuple[Tensor, Tensor, Tensor], seconds: float
+    ) -> Row:
+        """The row of what is ``left``, (n,) bool: without an attack, by own PGD, by both attacks."""
+        n, (clean, own, both) = len(left[0]), (int(flags.sum()) for flags in left)
+        return cls(
+            network=entry.name,
+            family=entry.family,
+            dataset=config.dataset.label,
+            base=base_label(entry.base),
+            n=n,
+            eps=eps,
+            clean=round(100 * clean / n, 2),
+            own=round(100 * own / n, 2),
+            adaptive=round(100 * both / n, 2),
+            gap=round(100 * (own - both) / n, 2),
+            n_clean=clean,
+            n_own=own,
+            n_adaptive=both,
+            seconds=round(seconds, 1),
+        )
 
 
 KEY = ["network", "dataset", "base", "n"]

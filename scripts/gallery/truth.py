@@ -68,10 +68,10 @@ def adaptive(
 
     Of random outputs the part that leaves fewest counts: a union would count the luck of many draws.
     """
-    left, fewest = attacked.clone(), attacked
+    left, each = attacked, [attacked]
     for restart in range(restarts):
         for number, (source, config) in enumerate(parts(entry, victim.network, twin)):
-            index = (attacked if entry.eot > 1 else left).nonzero().flatten()
+            index = (attacked if entry.is_random else left).nonzero().flatten()
             if not len(index):
                 return left
             attack = ATTACKS["pgd"](config, 1 + 10 * restart + number)
@@ -79,8 +79,13 @@ def adaptive(
             found = torch.zeros_like(left)
             found[index] = run_attack(some, attack, source, eps, largest_batch(some, source)).robust
             left = left & found
-            fewest = min(fewest, found, key=lambda flags: int(flags.sum()))
-    return fewest if entry.eot > 1 else left
+            each.append(found)
+    return fewest(*each) if entry.is_random else left
+
+
+def fewest(*each: Tensor) -> Tensor:
+    """The one of several (n,) bool that has the fewest samples."""
+    return min(each, key=lambda flags: int(flags.sum()))
 
 
 def left_by_own(config: RunConfig, victim: Victim, eps: Sequence[str]) -> tuple[list[Tensor], list[float]]:
@@ -103,40 +108,20 @@ def measure(entry: Entry, config: RunConfig, victim: Victim, eps: Sequence[str],
     twin = entry.made_twin()
     twin = twin if twin is None else twin.to(victim.device)
     found, seconds = left_by_own(config, victim, eps)
-    still = list(accumulate(found, torch.logical_and)) if entry.eot == 1 else found
+    still = [victim.clean] * len(eps) if entry.is_random else [*accumulate(found, torch.logical_and)]
     rows: list[Row] = []
     at_larger = torch.zeros_like(victim.clean)
     for number in reversed(range(len(eps))):
         began = time.perf_counter()
         attacked = still[number] & ~at_larger
         left = adaptive(entry, victim, twin, attacked, parse_eps(eps[number]), restarts)
-        left = left | at_larger
-        at_larger = left if entry.eot == 1 else at_larger
+        if entry.is_random:
+            left = fewest(left, found[number])
+        else:
+            left = at_larger = left | at_larger
         took = seconds[number] + time.perf_counter() - began
-        counts = [int(flags.sum()) for flags in (victim.clean, found[number], left)]
-        rows.insert(0, row(entry, config, eps[number], len(left), counts, took))
+        rows.insert(0, Row.of(entry, config, eps[number], (victim.clean, found[number], left), took))
     return rows
-
-
-def row(entry: Entry, config: RunConfig, eps: str, n: int, counts: list[int], seconds: float) -> Row:
-    """A row from the numbers of samples that are right without an attack, under own PGD, and under both."""
-    clean, own, both = counts
-    return Row(
-        network=entry.name,
-        family=entry.family,
-        dataset=config.dataset.label,
-        base=base_label(entry.base),
-        n=n,
-        eps=eps,
-        clean=round(100 * clean / n, 2),
-        own=round(100 * own / n, 2),
-        adaptive=round(100 * both / n, 2),
-        gap=round(100 * (own - both) / n, 2),
-        n_clean=clean,
-        n_own=own,
-        n_adaptive=both,
-        seconds=round(seconds, 1),
-    )
 
 
 def measured(entry: Entry, overrides: Sequence[str], restarts: int, known: pd.DataFrame) -> list[Row]:
