@@ -1,11 +1,17 @@
 """Measure how much the networks of the gallery hide.
 
-    CHECKPOINT=RUN_DIR python -m scripts.gallery dataset=digits 'attack.eps=[8/255,16/255,32/255,64/255]'
+    sstune train out=runs/gallery dataset=digits backbone=resnet20 epochs=12       # CHECKPOINT
+    sstune train out=runs/gallery dataset=digits backbone=resnet20 epochs=10 \\
+        adversary.attack=pgd7 adversary.eps=32/255                                 # ADVERSARIAL
+    sstune train out=runs/gallery dataset=digits backbone=mlp                      # MLP
+    sstune train out=runs/gallery dataset=digits backbone=mlp 'backbone.hidden=[]' # LINEAR
+    CHECKPOINT=RUN_DIR ADVERSARIAL=RUN_DIR MLP=RUN_DIR LINEAR=RUN_DIR \\
+        python -m scripts.gallery dataset=digits threads=1 'attack.eps=[8/255,16/255,32/255,64/255]'
     CHECKPOINT=resnet20-12fca82f.th python -m scripts.gallery experiment=audit_cifar10_jpeg \\
         dataset.root=cifar10.tar.xz --only decoy,median
 
 Further words are settings of ``sstune attack``; ``attack.n=200`` unless given. A network whose rows are in
-the table is skipped, so that the same command goes on where it was stopped.
+the table is skipped, so that the same command goes on where it was stopped; so is one whose run is not given.
 """
 
 from __future__ import annotations
