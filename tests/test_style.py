@@ -13,7 +13,7 @@ LINES, PARAMETERS = 60, 6
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for path in [*(ROOT / "sstune").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+    for path in [*(ROOT / "sstune").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 yield f"{path.relative_to(ROOT)}: {node.name}", node
