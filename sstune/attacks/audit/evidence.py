@@ -262,7 +262,7 @@ class Evidence:
         if self.counted and most is not None:
             wanted = samples_needed(self.n, len(subset.index), most, level)
             some = subset.index[evenly_spaced(wanted, len(subset.index))]
-            subset = replace(subset, index=some, stands_for=some, part=f"{wanted} left")
+            subset = replace(subset, index=some, stands_for=some)
         outcome = attack(eps, subset) if len(subset.index) else None
         if self.counted:
             broken = int((~outcome.robust).sum()) if outcome else 0

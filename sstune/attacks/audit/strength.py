@@ -7,7 +7,7 @@ import itertools
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
 from sstune.attacks.audit.comparison import percent, surely_above
 from sstune.attacks.audit.evidence import CONVERGED, LARGE, Evidence
-from sstune.attacks.audit.hidden import judged
+from sstune.attacks.audit.hidden import LEVEL, judged
 from sstune.quantities import parse_eps
 from sstune.schema.audit import Status
 
@@ -69,7 +69,8 @@ def d5(evidence: Evidence) -> CheckResult:
     if above and not evidence.applies("D13"):
         text += "; no black box tells whether the gradient is to blame"
     elif above:
-        hidden = evidence.hidden(LARGE[0], evidence.rays, evidence.config.label_n)
+        level = LEVEL / len(evidence.probed_eps)  # as D13, whose attack it may be
+        hidden = evidence.hidden(LARGE[0], evidence.rays, evidence.config.label_n, level)
         text += f"; RayS breaks {hidden.points:.1f} points of them"
         masked |= judged([hidden])[1] is Status.masked
     figure = percent(large) if percent(large) > 100 * chance else percent(whole)
