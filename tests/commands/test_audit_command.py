@@ -22,8 +22,10 @@ from sstune.schema.audit import CHECKS
 Ask = Callable[..., Any]
 QUICK = [
     "attack=audit", "attack.n=60", "attack.eps=[16/255,48/255]", "audit.black_box_n=40", "audit.label_n=30",
-    "audit.square_queries=50", "audit.label_queries=50", "threads=1", "device=cpu",
+    "audit.square_queries=50", "audit.label_queries=50", "audit.estimate_queries=3000",
+    "threads=1", "device=cpu",
 ]  # fmt: skip
+ENOUGH = ["attack.n=200", "audit.black_box_n=200", "audit.label_n=200"]  # samples to find 5 points
 NEAREST = [*QUICK, "model.factory=audited_nets:nearest"]  # quicker than any network that must be trained
 CENTROIDS = f"""{NEAREST_MEAN}
 
@@ -45,6 +47,11 @@ def row_of(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("runs/attack/audit-*/result.json")
     row: dict[str, Any] = json.loads(path.read_text())
     return row
+
+
+def check(row: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in row["audit"]["checks"] if one["id"] == name)
+    return found
 
 
 @pytest.fixture
@@ -88,31 +95,23 @@ class TestOfARun:
             on = unpack(cell.get("made_on", everything), 60)
             assert on.sum() == cell["n"]
             among = unpack(cell.get("among", everything), 60)
-            of = {"noise": 40, "square": 40, "rays": 30}.get(cell["attack"], 60)
-            assert (among.sum(), bool((on & ~among).any())) == (of, False)
+            assert among.sum() <= {"noise": 40, "square": 40, "rays": 30}.get(cell["attack"], 60)
+            assert not (on & ~among).any()
             assert not (outcomes & ~right[on]).any()
             if cell["eps"] == "16/255":
                 smaller = unpack(worst[0]["outcomes"], 60)
                 assert not (smaller[on] & ~outcomes).any()
-        d1 = found["checks"][1]
-        by_view = {
-            cell["gradient"]: cell["correct"]
-            for cell in usual
-            if (cell["attack"], cell["eps"]) == ("pgd", "48/255")
-        }
-        assert d1["figure"] >= 100 * (by_view["rule"] - by_view["exact"]) / 60
 
     def test_a_transfer_from_another_run(
         self, ask: Ask, trained: Path, finetuned: Path, tmp_path: Path
     ) -> None:
-        skip = "audit.skip=[D3,D4,D5,D6,D7,D9,D10,D13,D14]"
+        skip = "audit.skip=[D3,D4,D5,D6,D7,D9,D10,D13,D14,D16]"
         answer = ask("attack", *QUICK, f"init_from={trained}", f"audit.surrogate={finetuned}", skip)
         assert answer.status == 0
         row = row_of(tmp_path)
-        d8 = row["audit"]["checks"][8]
-        assert (d8["id"], d8["n"]) == ("D8", 60)
-        sources = {entry["source"].split("@")[0] for entry in row["measurements"] if entry.get("source")}
-        assert sources == {"resnet20-brsf-s0"}
+        assert check(row, "D8")["n"] == 60
+        sources = {cell["source"].split("@")[0] for cell in row["audit"]["cells"] if cell.get("source")}
+        assert sources == {"resnet20-brsf-s0", "smoothed copy"}
 
     @pytest.mark.parametrize(
         ("override", "said"),
@@ -137,12 +136,12 @@ class TestOfARun:
 class TestStrict:
     """With and without it is the same run."""
 
-    SKIP = "audit.skip=[D3,D4,D5,D6,D7,D8,D9,D10,D11,D13,D14]"
+    SKIP = "audit.skip=[D3,D4,D5,D6,D7,D8,D9,D10,D11,D13,D14,D16]"
 
     def test_masked_is_status_1_when_found_and_whenever_asked_again(
         self, ask: Ask, imports: None, tmp_path: Path
     ) -> None:
-        line = ["attack", *NEAREST, "rule=fa", self.SKIP]
+        line = ["attack", *NEAREST, *ENOUGH, "rule=fa", self.SKIP]
         for _ in range(2):
             answer = ask(*line, "audit.strict=true")
             assert answer.status == 1
@@ -161,24 +160,23 @@ class TestStrict:
         assert "INCONCLUSIVE (D8)" in answer.errors[0]
 
     def test_in_a_sweep_each_cell_is_asked_done_or_not(self, ask: Ask, imports: None) -> None:
-        line = ["attack", "-m", *NEAREST, "rule=sham,fa", self.SKIP]
+        line = ["attack", "-m", *NEAREST, *ENOUGH, "rule=sham,fa", self.SKIP]
         for _ in range(2):
             answer = ask(*line, "audit.strict=true")
             assert answer.status == 1
             (complaint,) = answer.errors
             assert "digits-fa" in complaint
-        assert ask("attack", *NEAREST, "rule=sham", self.SKIP, "audit.strict=true").status == 0
+        assert ask("attack", *NEAREST, *ENOUGH, "rule=sham", self.SKIP, "audit.strict=true").status == 0
 
 
 class TestOfAnImport:
     def test_without_any_rule_of_ours(self, ask: Ask, imports: None, tmp_path: Path) -> None:
-        answer = ask("attack", *NEAREST, "audit.skip=[D8]",
-                     "audit.strict=true")  # fmt: skip
+        answer = ask("attack", *NEAREST, *ENOUGH, "audit.strict=true")
         assert answer.errors == []
         assert answer.status == 0
         row = row_of(tmp_path)
         found = row["audit"]
-        assert (found["verdict"], found["because"]) == ("NOT MASKED", ["D5", "D7", "D13"])
+        assert (found["verdict"], found["because"]) == ("NOT MASKED", ["D16", "D4", "D5", "D7", "D8", "D13"])
         pgd = [
             {key: value for key, value in entry.items() if key != "gradient"}
             for gradient in ("rule", "exact")
@@ -187,10 +185,10 @@ class TestOfAnImport:
         ]
         assert len(pgd) == 4
         assert pgd[:2] == pgd[2:]  # its one gradient is both
-        assert found["checks"][1]["text"] == "no feedback: the network's gradient is the exact one"
+        assert check(row, "D1")["text"] == "no feedback: the network's gradient is the exact one"
 
     def test_with_a_rule_of_ours(self, ask: Ask, imports: None, tmp_path: Path) -> None:
-        line = [*NEAREST, "rule=fa", "audit.skip=[D4,D5,D7,D8,D13]"]
+        line = [*NEAREST, "rule=fa", "audit.skip=[D4,D5,D7,D8,D13,D16]"]
         assert ask("attack", *line).status == 0
         found = row_of(tmp_path)["audit"]
         assert found["checks"][0]["status"] == "ok"
@@ -217,7 +215,7 @@ class TestOfAnImport:
     def test_a_random_network_is_audited_alike_each_time(
         self, ask: Ask, imports: None, tmp_path: Path
     ) -> None:
-        line = ["attack", *QUICK, "model.factory=audited_nets:noisy", "audit.skip=[D4,D7,D8,D13]"]
+        line = ["attack", *QUICK, "model.factory=audited_nets:noisy", "audit.skip=[D4,D7,D8,D13,D16]"]
         rows = []
         for _ in range(2):
             assert ask(*line, "force=true").status == 0
@@ -225,14 +223,14 @@ class TestOfAnImport:
             for path in tmp_path.glob("runs/attack/*/outcomes.npz"):
                 path.unlink()
         assert timeless(rows[0]["audit"]) == timeless(rows[1]["audit"])
-        assert rows[0]["audit"]["checks"][11]["status"] == "error"
+        assert check(rows[0], "D11")["status"] == "error"
         assert (rows[0]["audit"]["verdict"], rows[0]["audit"]["because"]) == ("INCONCLUSIVE", ["D11"])
 
     def test_of_two_classes_and_fewer_samples_than_black_box_n(
         self, ask: Ask, imports: None, tmp_path: Path
     ) -> None:
         columns = 255 * (np.arange(8) < 4).astype(np.uint8)
-        for split, n in {"train": 10, "test": 20}.items():
+        for split, n in {"train": 10, "test": 100}.items():
             for name, row in {"left": columns, "right": 255 - columns}.items():
                 folder = tmp_path / "tree" / split / name
                 folder.mkdir(parents=True)
@@ -245,10 +243,10 @@ class TestOfAnImport:
         )
         data = ["dataset=folder", "dataset.root=tree", "dataset.label=halves", "dataset.mean=[0.5,0.5,0.5]",
                 "dataset.std=[0.5,0.5,0.5]", "dataset.cache=cache", "dataset.val_fraction=0.2"]  # fmt: skip
-        answer = ask("attack", *QUICK, *data, "model.factory=grey:halves", "audit.skip=[D8]")
+        answer = ask("attack", *QUICK, *ENOUGH, "audit.black_box_n=300", *data, "model.factory=grey:halves")
         assert answer.errors == []
         row = row_of(tmp_path)
         assert row["n_classes"] == 2
         assert row["audit"]["verdict"] == "NOT MASKED"
-        assert {check["id"]: check["n"] for check in row["audit"]["checks"]}["D7"] == 40
-        assert row["audit"]["checks"][15]["figure"] == 100
+        assert check(row, "D7")["n"] == 200
+        assert check(row, "D15")["figure"] == 100

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +63,7 @@ def planned() -> Audited:
     """``planned({"pgd rule 8/255": 90, ...}, n=100)``: evidence of attacks that leave so many samples right,
     the first ones, or those where a (n,) bool is set.
 
-    Keys are without the number of samples that are attacked. Stronger PGD finds no more unless it is planned;
+    Stronger PGD finds no more unless it is planned;
     another attack that is not planned is a KeyError.
 
     The network is a real one: a linear classifier of images in which one pixel is white.
@@ -80,7 +79,6 @@ def planned() -> Audited:
         **config: Any,
     ) -> Evidence:
         def run(key: str, victim: Victim, attack: Attack, source: GradientSource, eps: str) -> Outcome:
-            key = re.sub(r" \d+ left$", " left", key)
             if isinstance(left, dict) and " round " in key and key not in left:
                 key = f"pgd rule {eps}"
             right = first(left[key], n)[victim.samples]

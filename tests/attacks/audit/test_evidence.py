@@ -183,21 +183,15 @@ class TestTheVerdict:
         assert deciding(of_world(planned, World(tiny, tiny)))[0] is not Verdict.masked
 
 
-def test_samples_attacked_by_labels_for_d5_do_not_stand_for_those_of_d13(planned: Planned) -> None:
-    """D5 asks RayS at 64/255 for fewer samples than D13, which shares its level over several eps."""
-    true = some(*[3.0] * 9, *[90.0] * 11)
+def test_d5_and_d13_attack_the_same_samples_by_labels(planned: Planned) -> None:
+    """D13, which shares its level over several eps, needs more of them at 64/255 than D5 alone would."""
+    apparent = some(*[3.0] * 9, *[90.0] * 11)
+    true = torch.where(torch.arange(400) % 3 == 0, 3.0, apparent)
     others = [name for name in CHECKS if name not in ("D5", "D13")]
     both, alone = (
-        {check.id: check for check in audit(of_world(planned, World(true, true)), skipped)}
+        {check.id: check for check in audit(of_world(planned, World(true, apparent)), skipped)}
         for skipped in (others, [*others, "D5"])
     )
     assert both["D5"].text.count("RayS") == 1
     assert both["D13"] == alone["D13"]
-    evidence = of_world(planned, World(true, true))
-    list(audit(evidence, others))
-    sizes = {
-        len(cell.subset.index)
-        for cell in evidence.cells.values()
-        if "rays" in cell.attack and cell.eps == "64/255"
-    }
-    assert len(sizes) == 2
+    assert (both["D13"].finds or 0) <= 5

@@ -102,7 +102,7 @@ class TestD5:
     def judge(
         self, planned: Audited, large: int, whole: int, rays: int = 0, labels: torch.Tensor | None = None
     ) -> tuple[str, str]:
-        left = {"pgd rule 64/255": large, "pgd rule 1.0": whole}
+        left = {"pgd rule 2/255": 250, "pgd rule 4/255": 0, "pgd rule 64/255": large, "pgd rule 1.0": whole}
         left["rays none 64/255 left"] = rays
         check = d5(planned(left, 500, labels=labels, label_n=100))
         assert check.n == 500
