@@ -31,9 +31,13 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="settings, such as dataset=digits")
     parser.add_argument("--only", default="", help="names of entries, separated by commas")
+    parser.add_argument("--specs", action="store_true", help="only print all model.factory, with commas")
     parser.add_argument("--restarts", type=int, default=1, help="starts of each part of the adaptive attack")
     parser.add_argument("--out", type=Path, default=Path("results/gallery/truth.csv"))
     asked = parser.parse_args()
+    if asked.specs:
+        print(",".join(entry.spec for entry in GALLERY.values() if entry.base in os.environ))
+        return
     for name in asked.only.split(",") if asked.only else GALLERY:
         entry = GALLERY[name]
         if unset := sorted({"CHECKPOINT", entry.base} - {*os.environ}):
