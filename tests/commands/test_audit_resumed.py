@@ -18,7 +18,8 @@ TRAINED = ["dataset=digits", "backbone=mlp", "epochs=2", "threads=1", "device=cp
 HASHING = ["task=hashing", "task.bits=16", "split.n_query=20", "split.n_train=80", "split.n_val=10"]
 AUDIT = [
     "attack=audit", "rule=frsf", "attack.eps=[0.05,0.1]", "attack.batch_size=16", "audit.label_n=30",
-    "audit.square_queries=50", "audit.label_queries=50", "threads=1", "device=cpu",
+    "audit.square_queries=50", "audit.label_queries=50", "audit.skip=[D4,D7,D8,D13,D16]",
+    "threads=1", "device=cpu",
 ]  # fmt: skip
 
 
