@@ -124,7 +124,6 @@ def test_on_a_trained_network_it_is_no_weaker_than_pgd_and_stays_in_the_ball(
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 def test_keeps_a_success_of_pgd(loss: str, network: Network, test_split: Split) -> None:
-    """Even one whose loss is smaller than that of an image that is classified correctly."""
     split = test_split.take(torch.arange(60))
     pgd, ours = (
         right(network, make(name, loss=loss, steps=3), split, 40 / 255)

@@ -126,8 +126,8 @@ def test_is_reported(answers: tuple[Path, dict[str, Any]]) -> None:
         ("norm", "attack.norm: brightness supports Linf only"),
         (
             "eot",
-            "attack.eot: is for fgsm, mifgsm, pgd, mainstay, hag, hag_sign, sdha, apgd, apgd_t and audit, "
-            "not for brightness",
+            "attack.eot: is for fgsm, mifgsm, pgd, finite_difference, mainstay, hag, hag_sign, sdha, apgd, "
+            "apgd_t and audit, not for brightness",
         ),
         ("key", "attack.level: no such key, did you mean 'attack.levels'?"),
         ("name", "attack: there is no 'brightnes', did you mean 'brightness'?"),

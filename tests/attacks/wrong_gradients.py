@@ -17,7 +17,7 @@ class _Backward(torch.autograd.Function):
         return images @ forward.T
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (backward,) = ctx.saved_tensors
         return gradient @ backward, None, None
 
