@@ -244,7 +244,7 @@ class Evidence:
                 subset = self._those(left, f"round {number}")
                 if len(subset.index):
                     outcome = self.pgd(self.white_box, eps, subset, **changes)
-                    left = self.lowered(left, outcome, subset.index)
+                    left = self._stronger(left, outcome, subset.index)
             gain = comparison.percent(before) - comparison.percent(left)
             if gain <= CONVERGED:
                 break
@@ -267,13 +267,17 @@ class Evidence:
         if self.counted:
             broken = int((~outcome.robust).sum()) if outcome else 0
             return HiddenSamples(self.n, int(left.sum()), len(subset.index), broken)
-        lowered = left if outcome is None else self.lowered(left, outcome, subset.index)
-        return HiddenValues((left - lowered).numpy())
+        assert outcome is not None
+        return HiddenValues((left - self.left(outcome)).numpy())
 
-    def lowered(self, left: Tensor, outcome: Outcome, index: Tensor) -> Tensor:
-        """``left``, (n,), after another attack on the samples at ``index``."""
+    def _stronger(self, left: Tensor, outcome: Outcome, index: Tensor) -> Tensor:
+        """``left``, (n,), after another attack on the samples at ``index``: of counted samples those that
+        both leave; of values those of the stronger attack, as the least of each sample is the luck of many."""
+        other = self.left(outcome)
+        if not self.counted:
+            return other if other.mean() < left.mean() else left
         after = left.clone()
-        after[index] = torch.minimum(left[index], self.left(outcome))
+        after[index] &= other
         return after
 
     def _those(self, left: Tensor, part: str) -> Subset:
@@ -331,7 +335,9 @@ class Evidence:
         outcome = self._attack(f"finite_difference loss={loss}", config, self.white_box, eps, subset)
         if self.counted:
             return HiddenSamples(self.n, len(nearest), len(nearest), int((~outcome.robust).sum()))
-        return HiddenValues((left - self.lowered(left, outcome, nearest)).numpy())
+        differences = torch.zeros_like(left)
+        differences[nearest] = left[nearest] - self.left(outcome)
+        return HiddenValues(differences.numpy())
 
     def noise(self, eps: str) -> Outcome:
         """The best of 100 random perturbations, on evenly spaced samples."""

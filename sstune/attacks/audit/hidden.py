@@ -111,7 +111,7 @@ class HiddenValues:
     """Of a metric with a value in [0,1] for each sample.
 
     Args:
-        differences: (n,) what PGD leaves less what both attacks leave; none is negative.
+        differences: (n,) what PGD leaves of each sample less what the other attack leaves.
     """
 
     differences: Floats

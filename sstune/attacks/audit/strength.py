@@ -6,13 +6,14 @@ import itertools
 
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
 from sstune.attacks.audit.comparison import percent, surely_above
-from sstune.attacks.audit.evidence import CONVERGED, LARGE, Evidence
+from sstune.attacks.audit.evidence import LARGE, Evidence
 from sstune.attacks.audit.hidden import LEVEL, judged
 from sstune.quantities import parse_eps
 from sstune.schema.audit import Status
 
 WEAKER = 0.5  # points
-MISLED = 3.0  # points
+MISLED = 6.0  # points; on the steepest part of its curve PGD-20 may miss 5 of an honest network
+UNSETTLED = 2.0  # points
 FAILED = 1.0  # percent left at eps 1.0 by an attack that does not work; a few may need more than 20 steps
 
 
@@ -43,7 +44,7 @@ def d4(evidence: Evidence) -> CheckResult:
     eps = max(gains, key=lambda name: gains[name])
     status = Status.masked if gains[eps] > MISLED else Status.ok
     text = f"at {eps} a loss that does not saturate, more steps and starts break {gains[eps]:.1f} points more"
-    if status is Status.ok and (open_ := max(last.values())) > CONVERGED:
+    if status is Status.ok and (open_ := max(last.values())) > UNSETTLED:
         status = Status.warn
         text += f"; the longest of them still found {open_:.1f}"
     return CheckResult(status, gains[eps], "points", f"<= {MISLED:g}", evidence.n, text)
