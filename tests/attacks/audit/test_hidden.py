@@ -172,7 +172,7 @@ class TestOfValues:
         values = np.array([0.0, 0.1, 0.5, 0.2])
         assert HiddenValues(values).points == pytest.approx(20)
 
-    @given(st.lists(st.integers(0, 100), min_size=1, max_size=12))
+    @given(st.lists(st.integers(-100, 100), min_size=1, max_size=12))
     def test_p_is_that_of_all_signs_of_what_is_above_a_point(self, percent: list[int]) -> None:
         """Whole points, summed as integers."""
         above = [value - 1 for value in percent]

@@ -63,13 +63,14 @@ class TestD4:
             ([500], 1, "ok"),
             ([490], 1, "ok"),  # another point
             ([489, 489], 2, "ok"),
-            ([489, 478, 470], 3, "ok"),  # 3 points
-            ([470, 470], 2, "ok"),
-            ([469, 469], 2, "masked"),
-            ([489, 478, 467], 3, "masked"),
+            ([489, 478, 458], 3, "ok"),  # 4.2 points, 2 of them in the last round
+            ([489, 478, 457], 3, "warn"),
+            ([440, 440], 2, "ok"),  # 6 points
+            ([439, 439], 2, "masked"),
+            ([489, 478, 439], 3, "masked"),
         ],
     )
-    def test_stronger_attacks_may_find_three_points_and_go_on_after_one(
+    def test_stronger_attacks_may_find_six_points_and_go_on_after_one(
         self, left: list[int], rounds: int, status: str, attack: int, planned: Audited
     ) -> None:
         evidence = self.evidence(planned, left, attack)
