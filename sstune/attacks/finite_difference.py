@@ -50,10 +50,14 @@ class FiniteDifference(Pgd):
 
 @torch.no_grad()
 def _better(model: AttackedModel, objective: Objective, best: Tensor, others: list[Tensor]) -> Tensor:
-    """Of ``best`` and ``others``, (N, C, H, W) each, the images with the largest loss."""
+    """Of ``best`` and ``others``, (N, C, H, W) each, the images with the largest loss; adversarial ones
+    first."""
     found = [best, *others]
-    losses = torch.stack([objective.loss(model(images), images, 0.0) for images in found])
-    return torch.stack(found)[losses.argmax(0), torch.arange(len(best), device=best.device)]
+    outputs = [model(images) for images in found]
+    losses = torch.stack([objective.loss(*pair, 0.0) for pair in zip(outputs, found, strict=True)]).double()
+    success = torch.stack([objective.is_adversarial(each) for each in outputs])
+    rank = torch.where(success, losses - losses.min() + losses.max() + 1, losses)
+    return torch.stack(found)[rank.argmax(0), torch.arange(len(best), device=best.device)]
 
 
 @torch.no_grad()

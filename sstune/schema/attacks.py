@@ -262,7 +262,7 @@ ATTACK_TRAITS: dict[str, Traits] = {
     "mifgsm": Traits(MiFgsmConfig, targeted=True, eot=True),
     "pgd": Traits(PgdConfig, targeted=True, eot=True, style=Style(marker="o")),
     "finite_difference": Traits(
-        FiniteDifferenceConfig, norms=_LINF, effort=None, eot=True, style=Style(marker="*")
+        FiniteDifferenceConfig, norms=_LINF, effort=None, targeted=True, eot=True, style=Style(marker="*")
     ),
     "mainstay": Traits(
         PgdConfig, norms=_LINF, effort=None, eot=True, tasks=_HASHING, style=Style(marker="v")

@@ -55,7 +55,7 @@ class AuditConfig:
         160, "At most so many of them are attacked by their labels only (RayS).", within=Range(1)
     )
     estimate_queries: int = key(
-        300_000,
+        500_000,
         "At most so many queries in all estimate gradients by finite differences at one eps, where the "
         "network's own gradient does not predict them.",
         within=Range(1, 1e12),

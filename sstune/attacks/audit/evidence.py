@@ -40,6 +40,7 @@ STEPS = 20
 LARGE = ("64/255", "1.0")  # more than any network withstands, and any image at all
 FIRST = "2/255"  # where the search for an informative eps begins
 SMALLEST, LARGEST = 1 / 64 / 255, parse_eps(LARGE[0])  # between which it is searched for
+LITTLE, MUCH = 0.25, 0.75  # shares of what can be lost, between which an eps is informative
 CLOSEST = 1.1  # the search ends once the ratio of the two nearest eps is smaller
 CONVERGED = 1.0  # points that a round of stronger attacks may break before another round follows
 
@@ -167,9 +168,8 @@ class Evidence:
         return self.eps[-1]
 
     @cached_property
-    def eps_at_half(self) -> str:
-        """The eps at which the white box leaves about half of what can be lost: the samples that are right
-        without an attack, or the metric above its floor.
+    def searched_eps(self) -> list[str]:
+        """Eps until one is found at which the white box leaves about half, in ascending order.
 
         Where it leaves nearly everything or nearly nothing, so may any other attack. The search begins at
         :data:`FIRST`, whatever eps are configured: the verdict must not depend on them.
@@ -177,13 +177,21 @@ class Evidence:
         found = [FIRST]
         while radius := self._next_eps(found):
             found = sorted([*found, named_eps(radius)], key=parse_eps)
-        return self._nearest_half(found)
+        return found
+
+    @property
+    def eps_at_half(self) -> str:
+        """The eps at which the white box leaves about half of what can be lost: the samples that are right
+        without an attack, or the metric above its floor."""
+        return self._nearest_half(self.searched_eps)
 
     @cached_property
     def probed_eps(self) -> list[str]:
         """:attr:`eps_at_half`, doubled as long as the white box leaves :data:`SOUGHT` points, up to 64/255;
-        so much may be hidden at each of them."""
+        so much may be hidden at each of them. Where robustness falls at once, also the eps before that."""
         found = [self.eps_at_half]
+        if self._survival(found[0]) < LITTLE:
+            found = [eps for eps in self.searched_eps if parse_eps(eps) < parse_eps(found[0])][-1:] + found
         while (radius := 2 * parse_eps(found[-1])) <= LARGEST:
             eps = named_eps(radius)
             left = self.percent(self.pgd(self.white_box, eps)) - 100 * self.floor
@@ -196,10 +204,10 @@ class Evidence:
         """An eps that may be informative, if none of ``tried`` is: doubled, halved or between two of them;
         None if the search has ended."""
         survival = {parse_eps(eps): self._survival(eps) for eps in tried}
-        if any(0.25 <= share <= 0.75 for share in survival.values()):
+        if any(LITTLE <= share <= MUCH for share in survival.values()):
             return None
-        small = max((radius for radius, share in survival.items() if share > 0.75), default=0.0)
-        large = min((radius for radius, share in survival.items() if share < 0.25), default=None)
+        small = max((radius for radius, share in survival.items() if share > MUCH), default=0.0)
+        large = min((radius for radius, share in survival.items() if share < LITTLE), default=None)
         if large is None:
             return min(max(2 * small, 1 / 255), LARGEST) if small < LARGEST else None
         if large <= SMALLEST or large < CLOSEST * small:
@@ -272,7 +280,7 @@ class Evidence:
 
     def _stronger(self, left: Tensor, outcome: Outcome, index: Tensor) -> Tensor:
         """``left``, (n,), after another attack on the samples at ``index``: of counted samples those that
-        both leave; of values those of the stronger attack, as the least of each sample is the luck of many."""
+        both leave; of values those of the stronger attack, as the least of each is the luck of many."""
         other = self.left(outcome)
         if not self.counted:
             return other if other.mean() < left.mean() else left
@@ -319,9 +327,14 @@ class Evidence:
         config = MiFgsmConfig("mifgsm", [eps], loss=loss, steps=STEPS, early_exit=False)
         return self._attack(self._with_loss("mifgsm"), config, source, eps, subset)
 
-    def estimated(self, eps: str) -> Hidden:
+    def estimated(self, eps: str) -> tuple[Hidden, Hidden]:
         """What PGD along finite differences breaks of the samples that :meth:`strengthened` leaves: of those
-        with the largest loss without an attack, as many as ``audit.estimate_queries`` allows."""
+        with the largest loss without an attack, as many as ``audit.estimate_queries`` allows.
+
+        Returns:
+            What it breaks, which stands for these samples alone; and the same number of any samples, whose
+            ``finds`` is a bound, as those with the largest loss are the first to be broken.
+        """
         left, _ = self.strengthened(eps)
         subset = self._those(left, "left")
         loss = self.profile.unsaturated
@@ -329,15 +342,17 @@ class Evidence:
         affordable = self.config.estimate_queries // (config.rounds * self.victim.images(1).numel())
         near = unattacked_loss(self.victim, loss)
         nearest = subset.index[near[subset.index].argsort(descending=True)[:affordable]].sort().values
-        subset = Subset(nearest, nearest, "left")
-        if len(nearest) == 0:
-            return HiddenSamples(self.n, 0, 0, 0)
-        outcome = self._attack(f"finite_difference loss={loss}", config, self.white_box, eps, subset)
+        chosen = Subset(nearest, nearest, "left")
+        tried = len(nearest)
+        any_such = HiddenSamples(self.n, len(subset.index), tried, 0)
+        if tried == 0:
+            return any_such, any_such
+        outcome = self._attack(f"finite_difference loss={loss}", config, self.white_box, eps, chosen)
         if self.counted:
-            return HiddenSamples(self.n, len(nearest), len(nearest), int((~outcome.robust).sum()))
+            return HiddenSamples(self.n, tried, tried, int((~outcome.robust).sum())), any_such
         differences = torch.zeros_like(left)
         differences[nearest] = left[nearest] - self.left(outcome)
-        return HiddenValues(differences.numpy())
+        return HiddenValues(differences.numpy()), any_such
 
     def noise(self, eps: str) -> Outcome:
         """The best of 100 random perturbations, on evenly spaced samples."""

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
 from sstune.attacks.audit.comparison import is_significantly_stronger, most_significant, percent
 from sstune.attacks.audit.evidence import Evidence
-from sstune.attacks.audit.hidden import LEVEL, HiddenSamples
+from sstune.attacks.audit.hidden import EVERYTHING, LEVEL, share_found
 from sstune.attacks.audit.probing import input_gradient, saturated, spread_batches
-from sstune.schema.audit import Status
+from sstune.schema.audit import SOUGHT, Status
+from sstune.statistics import mcnemar
 
 GAP = 2.0  # points
 COMPARED, BATCH_SIZE = 512, 64  # samples
@@ -34,11 +35,18 @@ def d1(evidence: Evidence) -> CheckResult:
     }
     eps, gap, status = most_significant(pairs, GAP)
     text = f"at {eps} the own gradient leaves {gap.percent_a:.1f} %, the exact one {gap.percent_b:.1f} %"
-    everything = HiddenSamples(evidence.n, evidence.n, evidence.n, 0)
-    level = LEVEL / len(pairs)
-    text = "; ".join(filter(None, [text, everything.advice(level, "attack.n")]))
-    finds = everything.finds(level)
+    finds = gap_found(evidence.n, LEVEL / len(pairs))
+    if finds > SOUGHT:
+        text += f"; too few samples to find {SOUGHT:g} points: more attack.n"
     return CheckResult(status, gap.points, "points", threshold, evidence.n, text, finds=finds)
+
+
+def gap_found(n: int, level: float) -> float:
+    """The smallest gap of D1 in points, of samples that one attack breaks and the other does not, that is
+    found with 80 % power."""
+    enough = (k for k in range(n + 1) if 100 * k / n > GAP and mcnemar(k, 0) < level)
+    share = share_found(next(enough, n + 1), n)
+    return EVERYTHING if share is None else 100 * share
 
 
 @CHECK_FUNCTIONS.register("D2")

@@ -58,12 +58,14 @@ class HiddenSamples:
         left: how many of them PGD leaves.
         tried: how many of these are attacked.
         broken: how many of these the attack breaks.
+        tolerated: points of all samples that are no sign of anything.
     """
 
     n: int
     left: int
     tried: int
     broken: int
+    tolerated: float = TOLERATED
 
     @property
     def points(self) -> float:
@@ -71,18 +73,14 @@ class HiddenSamples:
 
     @property
     def p(self) -> float:
-        return binomial_tail(self.broken, self.tried, self._share(TOLERATED))
+        return binomial_tail(self.broken, self.tried, self._share(self.tolerated))
 
     def finds(self, level: float) -> float:
-        least = fewest(self.tried, self._share(TOLERATED), level)
-        if least > self.tried:
-            return EVERYTHING
-        low, high = 0.0, 1.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            enough = binomial_tail(least, self.tried, middle) >= POWER
-            low, high = (low, middle) if enough else (middle, high)
-        return self._points(high)
+        if self.left <= self.n * SOUGHT / 100:  # more than is left cannot be hidden
+            return self._points(1.0)
+        least = fewest(self.tried, self._share(self.tolerated), level)
+        share = share_found(least, self.tried)
+        return EVERYTHING if share is None else self._points(share)
 
     def advice(self, level: float, key: str) -> str:
         if self.finds(level) <= SOUGHT:
@@ -94,8 +92,10 @@ class HiddenSamples:
         for n in range(self.n, MOST_ADVISED, 10):
             left = round(self.left * n / self.n)
             if HiddenSamples(n, left, left, 0).finds(level) <= SOUGHT:
-                return f"{said}attack.n={n} would do"
-        return f"{said}as none are left"
+                tried = samples_needed(n, left, left, level)
+                more = f" with {key}={tried}" if key != "attack.n" and tried > self.tried else ""
+                return f"{said}attack.n={n}{more} would do"
+        return f"{said}attack.n={MOST_ADVISED} would not do"
 
     def _points(self, share: float) -> float:
         """A share of the samples that PGD leaves, in points of all samples."""
@@ -126,13 +126,13 @@ class HiddenValues:
         return permutation_test(above) / 2 if above.mean() > 0 else 1.0
 
     def finds(self, level: float) -> float:
-        """Of values that are 0 or 1, which vary most."""
+        """Of differences that are 0 or 1, which vary most."""
         n = len(self.differences)
-        return HiddenSamples(n, n, n, 0).finds(level)
+        share = share_found(_fewest_of_values(n, level), n)
+        return EVERYTHING if share is None else 100 * share
 
     def advice(self, level: float, key: str) -> str:
-        n = len(self.differences)
-        return HiddenSamples(n, n, n, 0).advice(level, key)
+        return "" if self.finds(level) <= SOUGHT else f"too few samples to find {SOUGHT:g} points: more {key}"
 
 
 def judged(found: Iterable[Hidden]) -> tuple[int, Status]:
@@ -161,6 +161,26 @@ def samples_needed(n: int, left: int, most: int, level: float) -> int:
         if HiddenSamples(n, left, tried, 0).finds(level) <= SOUGHT:
             return tried
     return min(left, most)
+
+
+@lru_cache(maxsize=1000)
+def _fewest_of_values(n: int, level: float) -> int:
+    """The fewest differences of 1 among n, the others 0, whose p is at most ``level``; n + 1 if no number
+    is."""
+    ones = (HiddenValues((np.arange(n) < k).astype(np.float64)) for k in range(n + 1))
+    return next((k for k, hidden in enumerate(ones) if hidden.p <= level), n + 1)
+
+
+def share_found(least: int, n: int) -> float | None:
+    """The share of n samples of which, with probability :data:`POWER`, ``least`` or more are found; None if
+    there is none."""
+    if least > n:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if binomial_tail(least, n, middle) >= POWER else (middle, high)
+    return high
 
 
 @lru_cache(maxsize=10_000)

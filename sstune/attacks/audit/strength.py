@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
 from sstune.attacks.audit.comparison import percent, surely_above
 from sstune.attacks.audit.evidence import LARGE, Evidence
-from sstune.attacks.audit.hidden import LEVEL, judged
+from sstune.attacks.audit.hidden import LEVEL, HiddenSamples, judged
 from sstune.quantities import parse_eps
 from sstune.schema.audit import Status
 
@@ -42,12 +43,19 @@ def d4(evidence: Evidence) -> CheckResult:
         left, last[eps] = evidence.strengthened(eps)
         gains[eps] = evidence.percent(evidence.pgd(evidence.white_box, eps)) - percent(left)
     eps = max(gains, key=lambda name: gains[name])
-    status = Status.masked if gains[eps] > MISLED else Status.ok
+    status = Status.masked if gains[eps] > MISLED and is_no_luck(evidence.n, gains) else Status.ok
     text = f"at {eps} a loss that does not saturate, more steps and starts break {gains[eps]:.1f} points more"
     if status is Status.ok and (open_ := max(last.values())) > UNSETTLED:
         status = Status.warn
         text += f"; the longest of them still found {open_:.1f}"
     return CheckResult(status, gains[eps], "points", f"<= {MISLED:g}", evidence.n, text)
+
+
+def is_no_luck(n: int, gains: Mapping[str, float]) -> bool:
+    """Whether the largest of several gains, in points of n samples, is significantly above half of
+    :data:`MISLED`."""
+    broken = round(max(gains.values()) * n / 100)
+    return HiddenSamples(n, n, n, broken, MISLED / 2).p <= LEVEL / len(gains)
 
 
 @CHECK_FUNCTIONS.register("D5")

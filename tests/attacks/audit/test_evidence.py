@@ -141,9 +141,6 @@ class TestTheVerdict:
         assert judged is Verdict.masked
         assert set(because) >= {"D7", "D8", "D13"}
 
-    @pytest.mark.xfail(
-        strict=True, reason="where PGD's robustness falls from all to little, only little is seen"
-    )
     def test_a_cliff_hides_nothing(self, planned: Planned) -> None:
         """PGD breaks nearly all samples at once, at 20/255; others break them at 5/255."""
         true = radii((80, 40.0), (320, 5.0))
