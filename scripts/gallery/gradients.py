@@ -36,14 +36,16 @@ def drawn(shape: torch.Size, like: Tensor, seed: int = 0) -> Tensor:
 
 
 class Flipped(Changed):
-    """The sign is flipped at a fixed ``share`` of the pixels."""
+    """The sign is flipped at a fixed ``share`` of the pixels, at one at least."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
         self.share = share
 
     def change(self, gradient: Tensor) -> Tensor:
-        return gradient.where(drawn(gradient.shape, gradient) >= self.share, -gradient)
+        draw = drawn(gradient.shape, gradient)
+        last = draw.flatten().kthvalue(max(1, round(self.share * draw.numel()))).values
+        return gradient.where(draw > last, -gradient)
 
 
 class Windowed(Changed):
@@ -54,11 +56,10 @@ class Windowed(Changed):
         self.share = share
 
     def change(self, gradient: Tensor) -> Tensor:
-        margins = [round((1 - self.share) / 2 * side) for side in gradient.shape[2:]]
-        (top, left), (height, width) = margins, gradient.shape[2:]
-        kept = torch.zeros_like(gradient)
-        kept[..., top : height - top, left : width - left] = 1
-        return gradient * kept
+        height, width = gradient.shape[2:]
+        top, left = (round((1 - self.share) / 2 * side) for side in (height, width))
+        inside = gradient[..., top : height - top, left : width - left]
+        return F.pad(inside, (left, left, top, top))
 
 
 class Noisy(Changed):
@@ -92,7 +93,7 @@ class Zeroed(Changed):
     """No gradient at all."""
 
     def change(self, gradient: Tensor) -> Tensor:
-        return torch.zeros_like(gradient)
+        return 0 * gradient
 
 
 @entry(FAMILY, "own", twin=itself)

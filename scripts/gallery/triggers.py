@@ -105,7 +105,7 @@ def decoy(base: nn.Module) -> nn.Module:
 @entry(FAMILY, "own", twin=itself)
 def weak_decoy(base: nn.Module) -> nn.Module:
     """Sawtooth terms with slopes of the size of the gradient. The attacker removes them."""
-    return Decoy(base, slope=0.3, height=0.01)
+    return Decoy(base, slope=1, height=0.01)
 
 
 @entry(FAMILY, "Shan et al. 2020, arXiv 1904.08554; without training", twin=itself)
