@@ -179,12 +179,18 @@ class TestValidate:
             (
                 {},
                 {"attack.gradient": ["surrogate"], "attack.surrogates": ["no/where", "."]},
-                ["attack.surrogates: no/where does not exist (a run directory or a checkpoint file)"],
+                [
+                    "attack.surrogates: no/where does not exist (a run directory, a checkpoint file, or "
+                    "package.module:factory)"
+                ],
             ),
             (
                 {"attack": "audit"},
                 {"audit.surrogate": "no/where"},
-                ["audit.surrogate: no/where does not exist (a run directory or a checkpoint file)"],
+                [
+                    "audit.surrogate: no/where does not exist (a run directory, a checkpoint file, or "
+                    "package.module:factory)"
+                ],
             ),
             ({"attack": "audit"}, {"audit.skip": ["D8", "D0"]}, []),
             (
@@ -215,7 +221,7 @@ class TestValidate:
             (
                 {"attack": "apgd"},
                 {"attack.targeted": Target.random},
-                ["attack.targeted: is for fgsm, mifgsm and pgd, not for apgd"],
+                ["attack.targeted: is for fgsm, mifgsm, pgd and finite_difference, not for apgd"],
             ),
             ({"attack": "mifgsm"}, {"attack.targeted": Target.random, "attack.eot": 4}, []),
             ({"attack": "apgd"}, {"attack.eot": 4}, []),
@@ -235,8 +241,8 @@ class TestValidate:
                 {"attack": "rays"},
                 {"attack.eot": 2},
                 [
-                    "attack.eot: is for fgsm, mifgsm, pgd, mainstay, hag, hag_sign, sdha, apgd, apgd_t and "
-                    "audit, not for rays"
+                    "attack.eot: is for fgsm, mifgsm, pgd, finite_difference, mainstay, hag, hag_sign, sdha, "
+                    "apgd, apgd_t and audit, not for rays"
                 ],
             ),
             ({"attack": "rays"}, {"attack.norm": Norm.L2}, ["attack.norm: rays supports Linf only"]),

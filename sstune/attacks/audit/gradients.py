@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -35,9 +37,11 @@ def d1(evidence: Evidence) -> CheckResult:
     }
     eps, gap, status = most_significant(pairs, GAP)
     text = f"at {eps} the own gradient leaves {gap.percent_a:.1f} %, the exact one {gap.percent_b:.1f} %"
-    finds = gap_found(evidence.n, LEVEL / len(pairs))
+    level = LEVEL / len(pairs)
+    finds = gap_found(evidence.n, level)
     if finds > SOUGHT:
-        text += f"; too few samples to find {SOUGHT:g} points: more attack.n"
+        n = next(n for n in itertools.count(evidence.n, 10) if gap_found(n, level) <= SOUGHT)
+        text += f"; too few samples to find {SOUGHT:g} points, attack.n={n} would do"
     return CheckResult(status, gap.points, "points", threshold, evidence.n, text, finds=finds)
 
 

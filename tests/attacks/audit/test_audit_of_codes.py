@@ -33,7 +33,7 @@ from sstune.tasks.hashing import Hashing
 
 CPU = torch.device("cpu")
 SMALL = [
-    "dataset=digits", "task=hashing", "task.bits=16", "split.n_query=20", "split.n_train=80",
+    "dataset=digits", "task=hashing", "task.bits=16", "split.n_query=24", "split.n_train=80",
     "split.n_val=10", "backbone=mlp", "epochs=3", "threads=1", "device=cpu",
 ]  # fmt: skip
 NOT_APPLICABLE = ["D7", "D12", "D13", "D14"]
@@ -105,7 +105,7 @@ class Judged:
 
 class TestOfNetworks:
     def test_bp_is_not_masked(self, retrieval: Audited) -> None:
-        bp = Judged(retrieval(n=200))
+        bp = Judged(retrieval(n=240))
         assert (bp.verdict, bp.because) == (Verdict.not_masked, ["D16", "D4", "D5", "D8"])
         assert list(bp.found) == list(CHECKS)
         assert all(check.title and check.text for check in bp.found.values())
@@ -114,7 +114,7 @@ class TestOfNetworks:
         assert (bp.found["D8"].finds or 0) <= 5
 
     def test_frsf_is_masked_by_the_gap_of_the_outcomes(self, retrieval: Audited) -> None:
-        evidence = retrieval("frsf", n=200)
+        evidence = retrieval("frsf", n=240)
         check = d1(evidence)
         assert check.status is Status.masked
         gaps = {

@@ -68,6 +68,9 @@ def test_what_is_found_is_what_a_scan_over_shares_finds(of: tuple[int, int, int]
     least = next((k for k in range(1, tried + 1) if tails[k] <= level), None)
     assert fewest(tried, float(null), level) == (tried + 1 if least is None else least)
     found = HiddenSamples(n, left, tried, 0).finds(level)
+    if left <= n / 20:  # 5 points cannot be hidden
+        assert found == pytest.approx(100 * left / n)
+        return
     if least is None:
         assert found == 100
         return
