@@ -44,6 +44,7 @@ NOT_SEMANTIC = {
     "dataset.download",
     "attack.surrogates",  # count as their identities
     "audit.surrogate",
+    "audit.exact",
     "audit.strict",
     "model.factory",  # counts as the parent's identity
     "alignment",  # measures, and changes nothing

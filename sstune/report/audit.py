@@ -76,10 +76,12 @@ def cells_of(check: Check) -> tuple[str, ...]:
 
 
 def table_of(checks: Sequence[Check]) -> list[tuple[str, ...]]:
-    """The checks as lines below a header; without a column that is empty in all lines, as in old rows."""
+    """The checks as lines below a header; without ``finds`` if no check says it, as in old rows."""
     lines = [HEADER, *map(cells_of, checks)]
-    used = [any(column[1:]) for column in zip(*lines, strict=True)]
-    return [tuple(itertools.compress(line, used)) for line in lines]
+    at = HEADER.index("finds")
+    if any(line[at] for line in lines[1:]):
+        return lines
+    return [line[:at] + line[at + 1 :] for line in lines]
 
 
 def is_powerless(check: Check) -> bool:

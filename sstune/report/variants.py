@@ -25,7 +25,7 @@ _NOT_SETTINGS = ("name", "eps", "gradient", "norm", "save_images")
 # Training keys, dotted, as named in rows: an attack's network has those of its parent.
 _OF_TRAINING = {
     first_name(key) for key, declaration in declared().items() if declaration.role.only_in_training
-}
+} | {"task.loss"}  # an attack's configuration has one, which it does not use
 
 # Keys of a task whose values are always named, and how.
 _ALWAYS_NAMED = {"task.loss": "{}", "task.bits": "{} bits"}

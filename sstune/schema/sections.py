@@ -59,6 +59,7 @@ class AuditConfig:
         "At most so many queries in all estimate gradients by finite differences at one eps, where the "
         "network's own gradient does not predict them.",
         within=Range(1, 1e12),
+        identity=Identity.UNLESS_DEFAULT,
     )
     label_queries: int = key(1000, "Number of queries of RayS for each sample.", within=Range(1, 1e9))
 

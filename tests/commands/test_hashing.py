@@ -353,7 +353,7 @@ class TestAttacked:
         ),
         (
             ["attack=mainstay", "attack.targeted=random"],
-            "attack.targeted: is for fgsm, mifgsm and pgd, not for mainstay",
+            "attack.targeted: is for fgsm, mifgsm, pgd and finite_difference, not for mainstay",
         ),
         (["attack=hag", "attack.norm=L2"], "attack.norm: hag supports Linf only"),
     ],
