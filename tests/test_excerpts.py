@@ -13,6 +13,7 @@ from sstune.report.audit import audit_text
 from sstune.report.measurements import frame
 from sstune.report.rows import read_rows
 from sstune.report.tables import to_text
+from sstune.report.variants import joined
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -78,6 +79,39 @@ def test_the_table_on_photographs() -> None:
         for line in wide.to_dict("records")
     ]
     assert table_lines(page("README.md"), 11)[2:] == made
+
+
+class TestRetrieval:
+    """Tables "LOSS at EPS" of docs/hashing.md: clean of all queries, then attacks of some of them."""
+
+    csv = pd.read_csv(RESULTS / "hashing-cifar10-jpeg/retrieval.csv", keep_default_na=False)
+    tables = re.findall(r"^(\w+) at (\d/255):\n\n((?:\|.*\n)+)", page("docs/hashing.md"), re.MULTILINE)
+
+    @pytest.mark.parametrize(
+        ("loss", "eps", "table"), tables, ids=[f"{loss} {eps}" for loss, eps, _ in tables]
+    )
+    def test_under_attack(self, loss: str, eps: str, table: str) -> None:
+        made = self.csv[self.csv["variant"] == f"{loss} 32 bits"]
+        header, *lines = table_lines(table, 14)
+        assert len(lines) == 8  # a rule and seven networks
+        for rule, scale, *cells in lines[1:]:
+            found = made[(made["rule"] == rule) & (made["scale"] == scale) & (made["seed"] == 0)]
+            for name, shown in zip(header[2:], cells, strict=True):
+                attack, _, gradient = name.partition(" ")
+                n, at = (1000, "") if attack == "clean" else (200, eps)
+                of = found[(found["attack"] == attack) & (found["gradient"] == gradient)]
+                of = of[(of["eps"] == at) & (of["n"] == n)]
+                assert [shown] * (shown != "") == [f"{100 * value:.1f}" for value in of["mAP"]], (rule, name)
+
+    def test_clean(self) -> None:
+        clean = self.csv[(self.csv["attack"] == "clean") & (self.csv["n"] == 1000)]
+        header, _, *lines = table_lines(page("docs/hashing.md"), 8)
+        made = {
+            (line["variant"].split()[0], joined(line["rule"], line["scale"])): f"{100 * line['mAP']:.1f}"
+            for line in clean.to_dict("records")
+        }
+        for loss, *cells in lines:
+            assert cells == [made[loss, name] for name in header[1:]]
 
 
 class TestMnist:
