@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
 from sstune.attacks.audit.evidence import Evidence, OtherAttack
 from sstune.attacks.audit.hidden import LEVEL, TOLERATED, Hidden, judged
+from sstune.attacks.audit.survivors import hidden
 
 THRESHOLD = f"<= {TOLERATED:g} or chance"
 
@@ -41,7 +42,7 @@ def _over_eps(
     """
     level = LEVEL / (len(attacks) * len(evidence.probed_eps))
     found: dict[tuple[str, str], Hidden] = {
-        (name, eps): evidence.hidden(eps, attack, most, level)
+        (name, eps): hidden(evidence, eps, attack, most, level)
         for name, attack in attacks.items()
         for eps in evidence.probed_eps
     }
@@ -49,7 +50,7 @@ def _over_eps(
     (name, eps), worst = list(found.items())[at]
     metric = evidence.victim.task.metric
     text = f"at {eps} {name} breaks {worst.points:.1f} points of the {metric} that PGD leaves"
-    weakest = max(found.values(), key=lambda hidden: hidden.finds(level))
+    weakest = max(found.values(), key=lambda one: one.finds(level))
     text = "; ".join(filter(None, [text, weakest.advice(level, key)]))
     finds = weakest.finds(level)
     return CheckResult(status, worst.points, "points", THRESHOLD, evidence.n, text, finds=finds)

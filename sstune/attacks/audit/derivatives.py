@@ -14,6 +14,7 @@ from sstune.attacks.audit.comparison import percent
 from sstune.attacks.audit.evidence import Evidence
 from sstune.attacks.audit.hidden import LEVEL, judged
 from sstune.attacks.audit.probing import objective
+from sstune.attacks.audit.survivors import estimated
 from sstune.attacks.evaluation import GradientSource, Victim, gradient_mode
 from sstune.copying import to_device
 from sstune.datasets import Batch, batches, evenly_spaced
@@ -71,8 +72,8 @@ def d16(evidence: Evidence) -> CheckResult:
     n, threshold = LOOKED_AT * len(pairs), f"<= {AMISS:g}"
     if share <= AMISS:
         return CheckResult(Status.ok, share, "% amiss", threshold, n, text)
-    found = {eps: evidence.estimated(eps) for eps in pairs if amiss[eps] > AMISS}
-    at, status = judged(hidden for hidden, _ in found.values())
+    found = {eps: estimated(evidence, eps) for eps in pairs if amiss[eps] > AMISS}
+    at, status = judged(broken for broken, _ in found.values())
     eps, (worst, _) = list(found.items())[at]
     text += f"; at {eps} PGD along differences breaks {worst.points:.1f} points that PGD leaves"
     level = LEVEL / len(found)

@@ -13,8 +13,6 @@ from torch import Tensor
 from sstune.attacks.attack import ATTACKS, Attack
 from sstune.attacks.audit import comparison
 from sstune.attacks.audit.comparison import Comparison
-from sstune.attacks.audit.hidden import LEVEL, Hidden, HiddenSamples, HiddenValues, samples_needed
-from sstune.attacks.audit.probing import unattacked_loss
 from sstune.attacks.audit.smoothing import Smoothed
 from sstune.attacks.evaluation import GradientSource, Victim
 from sstune.attacks.outcome import Outcome
@@ -42,7 +40,6 @@ FIRST = "2/255"  # where the search for an informative eps begins
 SMALLEST, LARGEST = 1 / 64 / 255, parse_eps(LARGE[0])  # between which it is searched for
 LITTLE, MUCH = 0.25, 0.75  # shares of what can be lost, between which an eps is informative
 CLOSEST = 1.1  # the search ends once the ratio of the two nearest eps is smaller
-CONVERGED = 1.0  # points that a round of stronger attacks may break before another round follows
 
 # ``(key, victim, attack, source, eps) -> outcome``: makes an attack, or returns its saved outcome.
 Run = Callable[[str, Victim, Attack, GradientSource, str], Outcome]
@@ -232,69 +229,6 @@ class Evidence:
         label = " ".join([name, *(f"{key}={value}" for key, value in changes.items())])
         return self._attack(label, config, self._distinct(source), eps, subset)
 
-    def strengthened(self, eps: str) -> tuple[Tensor, float]:
-        """What PGD and stronger attacks through the own gradient leave of each sample, as :attr:`before`, and
-        the points that the last round has found.
-
-        First twice the steps on a loss that does not saturate, and two more starts; as long as a round finds
-        more than :data:`CONVERGED` points, a longer one follows.
-        """
-        unsaturated = {"loss": self.profile.unsaturated}
-        rounds: list[list[dict[str, Any]]] = [
-            [{"steps": 40, "step_size": "eps/8", **unsaturated}, {"restarts": 3}],
-            [{"steps": 100, "step_size": "eps/20", "restarts": 2, **unsaturated}, {"restarts": 6}],
-            [{"steps": 200, "step_size": "eps/40", "restarts": 4, **unsaturated}, {"restarts": 18}],
-        ]
-        left, gain = self.left(self.pgd(self.white_box, eps)), 0.0
-        for number, attacks in enumerate(rounds):
-            before = left
-            for changes in attacks:
-                subset = self._those(left, f"round {number}")
-                if len(subset.index):
-                    outcome = self.pgd(self.white_box, eps, subset, **changes)
-                    left = self._stronger(left, outcome, subset.index)
-            gain = comparison.percent(before) - comparison.percent(left)
-            if gain <= CONVERGED:
-                break
-        return left, gain
-
-    def hidden(self, eps: str, attack: OtherAttack, most: int | None = None, level: float = LEVEL) -> Hidden:
-        """What ``attack`` breaks of the samples that :meth:`strengthened` leaves at ``eps``.
-
-        Args:
-            most: attack no more of these samples than this, nor than :data:`SOUGHT` points need; None: all.
-            level: at which they are to be found.
-        """
-        left, _ = self.strengthened(eps)
-        subset = self._those(left, "left")
-        if self.counted and most is not None:
-            wanted = samples_needed(self.n, len(subset.index), most, level)
-            some = subset.index[evenly_spaced(wanted, len(subset.index))]
-            subset = replace(subset, index=some, stands_for=some)
-        outcome = attack(eps, subset) if len(subset.index) else None
-        if self.counted:
-            broken = int((~outcome.robust).sum()) if outcome else 0
-            return HiddenSamples(self.n, int(left.sum()), len(subset.index), broken)
-        assert outcome is not None
-        return HiddenValues((left - self.left(outcome)).numpy())
-
-    def _stronger(self, left: Tensor, outcome: Outcome, index: Tensor) -> Tensor:
-        """``left``, (n,), after another attack on the samples at ``index``: of counted samples those that
-        both leave; of values those of the stronger attack, as the least of each is the luck of many."""
-        other = self.left(outcome)
-        if not self.counted:
-            return other if other.mean() < left.mean() else left
-        after = left.clone()
-        after[index] &= other
-        return after
-
-    def _those(self, left: Tensor, part: str) -> Subset:
-        """Of counted samples those that are ``left``; of valued ones all."""
-        if not self.counted:
-            return Subset(torch.arange(self.n), torch.arange(self.n))
-        index = left.nonzero().flatten()
-        return Subset(index, torch.arange(self.n), part)
-
     def pgd_for_images(self) -> dict[str, Outcome]:
         """PGD through each gradient, at the configured eps whose robust share is nearest to a half."""
         eps = self._nearest_half(self.eps)
@@ -319,40 +253,19 @@ class Evidence:
     def smoothed(self, eps: str, subset: Subset) -> Outcome:
         """MI-FGSM on the network's mean over noise of half the size of eps."""
         copy = Smoothed(self.victim.network, parse_eps(eps) / 2)
-        source = replace(self.white_box, gradient=Gradient.surrogate, network=copy, name="smoothed copy")
-        return self._transfer(source, eps, subset)
+        source = replace(self.white_box, gradient=Gradient.surrogate, network=copy, forward=None)
+        return self._transfer(replace(source, name="smoothed copy"), eps, subset)
 
     def _transfer(self, source: GradientSource, eps: str, subset: Subset) -> Outcome:
         loss = self.profile.loss
         config = MiFgsmConfig("mifgsm", [eps], loss=loss, steps=STEPS, early_exit=False)
         return self._attack(self._with_loss("mifgsm"), config, source, eps, subset)
 
-    def estimated(self, eps: str) -> tuple[Hidden, Hidden]:
-        """What PGD along finite differences breaks of the samples that :meth:`strengthened` leaves: of those
-        with the largest loss without an attack, as many as ``audit.estimate_queries`` allows.
-
-        Returns:
-            What it breaks, which stands for these samples alone; and the same number of any samples, whose
-            ``finds`` is a bound, as those with the largest loss are the first to be broken.
-        """
-        left, _ = self.strengthened(eps)
-        subset = self._those(left, "left")
+    def finite_difference(self, eps: str, subset: Subset) -> Outcome:
+        """PGD along finite differences."""
         loss = self.profile.unsaturated
         config = FiniteDifferenceConfig("finite_difference", [eps], steps=STEPS, loss=loss)
-        affordable = self.config.estimate_queries // (config.rounds * self.victim.images(1).numel())
-        near = unattacked_loss(self.victim, loss)
-        nearest = subset.index[near[subset.index].argsort(descending=True)[:affordable]].sort().values
-        chosen = Subset(nearest, nearest, "left")
-        tried = len(nearest)
-        any_such = HiddenSamples(self.n, len(subset.index), tried, 0)
-        if tried == 0:
-            return any_such, any_such
-        outcome = self._attack(f"finite_difference loss={loss}", config, self.white_box, eps, chosen)
-        if self.counted:
-            return HiddenSamples(self.n, tried, tried, int((~outcome.robust).sum())), any_such
-        differences = torch.zeros_like(left)
-        differences[nearest] = left[nearest] - self.left(outcome)
-        return HiddenValues(differences.numpy()), any_such
+        return self._attack(f"finite_difference loss={loss}", config, self.white_box, eps, subset)
 
     def noise(self, eps: str) -> Outcome:
         """The best of 100 random perturbations, on evenly spaced samples."""

@@ -9,6 +9,7 @@ from sstune.attacks.audit.check import CHECK_FUNCTIONS, CheckResult
 from sstune.attacks.audit.comparison import percent, surely_above
 from sstune.attacks.audit.evidence import LARGE, Evidence
 from sstune.attacks.audit.hidden import LEVEL, HiddenSamples, judged
+from sstune.attacks.audit.survivors import hidden, strengthened
 from sstune.quantities import parse_eps
 from sstune.schema.audit import Status
 
@@ -40,7 +41,7 @@ def d4(evidence: Evidence) -> CheckResult:
     """
     gains, last = {}, {}
     for eps in evidence.probed_eps:
-        left, last[eps] = evidence.strengthened(eps)
+        left, last[eps] = strengthened(evidence, eps)
         gains[eps] = evidence.percent(evidence.pgd(evidence.white_box, eps)) - percent(left)
     eps = max(gains, key=lambda name: gains[name])
     status = Status.masked if gains[eps] > MISLED and is_no_luck(evidence.n, gains) else Status.ok
@@ -79,9 +80,9 @@ def d5(evidence: Evidence) -> CheckResult:
         text += "; no black box tells whether the gradient is to blame"
     elif above:
         level = LEVEL / len(evidence.probed_eps)  # as D13, whose attack it may be
-        hidden = evidence.hidden(LARGE[0], evidence.rays, evidence.config.label_n, level)
-        text += f"; RayS breaks {hidden.points:.1f} points of them"
-        masked |= judged([hidden])[1] is Status.masked
+        found = hidden(evidence, LARGE[0], evidence.rays, evidence.config.label_n, level)
+        text += f"; RayS breaks {found.points:.1f} points of them"
+        masked |= judged([found])[1] is Status.masked
     figure = percent(large) if percent(large) > 100 * chance else percent(whole)
     threshold = f"<= {100 * chance:.3g}" + ("" if floor == chance else f", then {100 * floor:.3g}")
     return CheckResult(Status.masked if masked else status, figure, "%", threshold, evidence.n, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from sstune.attacks.audit import CheckResult, Evidence
 from sstune.attacks.audit.black_box import d7, d8, d13
 from sstune.attacks.audit.evidence import Subset
 from sstune.attacks.audit.hidden import samples_needed
+from sstune.attacks.audit.survivors import strengthened
 from sstune.attacks.evaluation import run_attack
 from sstune.backbones import Network
 from sstune.datasets import evenly_spaced
-from sstune.schema import SquareConfig
+from sstune.schema import Gradient, SquareConfig
 from sstune.schema.audit import Status
 
 Audited = Callable[..., Evidence]
@@ -82,7 +84,7 @@ def test_square_on_some_is_square_on_these_samples(
     assert check.status is Status.masked
     eps = check.text.split()[1]
     (cell,) = [cell for cell in evidence.cells.values() if (cell.attack, cell.eps) == ("square", eps)]
-    left, _ = evidence.strengthened(eps)
+    left, _ = strengthened(evidence, eps)
     index = cell.subset.index
     assert left[index].all()
     square = ATTACKS["square"](SquareConfig("square", [eps], queries=100), 0)
@@ -136,3 +138,15 @@ class TestD8:
         right = (network(x).argmax(1) == labels) & evidence.victim.clean
         everything = Subset(torch.arange(120), torch.arange(120))
         assert torch.equal(evidence.transfer("24/255", everything).robust, right)
+
+
+def test_the_copy_is_smoothed_also_where_the_network_is_compiled(network: Network, audited: Audited) -> None:
+    """A compiled network stands beside the network itself, and knows nothing of the copy."""
+    plain = audited(network)
+    beside = audited(network, own={"forward": torch.compile(network, backend="eager")})
+    everything = torch.arange(plain.n)
+    some = Subset(everything, everything)
+    found, expected = (one.smoothed("48/255", some).predictions for one in (beside, plain))
+    own = plain.pgd(replace(plain.white_box, gradient=Gradient.surrogate), "48/255", some).predictions
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, own)

@@ -14,6 +14,7 @@ from torch import nn
 from sstune.attacks.audit import Cell, Evidence, audit
 from sstune.attacks.audit.evidence import Subset
 from sstune.attacks.audit.strength import d3, d4, d5, d6, d9, d14, d15
+from sstune.attacks.audit.survivors import strengthened
 from sstune.attacks.outcome import Outcome
 from sstune.backbones import Network
 from sstune.quantities import parse_eps
@@ -90,7 +91,7 @@ class TestD4:
             f"pgd {second} rule 2/255 round 0": (sample < 494),
         }
         evidence = planned(plan, 1000, TWO)
-        left, gain = evidence.strengthened("2/255")
+        left, gain = strengthened(evidence, "2/255")
         assert torch.equal(left, (sample >= 4) & (sample < 494))
         assert gain == pytest.approx(1)
         on = {key: cell.subset.index.tolist() for key, cell in evidence.cells.items() if " round " in key}
