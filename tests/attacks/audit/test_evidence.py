@@ -56,10 +56,15 @@ class TestTheEpsAtHalf:
                 return self.setdefault(key, data.draw(st.integers(0, 90)))
 
         evidence = planned(Anything(), 100, clean=90)
+        at = evidence.probed_eps.index(evidence.eps_at_half)
         probed = [parse_eps(eps) for eps in evidence.probed_eps]
-        assert SMALLEST / 2 <= probed[0] <= LARGEST
-        assert probed == pytest.approx([probed[0] * 2**number for number in range(len(probed))])
-        assert probed[-1] <= LARGEST
+        before, doubled = probed[:at], probed[at:]
+        assert doubled == pytest.approx([doubled[0] * 2**number for number in range(len(doubled))])
+        assert SMALLEST / 2 <= probed[0] <= probed[-1] <= LARGEST
+        # one more only at a cliff: a quarter of the 90 samples or fewer are left, more of them just before
+        at_half = int(evidence.pgd(evidence.white_box, evidence.eps_at_half).robust.sum())
+        smaller = [eps for eps in evidence.searched_eps if parse_eps(eps) < doubled[0]]
+        assert before == [parse_eps(eps) for eps in smaller[-1:] if at_half < 90 / 4]
 
     def test_is_followed_by_its_doublings_as_long_as_5_points_are_left(self, planned: Planned) -> None:
         left = {"2/255": 60, "4/255": 6, "8/255": 5, "16/255": 4}
